@@ -1,0 +1,1 @@
+"""Ziphius: make, run and price DeepSeek-style reasoning models."""

@@ -1,0 +1,88 @@
+"""Multi-head latent attention (V2 §2.1; V3 §2.1.1, equations 1–11).
+
+B batch, T time (queries), S time (cached keys), D model, H heads, N no-position part, R rope part,
+V value head, C latent (kv_lora_rank).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ziphius import ops
+from ziphius.model.config import ModelConfig
+from ziphius.model.layers import Linear, RMSNorm
+
+_LATENT_EPS = 1e-6  # the norms on the latents keep this value whatever rms_norm_eps says, as in DeepSeek's own code
+
+
+class LatentAttention(nn.Module):
+    """Keys and values are decompressed from one latent per token; the cache keeps only that and the rope key."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        heads, qk = config.num_attention_heads, config.qk_head_dim
+        if config.q_lora_rank is None:
+            self.q_proj = Linear(config.hidden_size, heads * qk)
+        else:
+            self.q_a_proj = Linear(config.hidden_size, config.q_lora_rank)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, _LATENT_EPS)
+            self.q_b_proj = Linear(config.q_lora_rank, heads * qk)
+        self.kv_a_proj_with_mqa = Linear(config.hidden_size, config.kv_lora_rank + config.qk_rope_head_dim)
+        self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, _LATENT_EPS)
+        self.kv_b_proj = Linear(config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim))
+        self.o_proj = Linear(heads * config.v_head_dim, config.hidden_size)
+
+    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, mask_BTT: Tensor | None = None) -> Tensor:
+        """Naive form, for training: keys and values are expanded per head. cos, sin [B or 1, T, R/2]."""
+        config = self.config
+        heads, nope = config.num_attention_heads, config.qk_nope_head_dim
+        q_nope, q_rope = self.queries(x_BTD, cos, sin)
+        latent_BTC, k_rope_BTR = self.latents(x_BTD, cos, sin)
+        kv = self.kv_b_proj(latent_BTC).unflatten(-1, (heads, -1))
+        k_nope, v_BTHV = kv.split([nope, config.v_head_dim], dim=-1)
+        q_BTHK = torch.cat([q_nope, q_rope], dim=-1)
+        k_BTHK = torch.cat([k_nope, k_rope_BTR.unsqueeze(2).expand(-1, -1, heads, -1)], dim=-1)
+        out = ops.causal_attention(q_BTHK, k_BTHK, v_BTHV, config.softmax_scale, mask_BTT)
+        return self.o_proj(out.flatten(2))
+
+    def queries(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """q_nope [B, T, H, N] and rotated q_rope [B, T, H, R] (equations 6–9)."""
+        config = self.config
+        q = (
+            self.q_proj(x_BTD)
+            if config.q_lora_rank is None
+            else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))
+        )
+        q = q.unflatten(-1, (config.num_attention_heads, config.qk_head_dim))
+        q_nope, q_rope = q.split([config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
+        return q_nope, ops.apply_rope(q_rope, cos.unsqueeze(2), sin.unsqueeze(2))
+
+    def latents(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """What the cache holds: the normalised latent [B, T, C] and the rotated shared key [B, T, R] (1 and 3)."""
+        config = self.config
+        latent, k_rope = self.kv_a_proj_with_mqa(x_BTD).split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
+        return self.kv_a_layernorm(latent), ops.apply_rope(k_rope, cos, sin)
+
+    def absorbed(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, cached_BSX: Tensor, mask_BTS: Tensor) -> Tensor:
+        """Absorbed form, for decoding: attend to the cached [latent; rope key] themselves, X = C + R.
+
+        W_UK is folded into the query and W_UV into the output (V2 §2.1.2), so nothing is expanded per cached token.
+        `cached_BSX` already holds this step's tokens; `mask_BTS` is additive.
+        """
+        config = self.config
+        rank, nope = config.kv_lora_rank, config.qk_nope_head_dim
+        q_nope, q_rope = self.queries(x_BTD, cos, sin)
+        up_HXC = self.kv_b_proj.weight.to(q_nope.dtype).view(config.num_attention_heads, -1, rank)
+        w_uk_HNC, w_uv_HVC = up_HXC.split([nope, config.v_head_dim], dim=1)
+        B, T, H, _ = q_nope.shape
+        q_latent = torch.bmm(q_nope.permute(2, 0, 1, 3).reshape(H, B * T, nope), w_uk_HNC)
+        q = torch.cat([q_latent.view(H, B, T, rank), q_rope.permute(2, 0, 1, 3)], dim=-1)
+        q_B_TH_X = q.permute(1, 2, 0, 3).reshape(B, T * H, -1)
+        scores = torch.bmm(q_B_TH_X, cached_BSX.transpose(1, 2)).view(B, T, H, -1)
+        scores = scores * config.softmax_scale + mask_BTS.unsqueeze(2)
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype).view(B, T * H, -1)
+        mixed = torch.bmm(weights, cached_BSX[..., :rank]).view(B * T, H, rank).transpose(0, 1)
+        out = torch.bmm(mixed, w_uv_HVC.transpose(1, 2)).transpose(0, 1)
+        return self.o_proj(out.reshape(B, T, -1))

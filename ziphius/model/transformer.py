@@ -1,0 +1,163 @@
+"""The network: DeepSeek-V2/V3's stack of blocks, and the multi-token-prediction modules (V3 §2).
+
+B batch, T time, D model, W vocabulary. `state_dict()` follows the published names; `checkpoint.names` holds the
+small table of what differs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ziphius.model.attention import LatentAttention
+from ziphius.model.cache import LatentCache
+from ziphius.model.config import ModelConfig
+from ziphius.model.experts import MLP, MoE, RouterStats
+from ziphius.model.layers import Linear, RMSNorm
+from ziphius.model.mtp import MTPModule
+from ziphius.model.rope import rope_table
+from ziphius.ops.attention import segment_mask
+
+
+@dataclass
+class ModelOutput:
+    """logits [B, T, W]; hidden [B, T, D] after the final norm."""
+
+    logits: Tensor
+    hidden: Tensor
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = LatentAttention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MoE(config) if config.is_moe_layer(layer) else MLP(config.hidden_size, config.intermediate_size)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask_BTT: Tensor | None = None,
+        cache: LatentCache | None = None,
+        stats: RouterStats | None = None,
+    ) -> Tensor:
+        normed = self.input_layernorm(x_BTD)
+        if cache is None:
+            attended = self.self_attn(normed, cos, sin, mask_BTT)
+        else:
+            cached = cache.update(self.layer, *self.self_attn.latents(normed, cos, sin))
+            attended = self.self_attn.absorbed(normed, cos, sin, cached, cache.mask_BTS)
+        x_BTD = x_BTD + attended
+        normed = self.post_attention_layernorm(x_BTD)
+        mixed = self.mlp(normed, stats) if isinstance(self.mlp, MoE) else self.mlp(normed)
+        return x_BTD + mixed
+
+
+class Stack(nn.Module):
+    """Embedding, blocks and final norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Transformer(nn.Module):
+    """A DeepSeek-V2/V3 network with its head and its multi-token-prediction modules.
+
+    >>> model = Transformer(ladder(4))
+    >>> model.init_weights(torch.Generator().manual_seed(0))
+    >>> model(torch.zeros(1, 8, dtype=torch.int64)).logits.shape
+    torch.Size([1, 8, 1024])
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Stack(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        first = config.num_hidden_layers
+        modules = range(first, first + config.num_nextn_predict_layers)
+        self.mtp = nn.ModuleList(MTPModule(config, Block(config, layer)) for layer in modules)
+        self._rope: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, tokens_BT: Tensor) -> ModelOutput:
+        """Logits of every position for int64 `tokens_BT`."""
+        hidden = self.hidden(tokens_BT)
+        return ModelOutput(self.lm_head(hidden), hidden)
+
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        segments_BT: Tensor | None = None,
+        cache: LatentCache | None = None,
+        stats: RouterStats | None = None,
+    ) -> Tensor:
+        """The final hidden states [B, T, D], after the last norm.
+
+        `segments_BT` keeps packed samples apart; `cache` switches to the absorbed form and needs `positions_BT`.
+        """
+        cos, sin = self.rope(positions_BT, tokens_BT.shape[1])
+        mask = None if segments_BT is None else segment_mask(segments_BT)
+        x_BTD = self.model.embed_tokens(tokens_BT)
+        for block in self.model.layers:
+            x_BTD = block(x_BTD, cos, sin, mask, cache, stats)
+        return self.model.norm(x_BTD)
+
+    def mtp_hidden(
+        self,
+        hidden_BTD: Tensor,
+        tokens_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        segments_BT: Tensor | None = None,
+        stats: RouterStats | None = None,
+    ) -> list[Tensor]:
+        """Hidden states of each prediction depth k = 1…D, [B, T−k, D] (V3 equations 21–23).
+
+        Entry k−1 at position t predicts token t+k+1 through the shared head.
+        """
+        outputs = []
+        for depth, module in enumerate(self.mtp, start=1):
+            length = tokens_BT.shape[1] - depth
+            positions = None if positions_BT is None else positions_BT[:, :length]
+            cos, sin = self.rope(positions, length)
+            mask = None if segments_BT is None else segment_mask(segments_BT[:, :length])
+            embedded = self.model.embed_tokens(tokens_BT[:, depth:])
+            hidden_BTD = module(hidden_BTD[:, :length], embedded, cos, sin, mask, stats)
+            outputs.append(hidden_BTD)
+        return outputs
+
+    def rope(self, positions_BT: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [B or 1, T, R/2] at the given positions (0…length−1 when there are none)."""
+        needed = length if positions_BT is None else self.config.max_position_embeddings
+        device = self.lm_head.weight.device
+        if self._rope is None or self._rope[0].shape[0] < needed or self._rope[0].device != device:
+            self._rope = rope_table(self.config, max(needed, min(self.config.max_position_embeddings, 4096)), device)
+        cos, sin = self._rope
+        if positions_BT is None:
+            return cos[:length].unsqueeze(0), sin[:length].unsqueeze(0)
+        return cos[positions_BT], sin[positions_BT]
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Every matrix from a normal of std `initializer_range` (V3 §4.2), norms at one, biases at zero."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
+        for name, buffer in self.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.zero_()

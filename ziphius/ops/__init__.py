@@ -1,0 +1,23 @@
+"""The few operations where time goes. Each has a plain reference and a fast path tested against it.
+
+`ops.backend("reference")` switches every operation to its reference inside a `with` block.
+"""
+
+from ziphius.ops.attention import causal_attention
+from ziphius.ops.backend import backend, current_backend
+from ziphius.ops.experts import grouped_experts
+from ziphius.ops.loss import linear_cross_entropy
+from ziphius.ops.norm import rms_norm
+from ziphius.ops.rope import apply_rope
+from ziphius.ops.swiglu import swiglu
+
+__all__ = [
+    "apply_rope",
+    "backend",
+    "causal_attention",
+    "current_backend",
+    "grouped_experts",
+    "linear_cross_entropy",
+    "rms_norm",
+    "swiglu",
+]

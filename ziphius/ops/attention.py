@@ -1,0 +1,74 @@
+"""Causal attention over expanded keys and values, with an optional mask between packed samples.
+
+B batch, T time, H heads, K query/key head, V value head.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ziphius.ops.backend import current_backend
+
+# Below this length the plain products beat the flash kernel on a CPU, whose backward is the slower part
+# (bench/train.py prints both).
+_CPU_FLASH_LENGTH = 512
+
+
+def causal_attention(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, scale: float, mask_BTT: Tensor | None = None
+) -> Tensor:
+    """softmax(q·kᵀ·scale + causal mask)·v -> [B, T, H, V].
+
+    `mask_BTT` (from `segment_mask`) replaces the plain causal mask: additive, 0 where a query may look, −inf where not.
+    """
+    if current_backend() == "reference":
+        return causal_attention_reference(q_BTHK, k_BTHK, v_BTHV, scale, mask_BTT)
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTHK, v_BTHV))
+    on_cpu = q.device.type == "cpu"
+    if on_cpu and (q.dtype == torch.bfloat16 or q.shape[2] < _CPU_FLASH_LENGTH):
+        return _matrix_products(q, k, v, scale, mask_BTT)
+    mask = None if mask_BTT is None else mask_BTT.unsqueeze(1).to(q.dtype)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
+    return out.transpose(1, 2)
+
+
+def causal_attention_reference(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, scale: float, mask_BTT: Tensor | None = None
+) -> Tensor:
+    scores = torch.einsum("bthk,bshk->bhts", q_BTHK.float(), k_BTHK.float()) * scale
+    mask = causal_mask(q_BTHK.shape[1], scores) if mask_BTT is None else mask_BTT.unsqueeze(1)
+    weights = torch.softmax(scores + mask, dim=-1)
+    return torch.einsum("bhts,bshv->bthv", weights, v_BTHV.float()).to(v_BTHV.dtype)
+
+
+def causal_mask(length: int, like: Tensor) -> Tensor:
+    """Additive causal mask [T, T] in the dtype and on the device of `like`."""
+    blocked = torch.full((length, length), float("-inf"), dtype=like.dtype, device=like.device)
+    return blocked.triu_(1)
+
+
+def segment_mask(segments_BT: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Additive mask [B, T, T]: a token sees earlier tokens of its own sample only.
+
+    `segments_BT` numbers the samples of each packed row (−1 on padding, which sees the padding before it).
+    """
+    length = segments_BT.shape[1]
+    same = segments_BT.unsqueeze(2) == segments_BT.unsqueeze(1)
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments_BT.device).tril_()
+    blocked = torch.zeros(same.shape, dtype=dtype, device=segments_BT.device)
+    return blocked.masked_fill_(~(same & causal), float("-inf"))
+
+
+def _matrix_products(q: Tensor, k: Tensor, v: Tensor, scale: float, mask_BTT: Tensor | None) -> Tensor:
+    """Two batched products around a softmax, [B, H, T, ·] in, [B, T, H, V] out."""
+    B, H, T, _ = q.shape
+    q, k, v = (x.reshape(B * H, T, -1) for x in (q, k, v))
+    if mask_BTT is None:
+        scores = torch.baddbmm(causal_mask(T, q).expand(B * H, T, T), q, k.transpose(1, 2), alpha=scale)
+    else:
+        scores = torch.bmm(q * scale, k.transpose(1, 2)).view(B, H, T, T)
+        scores = (scores + mask_BTT.unsqueeze(1).to(q.dtype)).view(B * H, T, T)
+    out = torch.bmm(torch.softmax(scores, dim=-1), v)
+    return out.view(B, H, T, -1).transpose(1, 2)
