@@ -1,0 +1,189 @@
+import json
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ziphius.tasks import TaskError, assert_disjoint, extract_answer, make_family, mathematics, verify_math
+from ziphius.tasks.mathematics import MathWorker
+
+HANGS = r"9^{9^{9^{9}}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so \boxed{4}", "4"),
+        (r"\boxed{1}, no: \boxed{\frac{1}{2}} it is", r"\frac{1}{2}"),
+        (r"\boxed{1} and \boxed{2 without an end", "1"),
+        (r"\boxed{\text{a}\{b\}}", r"\text{a}\{b\}"),
+        (r"\boxed{ }", ""),
+        ("<answer> 3 </answer> <answer>\n5\n</answer>", "5"),
+        (r"<answer>\boxed{7}</answer>", "7"),
+        ("<answer>5", "<answer>5"),
+        ("  34\n", "34"),
+        ("", ""),
+    ],
+)
+def test_extract_answer(text, answer):
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "score"),
+    [
+        ("34", "34", 1.0),
+        (" 34 ", "34", 1.0),
+        ("+034", "34", 1.0),
+        ("34.0", "34", 1.0),
+        ("1,234", "1234", 1.0),
+        ("35", "34", 0.0),
+        ("-34", "34", 0.0),
+        ("", "34", 0.0),
+        ("Tuesday", "Tuesday", 1.0),
+    ],
+)
+def test_plain_answers_need_no_process(monkeypatch, answer, gold, score):
+    monkeypatch.setattr(mathematics, "_shared_worker", None)
+    assert verify_math(answer, gold).score == score
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "score"),
+    [
+        ("1/2", "0.5", 1.0),
+        (r"2\sqrt{2}", r"\sqrt{8}", 1.0),
+        (r"$x^2+2x+1$", "(x+1)^2", 1.0),
+        ("x = 3", "3", 1.0),
+        (r"\{1,2\}", r"\{2,1\}", 1.0),
+        ("0.33", "1/3", 0.0),
+        ("5", "[0,1)", 0.0),
+        ("}{", "3", 0.0),
+    ],
+)
+def test_notation_is_judged_by_meaning(answer, gold, score):
+    assert verify_math(answer, gold, limit_s=60).score == score
+
+
+def test_a_gold_that_cannot_be_read_is_undecided():
+    verdict = verify_math("3", "}{", limit_s=60)
+    assert verdict.score is None
+    assert "cannot read" in verdict.reason
+
+
+def test_a_check_beyond_its_limit_is_undecided_and_the_next_one_works():
+    verdict = verify_math(HANGS, "3", limit_s=0.5)
+    assert (verdict.score, verdict.reason) == (None, "the check took longer than 0.5 s")
+    assert verify_math("1/2", "0.5", limit_s=60).score == 1.0
+
+
+def test_threads_share_the_worker():
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [
+            pool.submit(verify_math, HANGS if i == 5 else f"{i}/7", "3/7", 60 if i != 5 else 0.5) for i in range(12)
+        ]
+        scores = [job.result().score for job in jobs]
+    assert scores == [None if i == 5 else float(i == 3) for i in range(12)]
+
+
+def fake_worker(tmp_path, monkeypatch, body):
+    script = tmp_path / "worker.py"
+    script.write_text("import sys, time\ndef say(text):\n    print(text, flush=True)\n" + body)
+    monkeypatch.setattr(mathematics, "WORKER", script)
+    return MathWorker()
+
+
+def test_the_limit_runs_from_when_the_job_is_taken(tmp_path, monkeypatch):
+    """Slow to start, slow to take the job: neither counts; the check itself is quick."""
+    worker = fake_worker(
+        tmp_path,
+        monkeypatch,
+        "time.sleep(0.6)\nsay('\"ready\"')\nfor line in sys.stdin:\n    time.sleep(0.6)\n    say('\"taken\"')\n"
+        '    say(\'{"score": 1.0, "reason": "right"}\')\n',
+    )
+    assert worker.check("a", "b", limit_s=0.3).score == 1.0
+    worker.close()
+
+
+def test_a_slow_checker_is_undecided_never_wrong(tmp_path, monkeypatch):
+    worker = fake_worker(
+        tmp_path,
+        monkeypatch,
+        "say('\"ready\"')\nfor line in sys.stdin:\n    say('\"taken\"')\n    time.sleep(30)\n"
+        '    say(\'{"score": 0.0, "reason": "late"}\')\n',
+    )
+    start = time.monotonic()
+    assert worker.check("a", "b", limit_s=0.2).score is None
+    assert time.monotonic() - start < 10
+    assert worker._process is None
+
+
+def test_a_worker_that_dies_in_a_check_gives_undecided(tmp_path, monkeypatch):
+    worker = fake_worker(tmp_path, monkeypatch, "say('\"ready\"')\nsys.stdin.readline()\nsay('\"taken\"')\n")
+    assert worker.check("a", "b", limit_s=20).score is None
+    assert worker.check("a", "b", limit_s=20).score is None  # and a new one was started
+    worker.close()
+
+
+def test_a_worker_that_cannot_start_is_an_error(tmp_path, monkeypatch):
+    worker = fake_worker(tmp_path, monkeypatch, "sys.exit(1)\n")
+    with pytest.raises(TaskError, match=f"did not start .* run {sys.executable} -P .*worker.py to see why"):
+        worker.check("a", "b", limit_s=1)
+
+
+def test_close_ends_the_process_and_a_later_check_starts_another():
+    assert verify_math("2/4", "1/2", limit_s=60).score == 1.0
+    process = mathematics._shared_worker()._process
+    mathematics.close()
+    assert process.poll() is not None
+    mathematics.close()
+    assert verify_math("2/4", "1/2", limit_s=60).score == 1.0
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_math_family(tmp_path):
+    rows = [{"question": f"What is {i}/2?", "answer": f"\\frac{{{i}}}{{2}}"} for i in range(200)]
+    family = make_family("math", path=write(tmp_path / "math.jsonl", [*rows, rows[0]]))
+    assert_disjoint([family], 200)
+    held = {split: len({family.problem(split, i).prompt for i in range(200)}) for split in ("train", "probe", "test")}
+    assert sum(held.values()) == 200
+    assert len(family.problems("probe", held["probe"])) == held["probe"]
+    with pytest.raises(TaskError, match="fewer than"):
+        family.problems("probe", held["probe"] + 1)
+    problem = family.problem("train", 3)
+    number = problem.prompt.split()[2].split("/")[0]
+    assert family.verify(problem, f"{number}/2").correct is True
+    assert family.verify(problem, f"{number}/3").correct is (number == "0")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ('{"question": "a"}\n', r"math\.jsonl:1 is not a JSON object with question and answer"),
+        ('\n{"question": "a", "answer": 1}\n[1]\n', r"math\.jsonl:3"),
+        ("nonsense\n", r"math\.jsonl:1"),
+        ("\n", "holds no questions"),
+    ],
+)
+def test_bad_files(tmp_path, lines, message):
+    path = tmp_path / "math.jsonl"
+    path.write_text(lines)
+    with pytest.raises(TaskError, match=message):
+        make_family("math", path=path)
+
+
+def test_bad_settings(tmp_path):
+    with pytest.raises(TaskError, match="no setting 'file'; it has path, seed, limit_s"):
+        make_family("math", file="x")
+    with pytest.raises(TaskError, match="needs the setting path"):
+        make_family("math")
+    with pytest.raises(TaskError, match="cannot read"):
+        make_family("math", path=tmp_path / "none.jsonl")
+    one = make_family("math", path=write(tmp_path / "one.jsonl", [{"question": "1+1?", "answer": 2}]))
+    with pytest.raises(TaskError, match="none of its 1 questions is in split"):
+        [one.problem(split, 0) for split in ("train", "probe", "test")]
