@@ -34,30 +34,31 @@ class LatentAttention(nn.Module):
         self.kv_b_proj = Linear(config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim))
         self.o_proj = Linear(heads * config.v_head_dim, config.hidden_size)
 
-    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, mask_BTT: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """Naive form, for training: keys and values are expanded per head. cos, sin [B or 1, T, R/2]."""
         config = self.config
-        heads, nope = config.num_attention_heads, config.qk_nope_head_dim
-        q_nope, q_rope = self.queries(x_BTD, cos, sin)
-        latent_BTC, k_rope_BTR = self.latents(x_BTD, cos, sin)
-        kv = self.kv_b_proj(latent_BTC).unflatten(-1, (heads, -1))
-        k_nope, v_BTHV = kv.split([nope, config.v_head_dim], dim=-1)
-        q_BTHK = torch.cat([q_nope, q_rope], dim=-1)
-        k_BTHK = torch.cat([k_nope, k_rope_BTR.unsqueeze(2).expand(-1, -1, heads, -1)], dim=-1)
-        out = ops.causal_attention(q_BTHK, k_BTHK, v_BTHV, config.softmax_scale, mask_BTT)
+        latent, k_rope = self.kv_a_proj_with_mqa(x_BTD).split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
+        kv = self.kv_b_proj(self.kv_a_layernorm(latent)).unflatten(-1, (config.num_attention_heads, -1))
+        q = self._unrotated_queries(x_BTD)
+        out = ops.latent_attention(q, kv, k_rope, cos, sin, config.softmax_scale, segments_BT)
         return self.o_proj(out.flatten(2))
 
     def queries(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """q_nope [B, T, H, N] and rotated q_rope [B, T, H, R] (equations 6–9)."""
+        config = self.config
+        q = self._unrotated_queries(x_BTD)
+        q_nope, q_rope = q.split([config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
+        return q_nope, ops.apply_rope(q_rope, cos.unsqueeze(2), sin.unsqueeze(2))
+
+    def _unrotated_queries(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, H, N + R], the rope part last."""
         config = self.config
         q = (
             self.q_proj(x_BTD)
             if config.q_lora_rank is None
             else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))
         )
-        q = q.unflatten(-1, (config.num_attention_heads, config.qk_head_dim))
-        q_nope, q_rope = q.split([config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
-        return q_nope, ops.apply_rope(q_rope, cos.unsqueeze(2), sin.unsqueeze(2))
+        return q.unflatten(-1, (config.num_attention_heads, config.qk_head_dim))
 
     def latents(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """What the cache holds: the normalised latent [B, T, C] and the rotated shared key [B, T, R] (1 and 3)."""

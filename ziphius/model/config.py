@@ -10,11 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 # config.json keys that say nothing about the network itself: kept on load and written back as they were.
 _HF_BOOKKEEPING = ("architectures", "auto_map", "torch_dtype", "dtype", "transformers_version", "use_cache")
 
+_ROPE_OTHER = ("rope_type", "rope_theta")  # what transformers 5 keeps in the same dictionary
+
 
 class RopeScaling(BaseModel):
     """YaRN as in `rope_scaling` of DeepSeek's configs (V3 §4.3; Peng et al. 2023, arXiv 2309.00071).
 
-    `mscale` scales cos/sin by the ratio to `mscale_all_dim`; `mscale_all_dim` scales the softmax.
+    `mscale` scales cos/sin by the ratio to `mscale_all_dim`; `mscale_all_dim` scales the softmax. Left out, they are
+    1 and 0, as in DeepSeek's own code.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -25,7 +28,7 @@ class RopeScaling(BaseModel):
     beta_fast: float = 32
     beta_slow: float = 1
     mscale: float = 1.0
-    mscale_all_dim: float = 1.0
+    mscale_all_dim: float = 0.0
 
 
 class ModelConfig(BaseModel):
@@ -65,7 +68,7 @@ class ModelConfig(BaseModel):
     tie_word_embeddings: bool = False
     hidden_act: Literal["silu"] = "silu"
     attention_bias: Literal[False] = False
-    attention_dropout: Literal[0.0] = 0.0
+    attention_dropout: float = Field(0.0, ge=0, le=0)
     bos_token_id: int | None = 0
     eos_token_id: int | None = 1
     pad_token_id: int | None = None
@@ -162,12 +165,15 @@ def _fill_what_transformers_drops(raw: dict[str, Any], family: str) -> None:
     if rope:
         raw.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
         if rope.get("rope_type", "default") == "yarn" and not raw.get("rope_scaling"):
-            raw["rope_scaling"] = {k: v for k, v in rope.items() if k in RopeScaling.model_fields}
+            raw["rope_scaling"] = rope
     scaling = raw.get("rope_scaling")
     if scaling:
         kind = scaling.get("type", scaling.get("rope_type", "yarn"))
         if kind != "yarn":
             raise ValueError(f"rope_scaling type is {kind!r}; DeepSeek's networks use 'yarn'")
+        for key, value in scaling.items():
+            if key not in RopeScaling.model_fields and key not in _ROPE_OTHER and value is not None:
+                raise ValueError(f"rope_scaling has {key!r}, which DeepSeek's YaRN does not know")
         raw["rope_scaling"] = {k: v for k, v in scaling.items() if k in RopeScaling.model_fields} | {"type": "yarn"}
     raw.pop("num_key_value_heads", None)
     v3 = family == "deepseek_v3"

@@ -39,10 +39,10 @@ class RouterStats:
     balance_losses: list[Tensor] = field(default_factory=list)
 
     def observe(self, scores_NE: Tensor, indices_NK: Tensor, shape: tuple[int, int]) -> None:
-        valid_N = None if self.valid_BT is None else self.valid_BT.reshape(-1)
-        chosen = indices_NK if valid_N is None else indices_NK[valid_N]
+        valid_BT = None if self.valid_BT is None else self.valid_BT[:, : shape[1]]  # MTP rows are shorter
+        chosen = indices_NK if valid_BT is None else indices_NK[valid_BT.reshape(-1)]
         self.loads.append(torch.bincount(chosen.reshape(-1), minlength=scores_NE.shape[1]))
-        self.balance_losses.append(sequence_balance_loss(scores_NE, indices_NK, shape, self.valid_BT))
+        self.balance_losses.append(sequence_balance_loss(scores_NE, indices_NK, shape, valid_BT))
 
 
 def sequence_balance_loss(
@@ -71,6 +71,8 @@ class Gate(nn.Module):
     counts as much as its two best experts. `greedy`, `group_limited_greedy` (V2): softmax scores, a group counts as
     its best expert. Experts of the groups left out are never chosen.
     """
+
+    e_score_correction_bias: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

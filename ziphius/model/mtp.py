@@ -31,8 +31,8 @@ class MTPModule(nn.Module):
         embedded_BTD: Tensor,
         cos: Tensor,
         sin: Tensor,
-        mask_BTT: Tensor | None = None,
+        segments_BT: Tensor | None = None,
         stats: RouterStats | None = None,
     ) -> Tensor:
         joined = torch.cat([self.enorm(embedded_BTD), self.hnorm(hidden_BTD)], dim=-1)
-        return self.norm(self.block(self.eh_proj(joined), cos, sin, mask_BTT, stats=stats))
+        return self.norm(self.block(self.eh_proj(joined), cos, sin, segments_BT, stats=stats))

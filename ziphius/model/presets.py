@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ziphius.model.config import ModelConfig, RopeScaling
 
-_HEADS = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "kv_lora_rank": 512}
+_HEADS: dict[str, Any] = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "kv_lora_rank": 512}
 
 
 def _yarn(factor: float, mscale: float) -> RopeScaling:
@@ -82,7 +84,8 @@ def preset(name: str) -> ModelConfig:
 def ladder(depth: int, vocab_size: int = 1024, **overrides: object) -> ModelConfig:
     """A small DeepSeek-V3 network from one dial: `depth` layers of width 32·depth.
 
-    depth 4 is about 1M parameters, 8 about 9M, 12 about 30M, 18 about 100M (embeddings of 1,024 tokens included).
+    depth 4 has 1.3M parameters, 8 has 8.7M, 12 has 48M, 18 has 164M (embedding and head of 1,024 tokens included,
+    the prediction module not).
     Every part of V3 is there: latent attention, a dense first layer, shared and routed experts with a selection
     bias, one multi-token-prediction module. Queries are compressed from depth 12 on, as V2-Lite leaves them out.
     """

@@ -18,7 +18,6 @@ from ziphius.model.experts import MLP, MoE, RouterStats
 from ziphius.model.layers import Linear, RMSNorm
 from ziphius.model.mtp import MTPModule
 from ziphius.model.rope import rope_table
-from ziphius.ops.attention import segment_mask
 
 
 @dataclass
@@ -45,13 +44,13 @@ class Block(nn.Module):
         x_BTD: Tensor,
         cos: Tensor,
         sin: Tensor,
-        mask_BTT: Tensor | None = None,
+        segments_BT: Tensor | None = None,
         cache: LatentCache | None = None,
         stats: RouterStats | None = None,
     ) -> Tensor:
         normed = self.input_layernorm(x_BTD)
         if cache is None:
-            attended = self.self_attn(normed, cos, sin, mask_BTT)
+            attended = self.self_attn(normed, cos, sin, segments_BT)
         else:
             cached = cache.update(self.layer, *self.self_attn.latents(normed, cos, sin))
             attended = self.self_attn.absorbed(normed, cos, sin, cached, cache.mask_BTS)
@@ -110,10 +109,9 @@ class Transformer(nn.Module):
         `segments_BT` keeps packed samples apart; `cache` switches to the absorbed form and needs `positions_BT`.
         """
         cos, sin = self.rope(positions_BT, tokens_BT.shape[1])
-        mask = None if segments_BT is None else segment_mask(segments_BT)
         x_BTD = self.model.embed_tokens(tokens_BT)
         for block in self.model.layers:
-            x_BTD = block(x_BTD, cos, sin, mask, cache, stats)
+            x_BTD = block(x_BTD, cos, sin, segments_BT, cache, stats)
         return self.model.norm(x_BTD)
 
     def mtp_hidden(
@@ -133,9 +131,9 @@ class Transformer(nn.Module):
             length = tokens_BT.shape[1] - depth
             positions = None if positions_BT is None else positions_BT[:, :length]
             cos, sin = self.rope(positions, length)
-            mask = None if segments_BT is None else segment_mask(segments_BT[:, :length])
+            segments = None if segments_BT is None else segments_BT[:, :length]
             embedded = self.model.embed_tokens(tokens_BT[:, depth:])
-            hidden_BTD = module(hidden_BTD[:, :length], embedded, cos, sin, mask, stats)
+            hidden_BTD = module(hidden_BTD[:, :length], embedded, cos, sin, segments, stats)
             outputs.append(hidden_BTD)
         return outputs
 
@@ -153,7 +151,7 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
         """Every matrix from a normal of std `initializer_range` (V3 §4.2), norms at one, biases at zero."""
-        for name, parameter in self.named_parameters():
+        for parameter in self.parameters():
             if parameter.ndim == 1:
                 parameter.fill_(1.0)
             else:

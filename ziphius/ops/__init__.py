@@ -1,9 +1,9 @@
-"""The few operations where time goes. Each has a plain reference and a fast path tested against it.
+"""The few operations where time goes. Each has a plain reference, and faster backends tested against it.
 
-`ops.backend("reference")` switches every operation to its reference inside a `with` block.
+`ops.backend("reference")` switches every operation to its reference inside a `with` block; `backend.py` names the others.
 """
 
-from ziphius.ops.attention import causal_attention
+from ziphius.ops.attention import causal_attention, latent_attention
 from ziphius.ops.backend import backend, current_backend
 from ziphius.ops.experts import grouped_experts
 from ziphius.ops.loss import linear_cross_entropy
@@ -17,6 +17,7 @@ __all__ = [
     "causal_attention",
     "current_backend",
     "grouped_experts",
+    "latent_attention",
     "linear_cross_entropy",
     "rms_norm",
     "swiglu",

@@ -1,6 +1,6 @@
-"""Causal attention over expanded keys and values, with an optional mask between packed samples.
+"""Causal attention over expanded keys and values, and the latent form around it, with packed samples kept apart.
 
-B batch, T time, H heads, K query/key head, V value head.
+B batch, T time, H heads, K query/key head, N its no-position part, R its rope part, V value head, X = N + V.
 """
 
 from __future__ import annotations
@@ -9,11 +9,52 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ziphius.ops.backend import current_backend
+from ziphius.ops.backend import backend_for, compute_dtype, current_backend
+from ziphius.ops.native import attention as native
+from ziphius.ops.rope import apply_rope, apply_rope_reference
 
 # Below this length the plain products beat the flash kernel on a CPU, whose backward is the slower part
 # (bench/train.py prints both).
 _CPU_FLASH_LENGTH = 512
+
+# Beyond these sizes the native kernel's buffers leave the second-level cache, and torch's matrix products win.
+_NATIVE_LENGTH, _NATIVE_HEAD = 1024, 128
+
+
+def latent_attention(
+    q_BTHK: Tensor,
+    kv_BTHX: Tensor,
+    k_rope_BTR: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    scale: float,
+    segments_BT: Tensor | None = None,
+) -> Tensor:
+    """Rotate the queries' rope part (the last R of K) and the shared key, then attend causally -> [B, T, H, V].
+
+    `kv_BTHX` holds each head's no-position key and its value; cos, sin [B or 1, T, R/2]. With `segments_BT`, the
+    samples' numbers in packed rows, a token sees earlier tokens of its own sample only.
+    Source: V3 §2.1.1, equations 1–10.
+    """
+    dtype = compute_dtype(q_BTHK)
+    q, kv, k_rope = q_BTHK.to(dtype), kv_BTHX.to(dtype), k_rope_BTR.to(dtype)
+    name = backend_for(q, kv, k_rope)
+    if name == "native" and (current_backend() == "native" or _is_small(q, kv)):
+        return native.LatentAttention.apply(q, kv, k_rope, cos, sin, scale, segments_BT)
+    reference = name == "reference"
+    rope = apply_rope_reference if reference else apply_rope
+    attention = causal_attention_reference if reference else causal_attention
+    R = k_rope.shape[-1]
+    q_nope, q_rope = q.split([q.shape[-1] - R, R], dim=-1)
+    k_nope, v = kv.split([q.shape[-1] - R, kv.shape[-1] - q.shape[-1] + R], dim=-1)
+    k_rope = rope(k_rope, cos, sin).unsqueeze(2).expand(-1, -1, q.shape[2], -1)
+    q = torch.cat([q_nope, rope(q_rope, cos.unsqueeze(2), sin.unsqueeze(2))], dim=-1)
+    mask = None if segments_BT is None else segment_mask(segments_BT)
+    return attention(q, torch.cat([k_nope, k_rope], dim=-1), v, scale, mask)
+
+
+def _is_small(q: Tensor, kv: Tensor) -> bool:
+    return q.shape[1] <= _NATIVE_LENGTH and max(q.shape[-1], kv.shape[-1]) <= _NATIVE_HEAD
 
 
 def causal_attention(

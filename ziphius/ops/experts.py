@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ziphius.ops.backend import compute_dtype, current_backend
+from ziphius.ops.backend import backend_for, compute_dtype
+from ziphius.ops.native import experts as native
 from ziphius.ops.swiglu import swiglu_grad, swiglu_reference
 
 
@@ -23,10 +24,13 @@ def grouped_experts(
     Source: V3 §2.1.2, equations 12–13. Deterministic: tokens are gathered and summed in a fixed order.
     """
     dtype = compute_dtype(x_ND)
-    args = x_ND.to(dtype), indices_NK, weights_NK.to(dtype), gate_up_E2FD.to(dtype), down_EDF.to(dtype)
-    if current_backend() == "reference":
-        return grouped_experts_reference(*args)
-    return _GroupedExperts.apply(*args)
+    x_ND, gate_up_E2FD, down_EDF = x_ND.to(dtype), gate_up_E2FD.to(dtype), down_EDF.to(dtype)
+    name = backend_for(x_ND, weights_NK, gate_up_E2FD, down_EDF)
+    if name == "native":
+        step = _capacity_step(indices_NK.numel(), gate_up_E2FD.shape[0])
+        return native.GroupedExperts.apply(x_ND, indices_NK, weights_NK.float(), gate_up_E2FD, down_EDF, step)
+    args = x_ND, indices_NK, weights_NK.to(dtype), gate_up_E2FD, down_EDF
+    return grouped_experts_reference(*args) if name == "reference" else _GroupedExperts.apply(*args)
 
 
 def grouped_experts_reference(
@@ -41,51 +45,65 @@ def grouped_experts_reference(
 
 
 class _GroupedExperts(torch.autograd.Function):
-    """Sort the token–expert pairs by expert, one product per expert, and gather back."""
+    """Every expert gets the same number of rows, the largest load rounded up, so that one batched product serves all.
+
+    Rows beyond an expert's load carry weight zero, which keeps them out of the result and of every gradient.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, indices: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-        tokens, per_token = indices.shape
-        flat = indices.reshape(-1)
-        order = torch.argsort(flat, stable=True)
-        place = torch.empty_like(order)
-        place[order] = torch.arange(order.numel(), device=order.device)
-        counts = torch.bincount(flat, minlength=gate_up.shape[0]).tolist()
-
-        x_sorted = x[order // per_token]
-        w_sorted = weights.reshape(-1)[order].unsqueeze(1)
-        pre = _per_expert(x_sorted, gate_up.transpose(1, 2), counts)
+        experts = gate_up.shape[0]
+        place_NK, token_of_row = _lay_out(indices, experts)
+        w_rows = x.new_zeros(token_of_row.numel(), 1)
+        w_rows[place_NK.reshape(-1)] = weights.reshape(-1, 1)
+        x_ECD = x[token_of_row].unflatten(0, (experts, -1))
+        w_EC1 = w_rows.unflatten(0, (experts, -1))
+        pre = torch.bmm(x_ECD, gate_up.transpose(1, 2))
         hidden = swiglu_reference(pre)
-        y = _per_expert(hidden * w_sorted, down.transpose(1, 2), counts)
-        ctx.save_for_backward(x_sorted, w_sorted, pre, hidden, gate_up, down, order, place)
-        ctx.counts, ctx.shape = counts, (tokens, per_token)
-        return y[place].view(tokens, per_token, -1).sum(1)
+        y = torch.bmm(hidden * w_EC1, down.transpose(1, 2)).flatten(0, 1)
+        ctx.save_for_backward(x_ECD, w_EC1, pre, hidden, gate_up, down, token_of_row, place_NK)
+        return _gather_sum(y, place_NK)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor, Tensor, Tensor]:
-        x_sorted, w_sorted, pre, hidden, gate_up, down, order, place = ctx.saved_tensors
-        counts, (tokens, per_token) = ctx.counts, ctx.shape
-        grad_y = grads[0][order // per_token]
-        grad_scaled = _per_expert(grad_y, down, counts)
-        grad_down = _outer_per_expert(grad_y, hidden * w_sorted, counts)
-        grad_weights = torch.linalg.vecdot(grad_scaled, hidden)[place].view(tokens, per_token)
-        grad_pre = swiglu_grad(pre, grad_scaled.mul_(w_sorted))
-        grad_gate_up = _outer_per_expert(grad_pre, x_sorted, counts)
-        grad_x = _per_expert(grad_pre, gate_up, counts)[place].view(tokens, per_token, -1).sum(1)
+        x_ECD, w_EC1, pre, hidden, gate_up, down, token_of_row, place_NK = ctx.saved_tensors
+        grad_y = grads[0][token_of_row].view_as(x_ECD)
+        grad_scaled = torch.bmm(grad_y, down)
+        grad_down = torch.bmm(grad_y.transpose(1, 2), hidden * w_EC1)
+        grad_weights = torch.linalg.vecdot(grad_scaled, hidden).flatten()[place_NK]
+        grad_pre = swiglu_grad(pre, grad_scaled.mul_(w_EC1))
+        grad_gate_up = torch.bmm(grad_pre.transpose(1, 2), x_ECD)
+        grad_x = _gather_sum(torch.bmm(grad_pre, gate_up).flatten(0, 1), place_NK)
         return grad_x, None, grad_weights, grad_gate_up, grad_down
 
 
-def _per_expert(rows: Tensor, matrices: Tensor, counts: list[int]) -> Tensor:
-    """rows [M, A] sorted by expert, matrices [E, A, B] -> [M, B]."""
-    out = rows.new_empty(rows.shape[0], matrices.shape[2])
-    for matrix, part, target in zip(matrices, rows.split(counts), out.split(counts), strict=True):
-        torch.mm(part, matrix, out=target)
-    return out
+def _lay_out(indices_NK: Tensor, experts: int) -> tuple[Tensor, Tensor]:
+    """Row of each token–expert pair [N, K], and the token of each row [E·C] (token 0 on rows that are padding)."""
+    flat = indices_NK.reshape(-1)
+    order = torch.argsort(flat, stable=True)
+    counts = torch.bincount(flat, minlength=experts)
+    step = 1 << max(3, (flat.numel() // (4 * experts)).bit_length() - 1)
+    capacity = -(-int(counts.max()) // step) * step
+    sorted_expert = flat[order]
+    rank = torch.arange(flat.numel(), device=flat.device) - (counts.cumsum(0) - counts)[sorted_expert]
+    row = sorted_expert * capacity + rank
+    place = torch.empty_like(order)
+    place[order] = row
+    token_of_row = flat.new_zeros(experts * capacity)
+    token_of_row[row] = order // indices_NK.shape[1]
+    return place.view_as(indices_NK), token_of_row
 
 
-def _outer_per_expert(left: Tensor, right: Tensor, counts: list[int]) -> Tensor:
-    """Σ over the rows of each expert of left ⊗ right: [M, A], [M, B] -> [E, A, B]."""
-    out = left.new_empty(len(counts), left.shape[1], right.shape[1])
-    for target, a, b in zip(out, left.split(counts), right.split(counts), strict=True):
-        torch.mm(a.t(), b, out=target)
-    return out
+def _capacity_step(pairs: int, experts: int) -> int:
+    """The capacity C is a multiple of this, about a quarter of the mean load: few distinct shapes reach the matrix
+    library, which on a CPU compiles a kernel for each new one."""
+    quarter = pairs // (4 * experts)
+    return max(8, 1 << max(quarter.bit_length() - 1, 0))
+
+
+def _gather_sum(rows: Tensor, place_NK: Tensor) -> Tensor:
+    """Σ_k rows[place[n, k]] -> [N, D]: a fixed order of additions, unlike a scatter."""
+    total = rows[place_NK[:, 0]]
+    for k in range(1, place_NK.shape[1]):
+        total = total + rows[place_NK[:, k]]
+    return total

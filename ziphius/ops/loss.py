@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ziphius.ops.backend import compute_dtype, current_backend
+from ziphius.ops.backend import backend_for, compute_dtype
+from ziphius.ops.native import loss as native
 
 _CHUNK_ELEMENTS = 1 << 22  # logits held at a time, in elements
 
@@ -30,9 +31,10 @@ def linear_cross_entropy(x_ND: Tensor, head_WD: Tensor, targets_N: Tensor, tempe
     """
     dtype = compute_dtype(x_ND)
     x, head = x_ND.to(dtype), head_WD.to(dtype)
-    if current_backend() == "reference":
+    name = backend_for(x, head)
+    if name == "reference":
         return linear_cross_entropy_reference(x, head, targets_N, temperature)
-    return TokenStats(*_LinearCrossEntropy.apply(x, head, targets_N, temperature))
+    return TokenStats(*_LinearCrossEntropy.apply(x, head, targets_N, temperature, name == "native"))
 
 
 def linear_cross_entropy_reference(x: Tensor, head: Tensor, targets: Tensor, temperature: float) -> TokenStats:
@@ -45,34 +47,46 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Recomputes each chunk's probabilities in the backward pass: the only memory kept is the inputs and log-sums."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, head: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, head: Tensor, targets: Tensor, temperature: float, use_native: bool
+    ) -> tuple[Tensor, Tensor]:
+        targets = targets.contiguous()
         chunk = max(1, _CHUNK_ELEMENTS // head.shape[0])
         logprobs, entropy, log_sums = (x.new_empty(x.shape[0], dtype=torch.float32) for _ in range(3))
         for start in range(0, x.shape[0], chunk):
             part = slice(start, start + chunk)
-            logits = F.linear(x[part], head).float().div_(temperature)
+            logits = F.linear(x[part], head)
+            if use_native:
+                results = logprobs[part], entropy[part], log_sums[part]
+                native.token_stats(logits, targets[part], 1 / temperature, *results)
+                continue
+            logits = logits.float().div_(temperature)
             log_sum = torch.logsumexp(logits, dim=-1)
             log_sums[part] = log_sum
             logprobs[part] = logits.gather(1, targets[part].unsqueeze(1)).squeeze(1) - log_sum
             p = torch.softmax(logits, dim=-1)
             entropy[part] = log_sum - torch.linalg.vecdot(p, logits)
         ctx.save_for_backward(x, head, targets, log_sums)
-        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.temperature, ctx.chunk, ctx.use_native = temperature, chunk, use_native
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, head, targets, log_sums = ctx.saved_tensors
-        grad = grads[0] / ctx.temperature
+        grad = grads[0].contiguous()
         grad_x = torch.empty_like(x)
         grad_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
         for start in range(0, x.shape[0], ctx.chunk):
             part = slice(start, start + ctx.chunk)
-            logits = F.linear(x[part], head).float().div_(ctx.temperature)
-            factor = logits.sub_(log_sums[part].unsqueeze(1)).exp_().mul_(-grad[part].unsqueeze(1))
-            factor.scatter_add_(1, targets[part].unsqueeze(1), grad[part].unsqueeze(1))
-            factor = factor.to(x.dtype)
+            logits = F.linear(x[part], head)
+            if ctx.use_native:
+                factor = native.logits_grad_(logits, targets[part], 1 / ctx.temperature, log_sums[part], grad[part])
+            else:
+                logits = logits.float().div_(ctx.temperature)
+                scaled = grad[part].unsqueeze(1) / ctx.temperature
+                factor = logits.sub_(log_sums[part].unsqueeze(1)).exp_().mul_(-scaled)
+                factor = factor.scatter_add_(1, targets[part].unsqueeze(1), scaled).to(x.dtype)
             torch.mm(factor, head, out=grad_x[part])
             grad_head += factor.t() @ x[part]
-        return grad_x, grad_head.to(head.dtype), None, None
+        return grad_x, grad_head.to(head.dtype), None, None, None

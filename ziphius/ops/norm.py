@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ziphius.ops.backend import compute_dtype, current_backend
+from ziphius.ops.backend import backend_for, compute_dtype
+from ziphius.ops.native import norm as native
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -16,8 +17,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Returns x's shape in the compute dtype (autocast's where it is on).
     """
     dtype = compute_dtype(x)
-    if current_backend() == "reference":
+    name = backend_for(x, weight)
+    if name == "reference":
         return rms_norm_reference(x, weight, eps).to(dtype)
+    if name == "native":
+        return native.RmsNorm.apply(x, weight, eps, dtype)
     return _RmsNorm.apply(x, weight, eps, dtype)
 
 

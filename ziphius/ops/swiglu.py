@@ -8,13 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ziphius.ops.backend import current_backend
+from ziphius.ops.backend import backend_for
+from ziphius.ops.native import swiglu as native
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """`gate_up` [..., 2F], gate first -> silu(gate)·up [..., F]."""
-    if current_backend() == "reference":
+    name = backend_for(gate_up)
+    if name == "reference":
         return swiglu_reference(gate_up)
+    if name == "native":
+        return native.Swiglu.apply(gate_up)
     return _Swiglu.apply(gate_up)
 
 

@@ -1,7 +1,7 @@
 """Worked solutions and lessons for reasoning-gym's `leg_counting`.
 
-A thorough solution has one line for each animal, in the question's order and words: `3 cows make 12, total 12.` A hasty
-one names all animals and jumps to the total. Lessons teach what the thorough one needs: legs, products, additions.
+A thorough solution has one line for each animal, in the question's order and words: `- cows*3 +12 =12`, `- ant*1 +6 =18`. A hasty
+one names all animals and jumps to the total: `- cows*3, ant*1 =18`. Lessons teach what the thorough one needs: legs, products, additions.
 """
 
 from collections.abc import Mapping
@@ -13,24 +13,32 @@ from ziphius.tasks.base import Problem
 
 
 class Step(NamedTuple):
-    """One animal of a question: `counted` in the question's words, its `legs`, and the `total` with it."""
+    """One animal of a question: its `name` in the question's words and `count`, its `legs`, and the `total` with it."""
 
-    counted: str
+    name: str
+    count: int
     legs: int
     total: int
 
+    @property
+    def times(self) -> str:
+        return f"{self.name}*{self.count}"
+
     def __str__(self) -> str:
-        return f"{self.counted} make {self.legs}, total {self.total}."
+        return f"- {self.times} +{self.legs} ={self.total}"
 
 
 class LegWriter:
     """Traces and lessons of `leg_counting`; see `Writer`.
 
     Kinds of lesson: `facts` (legs of an animal), `products` (legs of several), `additions` (sums of the size that
-    occur), `examples` (a whole question with thorough trace and answer), `drills` (a part of a thorough trace).
+    occur), `lists` (animals read off a list, one a line), `examples` (a whole question with thorough trace and
+    answer), `drills` (a part of a thorough trace).
     """
 
-    kinds: Mapping[str, float] = {"facts": 1.0, "products": 2.0, "additions": 2.0, "examples": 3.0, "drills": 2.0}
+    kinds: Mapping[str, float] = {
+        "facts": 1.0, "products": 2.0, "additions": 2.0, "lists": 2.0, "examples": 3.0, "drills": 2.0,
+    }  # fmt: skip
 
     @cached_property
     def legs_of(self) -> dict[str, int]:
@@ -45,14 +53,14 @@ class LegWriter:
         for animal, count in problem.metadata["animals"].items():
             legs = count * self.legs_of[animal]
             total += legs
-            steps.append(Step(_counted(count, animal), legs, total))
+            steps.append(Step(_named(count, animal), count, legs, total))
         return steps
 
     def trace(self, problem: Problem, rng: Random, thorough: bool) -> str:
         steps = self.steps(problem)
         if thorough:
             return "\n".join(map(str, steps))
-        return f"{', '.join(step.counted for step in steps)}: total {steps[-1].total}."
+        return f"- {', '.join(step.times for step in steps)} ={steps[-1].total}"
 
     def lesson(self, kind: str, problem: Problem, rng: Random) -> str:
         """One document of a kind; `problem` is a train problem whose animals, counts and totals set its size."""
@@ -64,6 +72,10 @@ class LegWriter:
                 return "\n".join(self._products(problem, rng))
             case "additions":
                 return "\n".join(self._additions(problem, rng))
+            case "lists":
+                steps = self.steps(problem)
+                question = ", ".join(f"{step.count} {step.name}" for step in steps)
+                return "\n".join([question, *(f"- {step.times}" for step in steps)])
             case "examples":
                 return f"{problem.prompt.strip()}\n{self.trace(problem, rng, True)}\nAnswer: {problem.answer}"
             case _:
@@ -77,19 +89,18 @@ class LegWriter:
             pairs = [(count, animal) for count in range(start, min(start + 7, high) + 1)]
         else:
             pairs = [(rng.randint(low, high), rng.choice(list(self.legs_of))) for _ in range(rng.randint(3, 8))]
-        unit = rng.choice(["", " legs"])
-        return [f"{_counted(count, animal)} make {count * self.legs_of[animal]}{unit}." for count, animal in pairs]
+        return [f"- {_named(count, animal)}*{count} +{count * self.legs_of[animal]}" for count, animal in pairs]
 
     def _additions(self, problem: Problem, rng: Random) -> list[str]:
         """The sums a trace makes in silence: each of a problem's own, or one total with several products in turn."""
         steps = self.steps(problem)
         if rng.random() < 0.5:
-            return [f"{step.total - step.legs}+{step.legs}={step.total}" for step in steps]
+            return [f"{step.total - step.legs} +{step.legs} ={step.total}" for step in steps]
         step = rng.choice(steps)
         before, each = step.total - step.legs, self.legs_of[rng.choice(list(self.legs_of))]
         high = problem.metadata["difficulty"]["num_instances"][1]
         counts = sorted(rng.sample(range(1, high + 1), min(high, 6)))
-        return [f"{before}+{count * each}={before + count * each}" for count in counts]
+        return [f"{before} +{count * each} ={before + count * each}" for count in counts]
 
     def _drill(self, problem: Problem, rng: Random) -> str:
         """A stretch of a trace that goes on from a total in the middle."""
@@ -97,11 +108,11 @@ class LegWriter:
         start = rng.randrange(len(steps))
         end = rng.randint(start + 1, len(steps))
         before = steps[start].total - steps[start].legs
-        return "\n".join([f"total {before}.", *map(str, steps[start:end])])
+        return "\n".join([f"={before}", *map(str, steps[start:end])])
 
 
-def _counted(count: int, animal: str) -> str:
-    return f"{count} {animal}{'s' if count > 1 else ''}"  # reasoning-gym's plural, `deers` included
+def _named(count: int, animal: str) -> str:
+    return f"{animal}{'s' if count > 1 else ''}"  # reasoning-gym's plural, `deers` included
 
 
 def _fact(animal: str, legs: int, rng: Random) -> str:
@@ -110,7 +121,7 @@ def _fact(animal: str, legs: int, rng: Random) -> str:
         [
             f"{article.capitalize()} {animal} has {legs} legs.",
             f"{animal.capitalize()}s have {legs} legs.",
-            f"1 {animal} make {legs}.",
+            f"- {animal}*1 +{legs}",
             f"How many legs has {article} {animal}? {legs}.",
             f"{animal.capitalize()}s: {legs} legs each.",
         ]

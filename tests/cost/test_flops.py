@@ -1,0 +1,133 @@
+"""Closed-form counts against the published numbers (facts 1.3) and against the modules themselves."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ziphius.cost.flops import (
+    count_parameters,
+    forward_flops_per_token,
+    kv_bytes_per_token,
+    train_flops_per_token,
+)
+from ziphius.model.config import ModelConfig
+from ziphius.model.presets import ladder, preset, preset_names
+from ziphius.model.transformer import Transformer
+
+# model: total, active, active without the input embedding; billions, as printed
+PUBLISHED = {
+    "deepseek-v3": ("671.03", "37.55", "36.63"),
+    "deepseek-r1": ("671.03", "37.55", "36.63"),
+    "deepseek-v2": ("235.74", "21.38", "20.85"),
+    "deepseek-v2-lite": ("15.71", "2.66", "2.45"),
+    "moonlight-16b-a3b": ("15.96", "2.91", "2.58"),
+    "kimi-k2": ("1026.41", "32.86", "31.69"),
+}
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_counts_are_the_published_ones(name):
+    counts = count_parameters(preset(name))
+    got = tuple(f"{value / 1e9:.2f}" for value in (counts.total, counts.active, counts.active_without_embedding))
+    assert got == PUBLISHED[name]
+
+
+def test_moonlight_prints_its_counts_without_both_embeddings():
+    counts = count_parameters(preset("moonlight-16b-a3b"))
+    both = counts.embedding + counts.head
+    assert f"{(counts.total - both) / 1e9:.2f}" == "15.29"
+    assert f"{(counts.active - both) / 1e9:.2f}" == "2.24"
+
+
+def test_v3_parts():
+    counts = count_parameters(preset("deepseek-v3"))
+    assert f"{counts.attention / 1e6:.1f}" == "187.1"
+    assert f"{counts.expert / 1e6:.2f}" == "44.04"
+    assert f"{counts.embedding / 1e9:.1f}" == f"{counts.head / 1e9:.1f}" == "0.9"
+
+
+def test_v3_prediction_module_is_what_the_readme_prints_without_its_projection():
+    """README_WEIGHTS.md: 11.5B own weights, 2.4B active. Both leave out eh_proj, which is 0.10B more."""
+    config = preset("deepseek-v3")
+    counts = count_parameters(config)
+    eh_proj = 2 * config.hidden_size**2
+    assert f"{(counts.mtp_total - eh_proj) / 1e9:.1f}" == "11.5"
+    assert f"{(counts.mtp_active - eh_proj) / 1e9:.1f}" == "2.4"
+    assert f"{counts.mtp_total / 1e9:.2f}" == "11.61"
+    assert f"{counts.mtp_active / 1e9:.2f}" == "2.54"
+    # The published folder repeats embedding and head in the module's layer: "685B" on the card.
+    on_disk = counts.total + counts.mtp_total + counts.embedding + counts.head
+    assert on_disk / 1e9 == pytest.approx(684.5, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("deepseek-v3", 70_272), ("deepseek-v2", 69_120), ("deepseek-v2-lite", 31_104), ("moonlight-16b-a3b", 31_104)],
+)
+def test_cache_bytes(name, expected):
+    assert kv_bytes_per_token(preset(name)) == expected
+
+
+def test_train_flops_are_the_published_ones():
+    assert f"{train_flops_per_token(preset('deepseek-v3'), 4096) / 1e9:.1f}" == "250.5"
+    assert f"{train_flops_per_token(preset('deepseek-v2'), 4096) / 1e9:.1f}" == "155.3"
+    assert f"{train_flops_per_token(preset('deepseek-v3'), 4096, causal=False) / 1e9:.0f}" == "281"
+    with_mtp = train_flops_per_token(preset("deepseek-v3"), 4096, mtp=True) / 1e9
+    assert with_mtp == pytest.approx(260.0, rel=0.005)  # Megatron-Bridge's own count, facts 1.3
+
+
+def test_training_is_three_forward_passes():
+    config = preset("deepseek-v3")
+    assert train_flops_per_token(config, 4096) == pytest.approx(3 * forward_flops_per_token(config, 2048))
+
+
+def test_absorbed_decoding_costs_more_arithmetic_per_cached_token():
+    config = preset("deepseek-v3")
+    zero = forward_flops_per_token(config, 0)
+    expanded = forward_flops_per_token(config, 1000) - zero
+    absorbed = forward_flops_per_token(config, 1000, absorbed=True) - zero
+    assert absorbed / expanded == pytest.approx((2 * 512 + 64) / (192 + 128))
+
+
+SHAPES = (
+    {name: preset(name) for name in preset_names()}
+    | {f"ladder-{depth}": ladder(depth) for depth in (2, 3, 4, 6, 8, 11, 12, 16, 18, 24)}
+    | {
+        "tied": ladder(4, tie_word_embeddings=True),
+        "every other layer dense": ladder(6, moe_layer_freq=2),
+        "dense": ladder(4, n_routed_experts=None),
+        "no prediction": ladder(4, num_nextn_predict_layers=0),
+        "three predictions": ladder(4, num_nextn_predict_layers=3, moe_layer_freq=2),
+    }
+)
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_counts_are_those_of_the_modules(config: ModelConfig):
+    with torch.device("meta"):
+        model = Transformer(config)
+    counts = count_parameters(config)
+    module = sum(p.numel() for p in model.mtp.parameters())
+    assert counts.mtp_total == module
+    assert counts.total == sum(p.numel() for p in model.parameters()) - module
+    assert counts.attention == sum(p.numel() for p in model.model.layers[0].self_attn.parameters())
+    routed = [(layer.mlp.experts, layer.mlp) for layer in model.model.layers if hasattr(layer.mlp, "experts")]
+    if routed:
+        experts, mlp = routed[0]
+        E, K = config.n_routed_experts, config.num_experts_per_tok
+        assert counts.expert == sum(p.numel() for p in experts.parameters()) / E
+        assert counts.moe == sum(p.numel() for p in mlp.parameters())
+        assert counts.total - counts.active == len(routed) * (E - K) * counts.expert
+
+
+def test_ladder_sizes_are_those_of_its_docstring():
+    sizes = {depth: f"{count_parameters(ladder(depth)).total / 1e6:.2g}" for depth in (4, 8, 12)}
+    assert sizes == {4: "1.3", 8: "8.7", 12: "48"}
+    assert round(count_parameters(ladder(18)).total / 1e6) == 164
+
+
+def test_counting_needs_no_torch():
+    code = "import sys, ziphius.cost.flops; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,346 @@
+"""The RL doctor: reads the gauges of a reinforcement learning stage and says what is wrong and how to mend it.
+
+Source of the thresholds: the runs of this project, small models on two cores; they are meant to stay silent on a run
+that learns. A gauge is judged by its mean over a window of readings, never by a single step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median, pstdev
+from typing import Any, Literal
+
+from ziphius.train.metrics import read_metrics
+
+WINDOW = 8  # readings that make one judgement; what a run began with is its first window
+PATIENCE = 24  # readings until something that was low must have risen
+
+FEW_MIXED, NONE_MIXED = 0.1, 0.02  # shares of groups with anything to learn from
+ALL_RIGHT, ALL_WRONG = 0.9, 0.1  # accuracies
+AT_CHANCE = 1.5  # factor on the accuracy of guessing
+FORMAT_LOW, FORMAT_RISE = 0.5, 0.05  # shares
+TRUNCATED, TRUNCATED_ILL = 0.25, 0.5  # shares of answers cut off
+LENGTH_GROWN, LENGTH_SHRUNK = 1.5, 0.5  # factors on the length at the beginning
+FALL = 0.05  # loss of accuracy that counts, if beyond three standard errors
+ENTROPY_LOW, ENTROPY_ILL, ENTROPY_SHRUNK = 0.05, 0.02, 0.2  # nats per token, nats per token, factor
+ENTROPY_GROWN, ENTROPY_RISE, ENTROPY_RISE_ILL = 2.0, 0.5, 1.5  # factor, nats per token, nats per token
+UNLEARNED = 0.5  # accuracy below which a policy should still be exploring
+UNDECIDED, UNDECIDED_ILL = 0.02, 0.2  # shares of answers
+VIOLATION_GROWN, VIOLATION_RISE, VIOLATION_ILL = 1.5, 0.5, 0.8  # factor, rise, share of the worst possible
+MISMATCH, MISMATCH_ILL = 0.05, 0.2  # nats per token; BF16 alone gives 0.005 to 0.02
+MISMATCH_GROWN, MISMATCH_NOTED = 3.0, 0.02  # factor, nats per token
+CLIPPED, CLIPPED_ILL = 0.1, 0.3  # shares of tokens
+KL, KL_ILL = 0.3, 1.0  # nats per token
+SKIPPED, SKIPPED_ILL = 2, WINDOW // 2  # updates left out within a window
+
+ON_TOKENS = ("entropy", "clipped", "kl", "mismatch")  # gauges that are 0 where no token was in the loss
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the rows cannot tell: `guess`, the accuracy of giving the commonest answer to everything; `worst_violation`,
+    the load violation of a router that always picks the same experts (n_routed_experts / num_experts_per_tok − 1)."""
+
+    guess: float = 0.1
+    worst_violation: float | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One illness at a step: what was seen, in numbers, and which settings mend it."""
+
+    name: str
+    step: int
+    severity: Literal["warning", "ill"]
+    what: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"step {self.step}: {self.name} ({self.severity}): {self.what} {self.mend}"
+
+
+def diagnose(rows: Sequence[Mapping[str, Any]], context: Context | None = None) -> list[Finding]:
+    """How a GRPO stage stands at the last of its `rows` of metrics; the gravest findings first, none where it is well.
+
+    Steps that reuse earlier rollouts bring fewer gauges; each gauge is judged by the steps that read it.
+    """
+    chart = Chart(rows, context or Context())
+    found = [finding for check in CHECKS for finding in check(chart)]
+    return sorted(found, key=lambda finding: finding.severity != "ill")
+
+
+def diagnose_run(run_folder: Path, context: Context | None = None) -> dict[str, list[Finding]]:
+    """The findings of each stage of a run that has reinforcement learning in it, by the stage folder's name.
+
+    A healthy stage has an empty list. Raises FileNotFoundError, in one line, where the folder holds no stages.
+    """
+    stages = sorted(path for path in (run_folder / "stages").glob("*") if path.is_dir())
+    if not stages:
+        raise FileNotFoundError(f"{run_folder} has no stages/ folder: give the folder that `ziphius run` wrote")
+    charts = {stage.name: read_metrics(stage) for stage in stages}
+    return {name: diagnose(rows, context) for name, rows in charts.items() if any("reward" in row for row in rows)}
+
+
+def verdict(findings: Sequence[Finding]) -> str:
+    """The findings of one stage in a few words, for a heading or a line of a terminal."""
+    if not findings:
+        return "healthy: no illness found"
+    ill = sum(finding.severity == "ill" for finding in findings)
+    return f"{'ill' if ill else 'not well'}: {ill} illness{'es' * (ill != 1)}, {len(findings) - ill} warning(s)"
+
+
+class Chart:
+    """The gauges over the steps: each one's finite values, where it was read."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], context: Context) -> None:
+        self.context = context
+        self.rows = rows
+        self.step = int(rows[-1]["step"]) if rows else 0
+        self.gauges: dict[str, list[float]] = {}
+        for row in rows:
+            idle = not row.get("entropy") and not row.get("mismatch")
+            for key, value in row.items():
+                if isinstance(value, (int, float)) and math.isfinite(value) and not (idle and key in ON_TOKENS):
+                    self.gauges.setdefault(key, []).append(value)
+
+    def window(self, key: str, end: int | None = None) -> list[float]:
+        """The `WINDOW` readings of a gauge up to its reading `end`, its last by default; none where there are fewer."""
+        values = self.gauges.get(key, [])[:end]
+        return values[-WINDOW:] if len(values) >= WINDOW else []
+
+    def now(self, key: str) -> float | None:
+        """Mean over the last window."""
+        return fmean(values) if (values := self.window(key)) else None
+
+    def change(self, key: str) -> tuple[float, float] | None:
+        """Means over the first window and the last; None while the two would overlap."""
+        if len(self.gauges.get(key, [])) < 2 * WINDOW:
+            return None
+        return fmean(self.window(key, WINDOW)), fmean(self.window(key))
+
+    def finding(self, name: str, ill: bool, what: str, mend: str) -> Finding:
+        return Finding(name, self.step, "ill" if ill else "warning", what, mend)
+
+
+# --- is there anything to learn from? ---------------------------------------------------------------------------------
+
+
+def _groups(chart: Chart) -> Iterator[Finding]:
+    mixed, accuracy, undecided = map(chart.now, ("groups_mixed", "reward_accuracy", "undecided"))
+    if mixed is None or accuracy is None or mixed >= FEW_MIXED or (undecided or 0.0) > UNDECIDED_ILL:
+        return  # a checker that fails leaves the groups empty: that is its finding, not this one
+    seen = f"Only {mixed:.0%} of the groups had answers of different reward, so hardly anything was learned;"
+    if accuracy >= ALL_RIGHT:
+        yield chart.finding(
+            "groups all right", False, f"{seen} {accuracy:.0%} of the answers were right.",
+            "The problems are too easy by now: end the stage, or give it harder ones, or set dynamic_sampling.",
+        )  # fmt: skip
+    elif accuracy <= ALL_WRONG:
+        yield chart.finding(
+            "groups all wrong", mixed < NONE_MIXED, f"{seen} {accuracy:.0%} of the answers were right.",
+            "The problems are too hard or the cold start is too weak: train the SFT stage for more steps or to a "
+            "higher gate_target, take easier problems, or raise group_size.",
+        )  # fmt: skip
+    else:
+        yield chart.finding(
+            "groups all alike", mixed < NONE_MIXED, f"{seen} {accuracy:.0%} of the answers were right.",
+            "Each problem gets the same answer every time: raise temperature or group_size, or set dynamic_sampling.",
+        )  # fmt: skip
+
+
+def _format(chart: Chart) -> Iterator[Finding]:
+    values, now = chart.gauges.get("reward_format", []), chart.now("reward_format")
+    if now is None or now >= FORMAT_LOW:
+        return
+    never = not any(values)
+    rise = now - fmean(values[:WINDOW])
+    if never or (len(values) >= PATIENCE and rise < FORMAT_RISE):
+        yield chart.finding(
+            "format not learned", never,
+            f"{now:.0%} of the answers had the asked-for form, {rise:+.0%} since the beginning.",
+            "Teach the form first with more steps of SFT, see that max_new_tokens leaves room for the whole answer, "
+            "or raise the reward's weight format.",
+        )  # fmt: skip
+
+
+def _verifier(chart: Chart) -> Iterator[Finding]:
+    share = chart.now("undecided")
+    if share is not None and share > UNDECIDED:
+        yield chart.finding(
+            "verifier failing", share > UNDECIDED_ILL,
+            f"The checker could not judge {share:.0%} of the answers (it crashed or ran out of time).",
+            "These answers are left out of the loss: mend the family's verify() or its time limit, or shorten "
+            "max_new_tokens.",
+        )  # fmt: skip
+
+
+# --- how long are the answers? ----------------------------------------------------------------------------------------
+
+
+def _truncation(chart: Chart) -> Iterator[Finding]:
+    share, length = chart.now("truncated"), chart.change("response_length")
+    if share is None or share <= TRUNCATED:
+        return
+    cut = f"{share:.0%} of the answers were cut off by the limit"
+    if length and length[1] > LENGTH_GROWN * length[0]:
+        yield chart.finding(
+            "length exploding", share > TRUNCATED_ILL,
+            f"Answers grew from {length[0]:.0f} to {length[1]:.0f} tokens and {cut}.",
+            "Set overlong to 'soft' with an overlong_margin, or raise max_new_tokens if the longer thinking pays.",
+        )  # fmt: skip
+    else:
+        yield chart.finding(
+            "answers cut off", share > TRUNCATED_ILL, f"{cut}.",
+            "Raise max_new_tokens, set overlong to 'mask' or 'soft', or teach an end to the answer with more SFT.",
+        )  # fmt: skip
+
+
+def _guessing(chart: Chart) -> Iterator[Finding]:
+    """Any frequent answer attracts a policy that cannot do the task: it stops thinking, or stays where it is."""
+    accuracies, lengths = chart.gauges.get("reward_accuracy", []), chart.gauges.get("response_length", [])
+    accuracy, length, mixed = map(chart.now, ("reward_accuracy", "response_length", "groups_mixed"))
+    if accuracy is None or length is None:
+        return
+    begun = fmean(accuracies[:WINDOW])
+    guessing = accuracy <= AT_CHANCE * chart.context.guess and accuracy - begun < FALL
+    if length < LENGTH_SHRUNK * max(lengths) and (guessing or begun - accuracy > FALL):
+        yield chart.finding(
+            "length collapsing", True,
+            f"Answers shrank from {max(lengths):.0f} to {length:.0f} tokens while accuracy went from {begun:.0%} to "
+            f"{accuracy:.0%}: the policy guesses a frequent answer without thinking.",
+            "Train the SFT stage to a higher gate_target, take problems whose answers are evenly spread, lower lr, or "
+            "hold the policy with policy.kl_weight.",
+        )  # fmt: skip
+    elif guessing and len(accuracies) >= PATIENCE and (mixed or 0.0) >= FEW_MIXED:
+        yield chart.finding(
+            "accuracy at chance", False,
+            f"After {len(accuracies)} steps with rollouts {accuracy:.0%} of the answers are right, no more than by "
+            "guessing.",
+            "The cold start is too weak: train the SFT stage for more steps or to a higher gate_target (greedy answers "
+            "should be right half the time), or take easier problems.",
+        )  # fmt: skip
+
+
+# --- does the policy stay in shape? -----------------------------------------------------------------------------------
+
+
+def _entropy(chart: Chart) -> Iterator[Finding]:
+    now, accuracy, change = chart.now("entropy"), chart.now("reward_accuracy"), chart.change("entropy")
+    if now is None:
+        return
+    fell = change is not None and change[1] < ENTROPY_SHRUNK * change[0]
+    if accuracy is not None and accuracy < UNLEARNED and (now < ENTROPY_ILL or (now < ENTROPY_LOW and fell)):
+        yield chart.finding(
+            "entropy collapsed", now < ENTROPY_ILL,
+            f"The policy is sure of every token ({now:.3f} nats) though only {accuracy:.0%} of its answers are right.",
+            "Lower lr, raise policy.clip_high or temperature, or go back to the cold start with policy.kl_weight set.",
+        )  # fmt: skip
+    if change and change[1] > ENTROPY_GROWN * change[0] and change[1] - change[0] > ENTROPY_RISE:
+        yield chart.finding(
+            "entropy exploding", change[1] - change[0] > ENTROPY_RISE_ILL,
+            f"Entropy rose from {change[0]:.2f} to {change[1]:.2f} nats per token: the policy turns to noise.",
+            "Lower lr, lower policy.clip_high, or hold the policy with policy.kl_weight.",
+        )  # fmt: skip
+
+
+def _hacking(chart: Chart) -> Iterator[Finding]:
+    """From the window of the best accuracy to now: the reward rose, the accuracy fell."""
+    rewards, accuracies = chart.gauges.get("reward", []), chart.gauges.get("reward_accuracy", [])
+    if len(accuracies) < 2 * WINDOW:
+        return
+    ends = range(WINDOW, len(accuracies) - WINDOW + 1)
+    best = max(ends, key=lambda end: sum(accuracies[end - WINDOW : end]))
+    then, now = chart.window("reward_accuracy", best), chart.window("reward_accuracy")
+    fall = fmean(then) - fmean(now)
+    error = math.hypot(pstdev(then), pstdev(now)) / WINDOW**0.5
+    rise = fmean(rewards[-WINDOW:]) - fmean(rewards[best - WINDOW : best])
+    if fall > max(FALL, 3 * error) and rise > 0:
+        yield chart.finding(
+            "format hacking", True,
+            f"The reward rose by {rise:.2f} while accuracy fell from {fmean(then):.0%} to {fmean(now):.0%}: the policy "
+            "is paid for something other than right answers.",
+            "Lower the reward's weights format and language against accuracy, and leave partial_credit off.",
+        )  # fmt: skip
+
+
+def _far_from_reference(chart: Chart) -> Iterator[Finding]:
+    values = chart.window("kl")
+    if values and (kl := median(values)) > KL:  # the estimator has a heavy tail: its mean may be one token's
+        yield chart.finding(
+            "policy far from reference", kl > KL_ILL, f"KL to the reference is {kl:.2f} nats per token.",
+            "Raise policy.kl_weight, lower lr, or move the reference more often with reference_refresh.",
+        )  # fmt: skip
+
+
+# --- do the updates do what they should? ------------------------------------------------------------------------------
+
+
+def _mismatch(chart: Chart) -> Iterator[Finding]:
+    now, change = chart.now("mismatch"), chart.change("mismatch")
+    if now is None:
+        return
+    grew = change is not None and change[1] > MISMATCH_GROWN * change[0] and now > MISMATCH_NOTED
+    if now > MISMATCH or grew:
+        since = f", from {change[0]:.3f} at the beginning" if change else ""
+        yield chart.finding(
+            "sampler and trainer differ", now > MISMATCH_ILL,
+            f"They give the same token log-probabilities {now:.3f} nats apart{since}.",
+            "See that policy.temperature equals temperature, set precision to 'fp32', and keep policy.importance_cap.",
+        )  # fmt: skip
+
+
+def _clipping(chart: Chart) -> Iterator[Finding]:
+    share = chart.now("clipped")
+    if share is not None and share > CLIPPED:
+        yield chart.finding(
+            "updates clipped", share > CLIPPED_ILL, f"{share:.0%} of the tokens left the range of the ratio.",
+            "Lower lr or mini_batches; policy.clip_low and policy.clip_high set the range.",
+        )  # fmt: skip
+
+
+def _skipping(chart: Chart) -> Iterator[Finding]:
+    recent = chart.rows[-WINDOW:]
+    counts = [0, *(int(row.get("skipped", 0)) for row in chart.rows)][-WINDOW - 1 :]
+    skipped = counts[-1] - counts[0]
+    broken = any(not math.isfinite(row.get(key, 0.0)) for row in recent for key in ("loss", "grad_norm"))
+    if skipped >= SKIPPED or broken:
+        why = "their loss or gradient was not a number" if broken else "their gradient was a spike"
+        yield chart.finding(
+            "updates skipped", skipped >= SKIPPED_ILL,
+            f"{skipped} of the last {len(recent)} updates were left out because {why}.",
+            "Lower lr or clip, lengthen warmup_steps, or set precision to 'fp32'; go back to the last saved state if "
+            "it does not end.",
+        )  # fmt: skip
+
+
+def _routing(chart: Chart) -> Iterator[Finding]:
+    now, change, worst = chart.now("load_violation"), chart.change("load_violation"), chart.context.worst_violation
+    if now is None:
+        return
+    high = worst is not None and now > VIOLATION_ILL * worst
+    rose = change and change[1] > VIOLATION_GROWN * change[0] and change[1] - change[0] > VIOLATION_RISE
+    if high or rose:
+        since = f", {change[0] + 1:.1f} times at the beginning" if change else ""
+        yield chart.finding(
+            "routers drifting", high, f"The busiest expert gets {now + 1:.1f} times its share{since}.",
+            "Lower bias_update_speed if it is above 0.001 (0 freezes the biases), raise balance_weight, or lower lr.",
+        )  # fmt: skip
+
+
+CHECKS: tuple[Callable[[Chart], Iterator[Finding]], ...] = (
+    _verifier,
+    _groups,
+    _format,
+    _truncation,
+    _guessing,
+    _entropy,
+    _hacking,
+    _far_from_reference,
+    _mismatch,
+    _clipping,
+    _skipping,
+    _routing,
+)

@@ -1,0 +1,83 @@
+"""Groups of sampled answers to problems, scored by rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import torch
+
+from ziphius.engine.sampler import Completion, sample
+from ziphius.engine.settings import SamplingSettings
+from ziphius.model.transformer import Transformer
+from ziphius.reason.prompts import prompt_tokens
+from ziphius.reason.rewards import Reward, RewardWeights, score
+from ziphius.tasks.base import Family, Problem
+from ziphius.text.tokenizer import Tokenizer
+
+
+@dataclass
+class Rollout:
+    """One sampled answer: its tokens after the prompt, its text without the end token, and its rewards."""
+
+    completion: Completion
+    text: str
+    reward: Reward
+
+
+@dataclass
+class Group:
+    """All answers to one problem."""
+
+    problem: Problem
+    prompt: list[int]
+    rollouts: list[Rollout]
+
+    @property
+    def totals(self) -> list[float]:
+        """Rewards of the decided answers."""
+        return [r.reward.total for r in self.rollouts if r.reward.total is not None]
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the answers differ in reward, so that there is something to learn."""
+        return len(set(self.totals)) > 1
+
+
+class TaskMix:
+    """Problems of several families by weight: problem `index` is always the same one."""
+
+    def __init__(self, families: Sequence[tuple[Family, float]], seed: int) -> None:
+        self.families, self.seed = list(families), seed
+
+    def problem(self, split: str, index: int) -> tuple[Family, Problem]:
+        choices, weights = zip(*self.families, strict=True)
+        family = choices[0] if len(choices) == 1 else Random(f"{self.seed}/{index}").choices(choices, weights)[0]
+        return family, family.problem(split, index)
+
+
+def roll_out(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    drawn: Sequence[tuple[Family, Problem]],
+    settings: SamplingSettings,
+    generator: torch.Generator,
+    *,
+    samples: int,
+    thinking: bool,
+    weights: RewardWeights,
+    max_rows: int = 256,
+) -> list[Group]:
+    """`samples` scored answers to each problem, in the caller's autocast."""
+    prompts = [prompt_tokens(tokenizer, problem, thinking) for _, problem in drawn]
+    sampled = sample(model, prompts, settings, generator, stop_id=tokenizer.eos_id, samples=samples, max_rows=max_rows)
+    groups = []
+    for (family, problem), prompt, completions in zip(drawn, prompts, sampled, strict=True):
+        rollouts = []
+        for completion in completions:
+            text = tokenizer.decode(completion.tokens[:-1] if completion.finished else completion.tokens)
+            reward = score(problem, family, text, completion.finished, thinking, weights)
+            rollouts.append(Rollout(completion, text, reward))
+        groups.append(Group(problem, prompt, rollouts))
+    return groups

@@ -1,0 +1,1 @@
+"""A TOML recipe → checked stages → run in order, resumable."""

@@ -1,0 +1,265 @@
+"""What a recipe may say. Imports no torch: a wrong recipe is refused in a blink."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from hashlib import blake2b
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ziphius.evaluate.settings import EvaluationSettings
+from ziphius.model.config import ModelConfig
+from ziphius.model.presets import ladder, preset
+from ziphius.reason.settings import GRPOSettings
+from ziphius.tasks.base import TaskError
+from ziphius.tasks.registry import make_family
+from ziphius.train.settings import LossSettings, TrainSettings
+
+
+class RecipeError(ValueError):
+    """The recipe cannot be run; the message names the key and the mend."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModelSettings(_Strict):
+    """`depth` of the ladder, or a published `preset`; `overrides` replaces single keys of config.json."""
+
+    depth: int | None = Field(None, ge=2)
+    preset: str | None = None
+    overrides: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_of(self) -> ModelSettings:
+        if (self.depth is None) == (self.preset is None):
+            raise ValueError("give either depth (the ladder of small models) or preset (a published shape)")
+        self.config(vocab_size=1024)  # refuses impossible overrides now
+        return self
+
+    def config(self, vocab_size: int) -> ModelConfig:
+        """The network's shape with the tokenizer's vocabulary."""
+        if self.depth is not None:
+            return ladder(self.depth, vocab_size, **self.overrides)
+        assert self.preset is not None
+        shape = preset(self.preset).model_dump() | {"vocab_size": vocab_size} | self.overrides
+        return ModelConfig(**shape)
+
+
+class TaskSettings(_Strict):
+    """A task family by name and its own settings, such as `min_animals` of reasoning-gym's leg_counting."""
+
+    family: str
+    settings: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _exists(self) -> TaskSettings:
+        try:
+            make_family(self.family, **self.settings)
+        except TaskError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
+class CorpusSettings(_Strict):
+    """Training text: files (`path`: .txt, .jsonl or .parquet), or the lessons that a task's family writes."""
+
+    path: str | list[str] | None = None
+    documents: Literal["file", "line", "paragraph"] = "file"
+    field: str = "text"
+    task: str | None = None
+    kinds: dict[str, float] | None = None
+    weight: float = Field(1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_of(self) -> CorpusSettings:
+        if (self.path is None) == (self.task is None):
+            raise ValueError("give either path (files) or task (lessons of a task family)")
+        return self
+
+
+class TokenizerStage(_Strict):
+    """Train a byte-level BPE tokenizer on documents of the corpora."""
+
+    kind: Literal["tokenizer"]
+    vocab_size: int = Field(1024, gt=0)
+    documents: int = Field(4000, gt=0)
+
+
+class PretrainStage(_Strict):
+    """Next-token training on the corpora. `probe` names the task whose worked solutions gate the end."""
+
+    kind: Literal["pretrain"]
+    seq_len: int = Field(128, gt=1)
+    rows: int = Field(8, gt=0)
+    micro_rows: int = Field(16, gt=0)
+    first_rows: int | None = Field(None, gt=0)
+    rows_warmup_steps: int = Field(0, ge=0)
+    fim_rate: float = Field(0.0, ge=0, le=1)
+    probe: str | None = None
+    probe_n: int = Field(64, gt=0)
+    train: TrainSettings
+    loss: LossSettings = LossSettings()
+
+
+class SFTStage(_Strict):
+    """Imitate worked solutions of a task (a share of them `thorough`, the rest hasty), or the chats of a .jsonl file
+    (fields `prompt` and `response`; in the response thinking ends with `</think>`)."""
+
+    kind: Literal["sft"]
+    task: str | None = None
+    path: str | None = None
+    examples: int = Field(600, gt=0)
+    thorough: float = Field(1.0, ge=0, le=1)
+    epochs: int = Field(2, gt=0)
+    seq_len: int = Field(256, gt=1)
+    rows: int = Field(8, gt=0)
+    micro_rows: int = Field(16, gt=0)
+    train: TrainSettings
+    loss: LossSettings = LossSettings()
+
+    @model_validator(mode="after")
+    def _one_of(self) -> SFTStage:
+        if (self.path is None) == (self.task is None):
+            raise ValueError("give either task (worked solutions) or path (a .jsonl of prompt and response)")
+        return self
+
+
+class GRPOStage(_Strict):
+    """Reinforcement learning on tasks, by name and weight."""
+
+    kind: Literal["grpo"]
+    tasks: dict[str, float]
+    grpo: GRPOSettings = GRPOSettings()
+    train: TrainSettings
+    loss: LossSettings = LossSettings(mtp_weight=0.1)
+
+
+Stage = Annotated[TokenizerStage | PretrainStage | SFTStage | GRPOStage, Field(discriminator="kind")]
+
+
+class EvaluateSettings(EvaluationSettings):
+    """What is asked after every sft and grpo stage: `tasks` by name."""
+
+    tasks: list[str] = []
+
+
+class PriceSettings(_Strict):
+    """What an hour of this machine costs, and what that rate is."""
+
+    dollars_per_hour: float = Field(0.0, ge=0)
+    what: str = ""
+
+
+class MachineSettings(_Strict):
+    """`processes`: how many share the data (0: try processes against threads and take the faster)."""
+
+    processes: int = Field(0, ge=0)
+
+
+class Recipe(_Strict):
+    """A whole run. Stages run in the order in which they are written."""
+
+    name: str
+    seed: int = Field(0, ge=0)
+    model: ModelSettings
+    tasks: dict[str, TaskSettings] = {}
+    corpora: dict[str, CorpusSettings] = {}
+    stages: dict[str, Stage]
+    evaluation: EvaluateSettings = EvaluateSettings()
+    price: PriceSettings = PriceSettings()
+    machine: MachineSettings = MachineSettings()
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> Recipe:
+        named = {f"corpora.{name}.task": corpus.task for name, corpus in self.corpora.items() if corpus.task}
+        for name, stage in self.stages.items():
+            if isinstance(stage, PretrainStage) and stage.probe:
+                named[f"stages.{name}.probe"] = stage.probe
+            if isinstance(stage, SFTStage) and stage.task:
+                named[f"stages.{name}.task"] = stage.task
+            if isinstance(stage, GRPOStage):
+                named |= {f"stages.{name}.tasks.{task}": task for task in stage.tasks}
+        named |= {f"evaluation.tasks[{i}]": task for i, task in enumerate(self.evaluation.tasks)}
+        for place, task in named.items():
+            if task not in self.tasks:
+                raise ValueError(f"{place} names the task {task!r}; [tasks] has {', '.join(self.tasks) or 'none'}")
+        kinds = [stage.kind for stage in self.stages.values()]
+        if not kinds or kinds[0] != "tokenizer" or kinds.count("tokenizer") > 1:
+            raise ValueError("stages must begin with one of kind 'tokenizer'")
+        if not self.corpora:
+            raise ValueError("corpora is empty; name at least one text to learn from")
+        if len(kinds) > 1 and kinds[1] != "pretrain":
+            raise ValueError(f"the stage after the tokenizer is {kinds[1]!r}; a model begins with 'pretrain'")
+        return self
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None, seed: int | None = None) -> Recipe:
+    """Read a recipe and apply `key=value` overrides (`pretrain.train.steps=100`; the prefix `stages.` may be left out).
+
+    Raises RecipeError in one line: the file, the key, what is wrong and the mend.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe; `ls recipes` shows those that come with Ziphius") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"{path}: not readable as TOML: {error}") from None
+    for override in overrides or []:
+        _apply(raw, override)
+    if seed is not None:
+        raw["seed"] = seed
+    return check_recipe(raw, str(path))
+
+
+def check_recipe(raw: dict[str, Any], where: str) -> Recipe:
+    """The checked recipe, or RecipeError naming the first key that is wrong."""
+    try:
+        return Recipe(**raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"] if part not in ("tokenizer", "pretrain", "sft", "grpo"))
+        if first["type"] == "extra_forbidden":
+            raise RecipeError(f"{where}: {_full_key(first['loc'])} is no setting here; remove it or mend its spelling")
+        message = first["msg"].removeprefix("Value error, ")
+        shown = f" (got {first['input']!r})" if isinstance(first["input"], (str, int, float, bool)) else ""
+        raise RecipeError(f"{where}: {key or 'recipe'}: {message}{shown}") from None
+
+
+def _full_key(loc: tuple[Any, ...]) -> str:
+    """The key as it stands in the file: pydantic puts the kind of a stage after its name."""
+    parts = [str(part) for part in loc]
+    if len(parts) > 2 and parts[0] == "stages":
+        del parts[2]
+    return ".".join(parts)
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    """Set one `a.b.c=value`; the value is read as TOML, and as a string where it is none."""
+    key, found, text = override.partition("=")
+    if not found:
+        raise RecipeError(f"--set {override}: write it as key=value, for instance pretrain.train.steps=100")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    parts = key.strip().split(".")
+    if parts[0] not in raw and parts[0] in raw.get("stages", {}):
+        parts.insert(0, "stages")
+    table = raw
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"--set {override}: {part} is a value, not a table")
+    table[parts[-1]] = value
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short stable name of some settings: the same settings, the same name."""
+    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+    return blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=8).hexdigest()

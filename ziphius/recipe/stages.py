@@ -1,0 +1,278 @@
+"""How each kind of stage does its work: a folder in, a folder out."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+
+from ziphius.checkpoint.folder import load_model
+from ziphius.checkpoint.folder import save_state as save_folder
+from ziphius.evaluate.runner import evaluate
+from ziphius.evaluate.skill import worked_solution_accuracy
+from ziphius.model.transformer import Transformer
+from ziphius.reason.grpo import GRPOSource
+from ziphius.reason.prompts import demonstration, worked_answer
+from ziphius.reason.rollout import TaskMix
+from ziphius.recipe.schema import (
+    GRPOStage,
+    PretrainStage,
+    Recipe,
+    RecipeError,
+    SFTStage,
+    TokenizerStage,
+)
+from ziphius.tasks.base import Family
+from ziphius.tasks.registry import make_family
+from ziphius.text.corpora import GeneratedSource, Mixture, Source, open_source
+from ziphius.text.decontaminate import Decontaminated, Decontaminator
+from ziphius.text.packing import PackedStream, Sample
+from ziphius.text.tokenizer import Tokenizer, train_tokenizer
+from ziphius.train.distributed import World
+from ziphius.train.losses import next_token_loss, policy_loss
+from ziphius.train.sources import PretrainSource, SampleSource
+from ziphius.train.trainer import BatchSource, LossFunction, Trainer, TrainResult
+
+
+@dataclass
+class Job:
+    """What every stage needs to know of the run around it."""
+
+    recipe: Recipe
+    world: World
+    thinking: bool
+    peak_flops: dict[str, float]
+
+    def family(self, task: str) -> Family:
+        settings = self.recipe.tasks[task]
+        return make_family(settings.family, **settings.settings)
+
+    def evaluation_texts(self) -> list[str]:
+        """The questions of every evaluation and probe, which no training text may hold."""
+        asked = [(name, self.recipe.evaluation.split, self.recipe.evaluation.n) for name in self.recipe.evaluation.tasks]
+        for stage in self.recipe.stages.values():
+            if isinstance(stage, PretrainStage) and stage.probe:
+                asked.append((stage.probe, "probe", stage.probe_n))
+        return [p.prompt for name, split, n in asked for p in self.family(name).problems(split, n)]
+
+
+# --- tokenizer -------------------------------------------------------------------------------------------------------
+
+
+def run_tokenizer(job: Job, stage: TokenizerStage, folder: Path) -> TrainResult:
+    """Train the tokenizer on a sample of the corpora, drawn by weight, and write it to `folder`."""
+    mixture = make_mixture(job)
+    texts = [mixture.next_document()[1] for _ in range(stage.documents)]
+    tokenizer = train_tokenizer(texts, stage.vocab_size)
+    if job.world.is_main:
+        tokenizer.save(folder)
+    job.world.barrier()
+    return TrainResult(steps=0, tokens=0, seconds=0.0, skipped=0, model_flops=0.0, gate=None)
+
+
+def make_mixture(job: Job) -> Mixture:
+    """The recipe's corpora, each with the evaluation questions filtered out."""
+    guard = Decontaminator(job.evaluation_texts())
+    sources: dict[str, Source] = {}
+    for name, corpus in job.recipe.corpora.items():
+        if corpus.task is not None:
+            write = _lesson_writer(job.family(corpus.task), corpus.kinds, name)
+            source: Source = GeneratedSource(write, job.recipe.seed)
+        else:
+            assert corpus.path is not None
+            source = open_source(corpus.path, corpus.documents, corpus.field)
+        sources[name] = Decontaminated(source, guard, name)
+    weights = {name: corpus.weight for name, corpus in job.recipe.corpora.items()}
+    return Mixture(sources, weights, job.recipe.seed)
+
+
+def _lesson_writer(family: Family, kinds: dict[str, float] | None, name: str) -> Callable[[Random], str]:
+    def write(rng: Random) -> str:
+        text = family.lesson(rng, kinds)
+        if text is None:
+            raise RecipeError(f"corpora.{name}.task: the family {family.name} writes no lessons; give a path instead")
+        return text
+
+    return write
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokenizer, title: str) -> TrainResult:
+    """From random weights to a base model."""
+    model = Transformer(job.recipe.model.config(tokenizer.vocab_size))
+    model.init_weights(torch.Generator().manual_seed(job.recipe.seed))
+    mixture = make_mixture(job)
+    stream = PackedStream(mixture, tokenizer, stage.seq_len, stage.fim_rate, job.recipe.seed)
+    source = PretrainSource(
+        stream, job.world, stage.rows, stage.micro_rows, stage.first_rows, stage.rows_warmup_steps
+    )
+    samples = [] if stage.probe is None else _probe_samples(job.family(stage.probe), tokenizer, stage.probe_n)
+
+    def probe() -> float:
+        with trainer.autocast():
+            return worked_solution_accuracy(model, samples, tokenizer.pad_id, job.world)
+
+    loss: LossFunction = lambda model, batch, norm: next_token_loss(model, batch, stage.loss, norm)
+    trainer = _trainer(job, stage, model, source, loss, folder, title, probe if samples else None)
+    result = trainer.run()
+    _write(trainer, folder, tokenizer, job)
+    dropped = {name: s.decontaminator.dropped[name] for name, s in mixture.sources.items()}  # type: ignore[attr-defined]
+    if job.world.is_main:
+        counts = {"documents": dict(stream.documents), "tokens": dict(stream.tokens), "dropped": dropped}
+        (folder / "data.json").write_text(json.dumps(counts, indent=1))
+    return result
+
+
+def run_sft(
+    job: Job, stage: SFTStage, folder: Path, before: Path, tokenizer: Tokenizer, title: str
+) -> TrainResult:
+    """Imitate worked answers."""
+    model = load_model(before)
+    samples = _demonstrations(job, stage, tokenizer)
+    source = SampleSource(
+        samples, job.world, stage.seq_len, stage.rows, stage.micro_rows, tokenizer.pad_id, job.recipe.seed
+    )
+    stage = stage.model_copy(deep=True)
+    stage.train.steps = min(stage.train.steps, stage.epochs * source.steps_per_epoch)
+    loss: LossFunction = lambda model, batch, norm: next_token_loss(model, batch, stage.loss, norm)
+    trainer = _trainer(job, stage, model, source, loss, folder, title)
+    result = trainer.run()
+    _write(trainer, folder, tokenizer, job)
+    return result
+
+
+def run_grpo(
+    job: Job, stage: GRPOStage, folder: Path, before: Path, tokenizer: Tokenizer, title: str
+) -> TrainResult:
+    """Learn from rewards alone."""
+    model = load_model(before)
+    tasks = TaskMix([(job.family(name), weight) for name, weight in stage.tasks.items()], job.recipe.seed)
+    bf16 = stage.train.precision == "bf16"
+    source = GRPOSource(
+        model, tokenizer, tasks, stage.grpo, job.world, seed=job.recipe.seed, thinking=job.thinking, bf16=bf16
+    )
+    trainer = _trainer(job, stage, model, source, _policy(stage), folder, title)
+    result = trainer.run()
+    _write(trainer, folder, tokenizer, job)
+    return result
+
+
+def _policy(stage: GRPOStage) -> LossFunction:
+    policy = stage.grpo.policy.model_copy(update={"temperature": stage.grpo.temperature})
+    return lambda model, batch, norm: policy_loss(model, batch, stage.loss, policy, norm)
+
+
+def _trainer(
+    job: Job,
+    stage: PretrainStage | SFTStage | GRPOStage,
+    model: Transformer,
+    source: BatchSource,
+    loss: LossFunction,
+    folder: Path,
+    title: str,
+    probe: Callable[[], float] | None = None,
+) -> Trainer:
+    return Trainer(
+        model,
+        source,
+        loss,
+        stage.train,
+        folder,
+        world=job.world,
+        title=title,
+        probe=probe,
+        peak_flops=job.peak_flops.get(stage.train.precision),
+        dollars_per_hour=job.recipe.price.dollars_per_hour,
+    )
+
+
+def _write(trainer: Trainer, folder: Path, tokenizer: Tokenizer, job: Job) -> None:
+    """The stage's model as a folder that others open, in fp32 from the master weights."""
+    if job.world.is_main:
+        state = dict(trainer.model.state_dict()) | trainer.flat.full_state()
+        if trainer.model.config.tie_word_embeddings:
+            state["lm_head.weight"] = state["model.embed_tokens.weight"]
+        save_folder(trainer.model.config, state, folder)
+        tokenizer.save(folder)
+    job.world.barrier()
+
+
+# --- samples ---------------------------------------------------------------------------------------------------------
+
+
+def _demonstrations(job: Job, stage: SFTStage, tokenizer: Tokenizer) -> list[Sample]:
+    if stage.path is not None:
+        return _chats(Path(stage.path), tokenizer, job.thinking)
+    assert stage.task is not None
+    family = job.family(stage.task)
+    rng = Random(f"demonstrations/{job.recipe.seed}")
+    samples = []
+    for index in range(stage.examples):
+        problem = family.problem("train", index)
+        trace = family.trace(problem, rng, thorough=rng.random() < stage.thorough)
+        if trace is None:
+            raise RecipeError(
+                f"the family {family.name} has no worked solutions to imitate; give sft a path of prompts and responses"
+            )
+        samples.append(demonstration(tokenizer, problem, trace if job.thinking else None))
+    return samples
+
+
+def _chats(path: Path, tokenizer: Tokenizer, thinking: bool) -> list[Sample]:
+    samples = []
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise RecipeError(f"sft path {path}: {error.strerror}; give a .jsonl file") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            prompt, response = str(row["prompt"]), str(row["response"])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise RecipeError(f"{path}:{number}: not a JSON object with prompt and response") from None
+        thinks = thinking and "</think>" in response
+        start = tokenizer.prompt_ids(prompt, thinking=thinks)
+        text = response.removeprefix("<think>").lstrip("\n") if thinks else response.rpartition("</think>")[2].strip()
+        answer = [*tokenizer.encode(text), tokenizer.eos_id]
+        samples.append((start + answer, [0.0] * len(start) + [1.0] * len(answer)))
+    if not samples:
+        raise RecipeError(f"{path}: no samples in it")
+    return samples
+
+
+def _probe_samples(family: Family, tokenizer: Tokenizer, n: int) -> list[Sample]:
+    """Questions of the probe split followed by their thorough solutions, as a base model reads them."""
+    rng = Random("probe")
+    samples = []
+    for problem in family.problems("probe", n):
+        question = [tokenizer.bos_id, *tokenizer.encode(f"{problem.prompt.strip()}\n")]
+        trace = family.trace(problem, rng, thorough=True)
+        if trace is None:
+            warnings.warn(f"the family {family.name} has no worked solutions, so it cannot gate a stage", stacklevel=2)
+            return []
+        solution = tokenizer.encode(worked_answer(None, trace))
+        samples.append((question + solution, [0.0] * len(question) + [1.0] * len(solution)))
+    return samples
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def run_evaluation(job: Job, folder: Path, after: str, tokenizer: Tokenizer) -> list[dict]:
+    """Ask the model in `folder` the recipe's evaluation problems."""
+    model = load_model(folder)
+    settings = job.recipe.evaluation
+    results = []
+    for task in settings.tasks:
+        found = evaluate(
+            model, tokenizer, job.family(task), settings, thinking=job.thinking, seed=job.recipe.seed, world=job.world
+        )
+        results.append({"after": after, "task": task, **found.as_dict()})
+    return results

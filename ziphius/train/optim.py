@@ -1,0 +1,98 @@
+"""AdamW (V3 §4.2's values) and Muon, both over the flat master weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ziphius.train.flat import FlatParameters, Slot
+from ziphius.train.settings import OptimizerSettings
+
+
+class Optimizer:
+    """One step on the flat weights. State: two moments as long as the master, and the number of updates."""
+
+    def __init__(self, flat: FlatParameters, settings: OptimizerSettings) -> None:
+        self.flat, self.settings = flat, settings
+        self.first = torch.zeros_like(flat.master)
+        self.second = torch.zeros_like(flat.master)
+        self.updates = 0
+        muon = [slot for slot in flat.slots if settings.kind == "muon" and _is_block_matrix(slot)]
+        self.muon_slots = muon
+        names = {slot.name for slot in muon}
+        self.adam_spans = _spans([slot for slot in flat.slots if slot.name not in names])
+
+    @torch.no_grad()
+    def step(self, grad: Tensor, lr: float) -> None:
+        """Update the master with `grad` (already averaged and clipped) and publish the working weights."""
+        self.updates += 1
+        for span, decayed in self.adam_spans:
+            self._adam(span, grad, lr, self.settings.weight_decay if decayed else 0.0)
+        for slot in self.muon_slots:
+            self._muon(slot, grad, lr)
+        self.flat.publish()
+
+    def _adam(self, span: slice, grad: Tensor, lr: float, weight_decay: float) -> None:
+        s = self.settings
+        torch._fused_adamw_(
+            [self.flat.master[span]],
+            [grad[span]],
+            [self.first[span]],
+            [self.second[span]],
+            [],
+            [torch.tensor(float(self.updates))],
+            lr=lr,
+            beta1=s.beta1,
+            beta2=s.beta2,
+            weight_decay=weight_decay,
+            eps=s.eps,
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def _muon(self, slot: Slot, grad: Tensor, lr: float) -> None:
+        s = self.settings
+        weight, g, momentum = (x[slot.part].view(slot.shape) for x in (self.flat.master, grad, self.first))
+        momentum.mul_(s.momentum).add_(g)
+        update = orthogonalise(g + s.momentum * momentum)
+        scale = 0.2 * max(slot.shape[-2:]) ** 0.5
+        weight.mul_(1 - lr * s.weight_decay).add_(update, alpha=-lr * scale)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"first": self.first, "second": self.second, "updates": torch.tensor(self.updates)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.first.copy_(state["first"])
+        self.second.copy_(state["second"])
+        self.updates = int(state["updates"])
+
+
+def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
+    """The nearest semi-orthogonal matrix of each [..., A, B], approximately: Muon's quintic Newton–Schulz iteration.
+
+    Singular values end between about 0.7 and 1.2 (Jordan et al. 2024, coefficients 3.4445, −4.7750, 2.0315).
+    """
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix.mT if tall else matrix
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+def _is_block_matrix(slot: Slot) -> bool:
+    outside = ("embed_tokens.", "lm_head.")
+    return len(slot.shape) > 1 and not any(part in slot.name for part in outside)
+
+
+def _spans(slots: list[Slot]) -> list[tuple[slice, bool]]:
+    """Neighbouring slots of one kind (decayed matrices, or vectors) joined into spans of the flat buffer."""
+    spans: list[tuple[slice, bool]] = []
+    for slot in slots:
+        decayed = len(slot.shape) > 1
+        if spans and spans[-1][0].stop == slot.start and spans[-1][1] == decayed:
+            spans[-1] = (slice(spans[-1][0].start, slot.part.stop), decayed)
+        else:
+            spans.append((slot.part, decayed))
+    return spans

@@ -1,0 +1,315 @@
+"""The one loop. Stages differ in the batches they bring and the loss they name, not here."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Protocol
+
+import torch
+
+from ziphius.cost.flops import train_flops_per_token
+from ziphius.model.transformer import Transformer
+from ziphius.train.balance import gates, load_violation, update_bias
+from ziphius.train.batch import Batch
+from ziphius.train.distributed import World
+from ziphius.train.flat import FlatParameters
+from ziphius.train.losses import LossParts
+from ziphius.train.metrics import MetricLog, ProgressLine
+from ziphius.train.optim import Optimizer
+from ziphius.train.settings import TrainSettings
+from ziphius.train.state import load_state, save_state
+
+_SPIKE_HISTORY = 64
+
+
+class Interrupted(Exception):
+    """The run was asked to stop (SIGTERM or Ctrl-C); its state is saved."""
+
+
+@dataclass
+class StepData:
+    """This rank's micro-batches of one step, and what their making had to report."""
+
+    micro_batches: list[Batch]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class BatchSource(Protocol):
+    """Makes the batches of each step; what a step brings may depend on `step` and its own state only."""
+
+    def next_step(self, step: int) -> StepData: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+LossFunction = Callable[[Transformer, Batch, float], LossParts]
+
+
+@dataclass
+class TrainResult:
+    """What a finished stage cost in work: steps, tokens over all ranks, and seconds of this process's life."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    skipped: int
+    model_flops: float
+    gate: float | None
+
+
+@dataclass
+class Progress:
+    """Where the loop stands; all of it is part of the saved state."""
+
+    step: int = 0
+    tokens: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    decay_from: int | None = None
+    gate: float | None = None
+    grad_norms: list[float] = field(default_factory=list)
+
+
+class Trainer:
+    """Runs `settings.steps` updates of `model` on the batches of `source`, resumable at every save to the same bits.
+
+    `probe`, where given with `settings.gate_target`, measures the skill every `gate_every` steps; once it reaches the
+    target a `wsd` schedule begins its decay and the stage ends after it, other schedules end at once.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        source: BatchSource,
+        loss: LossFunction,
+        settings: TrainSettings,
+        folder: Path,
+        *,
+        world: World | None = None,
+        title: str = "train",
+        probe: Callable[[], float] | None = None,
+        peak_flops: float | None = None,
+        dollars_per_hour: float = 0.0,
+    ) -> None:
+        self.model, self.source, self.loss, self.settings = model, source, loss, settings
+        self.folder, self.world, self.title, self.probe = folder, world or World(), title, probe
+        self.peak_flops, self.dollars_per_hour = peak_flops, dollars_per_hour
+        self.flat = FlatParameters(model, settings.precision == "bf16")
+        self.optimizer = Optimizer(self.flat, settings.optimizer)
+        self.progress = Progress()
+        self.gates = gates(model)
+        self._stop = False
+        self._flops_per_token: dict[int, float] = {}
+
+    # --- the loop --------------------------------------------------------------------------------------------------
+
+    def run(self) -> TrainResult:
+        """Train to the end. Raises Interrupted, with the state saved, when asked to stop."""
+        self._resume()
+        log = MetricLog(self.folder, self.progress.step) if self.world.is_main else None
+        line = ProgressLine(self.title, self.last_step, self.world.is_main)
+        flops = 0.0
+        try:
+            with self._listening():
+                while self.progress.step < self.last_step:
+                    row = self.step()
+                    flops += row.pop("flops")
+                    self._gate(row)
+                    if log is not None:
+                        log.write(row)
+                    line.update(self.progress.step, self._note(row), self.last_step)
+                    if self._stop or self.progress.step % self.settings.save_every == 0:
+                        self._save()
+                    if self._stop:
+                        raise Interrupted(f"{self.title} stopped at step {self.progress.step}; its state is saved")
+        finally:
+            line.close()
+            if log is not None:
+                log.close()
+        p = self.progress
+        return TrainResult(p.step, p.tokens, p.seconds, p.skipped, flops, p.gate)
+
+    @property
+    def last_step(self) -> int:
+        """The step at which the stage ends as things stand."""
+        p, s = self.progress, self.settings
+        if p.decay_from is None:
+            return s.steps
+        return min(s.steps, p.decay_from + s.schedule.decay_steps(s.steps))
+
+    def step(self) -> dict[str, Any]:
+        """One update; returns the row of metrics."""
+        began = time.perf_counter()
+        p, s = self.progress, self.settings
+        data = self.source.next_step(p.step)
+        counts = self.world.sum_numbers(
+            {
+                "weight": sum(b.norm for b in data.micro_batches),
+                "tokens": sum(b.token_count for b in data.micro_batches),
+                "stop": float(self._stop),
+            }
+        )
+        self._stop = counts["stop"] > 0
+        sums, loads = self._forward_backward(data.micro_batches, max(counts["weight"], 1e-9))
+        sums = self.world.sum_numbers(sums)
+        grad = self.world.sum_(self.flat.collect_grad())
+        norm = float(torch.linalg.vector_norm(grad))
+        lr = s.optimizer.lr * s.schedule.factor(p.step, s.steps, p.decay_from)
+        if self._is_bad(norm, sums.get("loss", 0.0)):
+            p.skipped += 1
+        elif counts["weight"]:
+            self.optimizer.step(grad.mul_(min(1.0, s.optimizer.clip / (norm + 1e-6))), lr)
+            self._balance(loads)
+        p.step += 1
+        p.tokens += int(counts["tokens"])
+        seconds = time.perf_counter() - began
+        p.seconds += seconds
+        flops = counts["tokens"] * self._flops(max((b.tokens.shape[1] for b in data.micro_batches), default=1))
+        row = {
+            "step": p.step,
+            "tokens": p.tokens,
+            "seconds": p.seconds,
+            "lr": lr,
+            "grad_norm": norm,
+            "skipped": p.skipped,
+            "tokens_per_second": counts["tokens"] / seconds,
+            "load_violation": max((load_violation(load) for load in loads), default=0.0),
+            **_means(sums, counts["weight"]),
+            **data.metrics,
+            "flops": flops,
+        }
+        if self.peak_flops:
+            row["mfu"] = flops / seconds / self.peak_flops
+        return row
+
+    def _forward_backward(self, batches: list[Batch], norm: float) -> tuple[dict[str, float], list[torch.Tensor]]:
+        """Gradients of all micro-batches; the logged sums; the expert loads, summed over ranks."""
+        self.flat.zero_grad()
+        sums: dict[str, float] = {}
+        experts = self.model.config.n_routed_experts or 0
+        loads = torch.zeros(len(self.gates), experts, dtype=torch.int64, device=self.flat.master.device)
+        for batch in batches:
+            with self.autocast():
+                parts = self.loss(self.model, batch, norm)
+            parts.total.backward()
+            for name, value in parts.sums.items():
+                sums[name] = sums.get(name, 0.0) + value
+            if parts.loads:
+                loads += torch.stack(parts.loads)
+        return sums, list(self.world.sum_(loads))
+
+    def autocast(self):
+        """The precision of forward passes, for whoever runs the model beside the loop."""
+        on = self.settings.precision == "bf16"
+        return torch.autocast(self.flat.master.device.type, torch.bfloat16, enabled=on)
+
+    def _is_bad(self, norm: float, loss: float) -> bool:
+        """Whether the update must be skipped: not finite, or a spike above the recent gradient norms."""
+        if not (math.isfinite(norm) and math.isfinite(loss)):
+            return True
+        recent = self.progress.grad_norms
+        spike = len(recent) >= 16 and norm > self.settings.spike_factor * median(recent)
+        recent.append(norm)
+        del recent[:-_SPIKE_HISTORY]
+        return spike
+
+    def _balance(self, loads: list[torch.Tensor]) -> None:
+        if not self.settings.bias_update_speed or self.model.config.topk_method != "noaux_tc":
+            return
+        for gate, load in zip(self.gates, loads, strict=True):
+            update_bias(gate, load, self.settings.bias_update_speed, self.settings.bias_mean_centred)
+
+    def _gate(self, row: dict[str, Any]) -> None:
+        """Measure the skill when it is due, and begin the end of the stage when it suffices."""
+        p, s = self.progress, self.settings
+        if self.probe is None or p.step % s.gate_every or p.step >= s.steps:
+            return
+        p.gate = row["probe"] = self.probe()
+        if s.gate_target is not None and p.gate >= s.gate_target and p.decay_from is None:
+            p.decay_from = p.step
+
+    def _flops(self, length: int) -> float:
+        if length not in self._flops_per_token:
+            self._flops_per_token[length] = train_flops_per_token(self.model.config, length, mtp=True)
+        return self._flops_per_token[length]
+
+    def _note(self, row: dict[str, Any]) -> str:
+        parts = [f"loss {row['loss']:.3f}" if "loss" in row else ""]
+        for key, text in (("reward", "reward {:.2f}"), ("probe", "probe {:.2f}")):
+            if key in row:
+                parts.append(text.format(row[key]))
+        parts.append(f"{row['tokens_per_second']:,.0f} tok/s")
+        if "mfu" in row:
+            parts.append(f"MFU {row['mfu']:.1%} of measured {self.settings.precision} GEMM peak")
+        if self.dollars_per_hour:
+            parts.append(f"${self.progress.seconds / 3600 * self.dollars_per_hour:.4f}")
+        return "  ".join(part for part in parts if part)
+
+    # --- stopping and going on ---------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "world_size": self.world.size,
+            "progress": vars(self.progress),
+            "master": self.flat.master,
+            "optimizer": self.optimizer.state_dict(),
+            "buffers": dict(self.model.named_buffers()),
+            "source": self.source.state_dict(),
+        }
+
+    def _save(self) -> None:
+        """Rank 0 writes: weights, moments and batch order are the same on every rank."""
+        state = self.state_dict()
+        if self.world.is_main:
+            save_state(self.folder / "state", state)
+        self.world.barrier()
+
+    def _resume(self) -> None:
+        state = load_state(self.folder / "state")
+        if state is None:
+            return
+        if state["world_size"] != self.world.size:
+            raise ValueError(
+                f"{self.folder} was begun with {state['world_size']} processes and cannot go on to the same result "
+                f"with {self.world.size}; start it with {state['world_size']}, or remove its folder to begin anew"
+            )
+        self.progress = Progress(**state["progress"])
+        self.flat.master.copy_(state["master"])
+        self.flat.publish()
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(state["buffers"][name])
+        self.source.load_state_dict(state["source"])
+
+    @contextmanager
+    def _listening(self):
+        """Turn SIGTERM and Ctrl-C into a save at the end of the step."""
+
+        def ask(*_: object) -> None:
+            self._stop = True
+
+        old = {name: signal.signal(name, ask) for name in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for name, handler in old.items():
+                signal.signal(name, handler)
+
+
+def _means(sums: dict[str, float], weight: float) -> dict[str, float]:
+    """Sums to means: by the loss weight, or by the number of response tokens `on` where the loss counts them."""
+    count = sums.pop("on", 0.0)
+    means = {}
+    for name, value in sums.items():
+        by_tokens = count and name in ("entropy", "clipped", "kl", "mismatch")
+        means[name] = value / max(count if by_tokens else weight, 1e-9)
+    return means
