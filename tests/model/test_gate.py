@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ziphius.model.experts import Gate, MoE, RouterStats, sequence_balance_loss
+from ziphius.model.experts import Gate, MoE, RouterStats
+from ziphius.ops import sequence_balance_loss
 
 from .variants import randomise, v2, v3
 

@@ -1,8 +1,7 @@
 """The doctor on charts drawn by hand, and on small real runs that are ill on purpose."""
 
+import copy
 import json
-import time
-from functools import partial
 from random import Random
 
 import pytest
@@ -12,14 +11,18 @@ from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
 from ziphius.reason.doctor import Context, diagnose, diagnose_run, verdict
 from ziphius.reason.grpo import GRPOSettings, GRPOSource
+from ziphius.reason.prompts import prompt_tokens
+from ziphius.reason.rewards import RewardWeights
 from ziphius.reason.rollout import TaskMix
 from ziphius.tasks.base import Family, Problem, Verdict
 from ziphius.text.tokenizer import train_tokenizer
 from ziphius.train.distributed import World
-from ziphius.train.losses import LossSettings, PolicySettings, policy_loss
+from ziphius.train.losses import next_token_loss, policy_loss
+from ziphius.train.metrics import read_metrics
 from ziphius.train.optim import OptimizerSettings
 from ziphius.train.schedule import Schedule
-from ziphius.train.trainer import StepData, Trainer, TrainSettings
+from ziphius.train.sources import SampleSource
+from ziphius.train.trainer import Trainer, TrainSettings
 
 STEPS = 60
 
@@ -70,6 +73,7 @@ ILLNESSES = {
     "accuracy at chance": {"reward_accuracy": 0.11},
     "entropy collapsed": {"entropy": lambda x: 0.3 * 0.001**x, "reward_accuracy": 0.3},
     "entropy exploding": {"entropy": lambda x: 0.3 + 3 * x},
+    "policy breaking": {"reward_accuracy": lambda x: 0.6 - 0.4 * x, "reward": lambda x: 1.5 - 0.5 * x},
     "format hacking": {"reward": lambda x: 0.5 + 0.4 * x, "reward_accuracy": lambda x: 0.5 - 0.3 * x},
     "policy far from reference": {"kl": lambda x: 3 * x},
     "sampler and trainer differ": {"mismatch": 0.3},
@@ -139,7 +143,11 @@ def test_a_router_that_always_picks_the_same_experts_is_ill_from_the_start():
 
 
 def test_a_run_folder(tmp_path):
-    for name, rows in {"01-pretrain": [{"step": 1, "loss": 3.0}], "03-rl": chart(), "05-rl": chart(clipped=0.4)}.items():
+    for name, rows in {
+        "01-pretrain": [{"step": 1, "loss": 3.0}],
+        "03-rl": chart(),
+        "05-rl": chart(clipped=0.4),
+    }.items():
         (tmp_path / "stages" / name).mkdir(parents=True)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / "stages" / name / "metrics.jsonl").write_text(lines + '{"step": 61, "lo')
@@ -159,8 +167,11 @@ def test_a_folder_that_is_no_run(tmp_path):
 # --- real runs -------------------------------------------------------------------------------------------------------
 
 
+BIAS_SPEED = 0.02  # runs of a few steps need faster biases than V3's
+
+
 class Toy(Family):
-    """Asks for a letter. `rule` judges the bare answer."""
+    """Shows some digits and wants a letter. `rule` gives the score of an answer."""
 
     name = "toy"
 
@@ -168,28 +179,193 @@ class Toy(Family):
         self.rule = rule
 
     def draw(self, ticket):
-        return Problem(self.name, f"say {ticket}", "a")
+        return Problem(self.name, "say " + "".join(Random(ticket).choices("0123456789", k=12)), "a", {"ticket": ticket})
+
+    def problem(self, split, index):
+        return self.draw(index)
 
     def verify(self, problem, answer):
         return Verdict(self.rule(answer), "")
 
 
-class Constant:
-    """Stands for a batch source: the rollouts of another, after `before` was called on the model."""
+def train(model, source, loss, steps, lr, folder, bias_update_speed):
+    settings = TrainSettings(
+        steps=steps,
+        precision="fp32",
+        optimizer=OptimizerSettings(lr=lr),
+        schedule=Schedule(kind="constant", warmup_steps=0),
+        bias_update_speed=bias_update_speed,
+        save_every=1000,
+    )
+    Trainer(model, source, loss, settings, folder).run()
+    return read_metrics(folder)
 
-    def __init__(self, source, before):
-        self.source, self.before = source, before
 
-    def next_step(self, step) -> StepData:
-        self.before(self.source.model, False)
+class Clinic:
+    """Makes tiny policies and gives them a few steps of reinforcement learning."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.tokenizer = train_tokenizer(["say 1 2 3 4 5 6 7 8 9 0"], 280)
+        self.runs = 0
+
+    def untrained(self):
+        config = ladder(2, self.tokenizer.vocab_size, max_position_embeddings=96)
+        model = Transformer(config)
+        model.init_weights(torch.Generator().manual_seed(0))
+        return model
+
+    def taught(self, text, steps=50):
+        """A policy that says what `text` makes of a random generator."""
+        model, rng, samples = self.untrained(), Random(0), []
+        for number in range(200):
+            prompt = prompt_tokens(self.tokenizer, Toy(None).draw(number), True)
+            answer = [*self.tokenizer.encode(text(rng)), self.tokenizer.eos_id]
+            samples.append((prompt + answer, [0.0] * len(prompt) + [1.0] * len(answer)))
+        source = SampleSource(samples, World(), 64, 8, 8, self.tokenizer.pad_id, 0)
+        loss = lambda model, batch, norm: next_token_loss(model, batch, LossSettings(), norm)
+        train(model, source, loss, steps, 4e-3, self._folder(), BIAS_SPEED)
+        return model
+
+    def treat(self, model, rule, steps, lr=3e-4, bias_update_speed=BIAS_SPEED, wrap=lambda source: source, **settings):
+        """Names of the findings after `steps` updates on a copy of `model`, and the rows."""
+        chosen = GRPOSettings(**{"group_size": 8, "prompts_per_step": 4, "max_new_tokens": 12} | settings)
+        model = copy.deepcopy(model)
+        source = GRPOSource(
+            model,
+            self.tokenizer,
+            TaskMix([(Toy(rule), 1.0)], 0),
+            chosen,
+            World(),
+            seed=0,
+            thinking=True,
+            bf16=False,
+        )
+        loss = lambda model, batch, norm: policy_loss(model, batch, LossSettings(), chosen.policy, norm)
+        rows = train(model, wrap(source), loss, steps, lr, self._folder(), bias_update_speed)
+        config = model.config
+        findings = diagnose(rows, Context(0.1, config.n_routed_experts / config.num_experts_per_tok - 1))
+        return {finding.name: finding.severity for finding in findings}, rows
+
+    def _folder(self):
+        self.runs += 1
+        return self.folder / str(self.runs)
+
+
+@pytest.fixture(scope="module")
+def clinic(tmp_path_factory):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Clinic(tmp_path_factory.mktemp("clinic"))
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def undecided_between_a_and_b(clinic):
+    return clinic.taught(lambda rng: rng.choice(["x", "xx"]) + "</think>" + rng.choice("ab"))
+
+
+def says_a(answer):
+    return float(answer == "a")
+
+
+def test_real_a_run_that_learns(clinic, undecided_between_a_and_b):
+    found, rows = clinic.treat(undecided_between_a_and_b, says_a, 32, lr=5e-4)
+    accuracies = [row["reward_accuracy"] for row in rows]
+    assert sum(accuracies[-8:]) > sum(accuracies[:8]) + 8 * 0.1
+    assert found == {}
+
+
+def test_real_untrained_policy(clinic):
+    found, _ = clinic.treat(clinic.untrained(), says_a, 8)
+    assert found == {"groups all wrong": "ill", "format not learned": "ill", "answers cut off": "ill"}
+
+
+def test_real_problems_too_easy(clinic, undecided_between_a_and_b):
+    found, _ = clinic.treat(undecided_between_a_and_b, lambda answer: 1.0, 8, rewards=RewardWeights(format=0))
+    assert found == {"groups all right": "warning"}
+
+
+def test_real_checker_that_fails(clinic, undecided_between_a_and_b):
+    found, _ = clinic.treat(undecided_between_a_and_b, lambda answer: None, 8)
+    assert found == {"verifier failing": "ill"}
+
+
+def test_real_answers_too_long_for_the_limit(clinic, undecided_between_a_and_b):
+    found, _ = clinic.treat(undecided_between_a_and_b, says_a, 8, max_new_tokens=2)
+    assert found["answers cut off"] == "ill"
+
+
+def test_real_learning_rate_far_too_high(clinic, undecided_between_a_and_b):
+    found, rows = clinic.treat(undecided_between_a_and_b, says_a, 20, lr=0.3)
+    assert rows[0]["reward_accuracy"] > 0.3
+    assert found["groups all wrong"] == "ill"
+
+
+def test_real_sampler_at_another_temperature(clinic, undecided_between_a_and_b):
+    policy = PolicySettings(temperature=3.0)
+    found, _ = clinic.treat(undecided_between_a_and_b, says_a, 8, policy=policy)
+    assert found == {"sampler and trainer differ": "ill"}
+
+
+class Late:
+    """Brings rollouts of weights that differ a little from the trained ones, as a stale copy would."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def next_step(self, step):
+        head = self.source.model.lm_head.weight.data
+        trained = head.clone()
+        head.mul_(0.75)
         data = self.source.next_step(step)
-        self.before(self.source.model, True)
+        head.copy_(trained)
         return data
 
     def state_dict(self):
         return {}
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(["say 1 2 3 4 5 6 7 8 9 0"], 280)
+def test_real_sampler_with_stale_weights(clinic, undecided_between_a_and_b):
+    found, _ = clinic.treat(undecided_between_a_and_b, says_a, 8, wrap=Late)
+    assert found == {"sampler and trainer differ": "warning"}
+
+
+def test_real_selection_bias_moved_far_too_fast(clinic, undecided_between_a_and_b):
+    found, _ = clinic.treat(undecided_between_a_and_b, says_a, 12, bias_update_speed=1.0)
+    assert found["routers drifting"] == "ill"
+
+
+def test_real_selection_bias_left_alone_while_the_policy_moves(clinic, undecided_between_a_and_b):
+    found, _ = clinic.treat(undecided_between_a_and_b, says_a, 16, lr=5e-4, bias_update_speed=0.0)
+    assert found == {"routers drifting": "ill"}
+
+
+def test_real_policy_moved_too_far_in_one_set_of_rollouts(clinic, undecided_between_a_and_b):
+    policy = PolicySettings(kl_weight=1e-6, importance_cap=None)
+    found, _ = clinic.treat(undecided_between_a_and_b, says_a, 16, lr=3e-3, mini_batches=4, policy=policy)
+    assert {"policy far from reference", "updates clipped"} <= set(found)
+
+
+def test_real_policy_sure_of_a_wrong_answer(clinic):
+    model, luck = clinic.taught(lambda rng: "x</think>a", steps=80), Random(0)
+    found, _ = clinic.treat(model, lambda answer: float(luck.random() < 0.3), 8)
+    assert found == {"entropy collapsed": "ill"}
+
+
+def test_real_format_hacking(clinic):
+    model = clinic.taught(lambda rng: rng.choice(["x</think>a<think>", "x</think>b"]))
+    weights = RewardWeights(accuracy=0.2, format=1.0)
+    found, _ = clinic.treat(model, lambda answer: float("<think>" in answer), 24, rewards=weights)
+    assert found == {"format hacking": "ill"}
+
+
+def test_real_thinking_given_up(clinic):
+    """Length costs and the answer cannot be known: the policy learns to guess at once."""
+    model, luck = (
+        clinic.taught(lambda rng: "x" * rng.randint(1, 20) + "</think>" + rng.choice("abcdefghij"), steps=70),
+        Random(0),
+    )
+    overlong = {"max_new_tokens": 32, "overlong": "soft", "overlong_margin": 32}
+    found, _ = clinic.treat(model, lambda answer: float(luck.random() < 0.05), 20, lr=5e-4, **overlong)
+    assert found["length collapsing"] == "ill"

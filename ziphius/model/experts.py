@@ -42,26 +42,7 @@ class RouterStats:
         valid_BT = None if self.valid_BT is None else self.valid_BT[:, : shape[1]]  # MTP rows are shorter
         chosen = indices_NK if valid_BT is None else indices_NK[valid_BT.reshape(-1)]
         self.loads.append(torch.bincount(chosen.reshape(-1), minlength=scores_NE.shape[1]))
-        self.balance_losses.append(sequence_balance_loss(scores_NE, indices_NK, shape, valid_BT))
-
-
-def sequence_balance_loss(
-    scores_NE: Tensor, indices_NK: Tensor, shape: tuple[int, int], valid_BT: Tensor | None = None
-) -> Tensor:
-    """Σ_i f_i·P_i per sequence, averaged over sequences (V3 equations 17–20, without the factor α).
-
-    1 for a perfectly even gate, up to E/K when every token of a sequence goes to the same K experts.
-    """
-    (B, T), E, K = shape, scores_NE.shape[1], indices_NK.shape[1]
-    weight_BT = torch.ones(shape, device=scores_NE.device) if valid_BT is None else valid_BT.float()
-    length_B1 = weight_BT.sum(1, keepdim=True).clamp(min=1)
-    share_NE = scores_NE / scores_NE.sum(-1, keepdim=True)
-    P_BE = (share_NE.view(B, T, E) * weight_BT.unsqueeze(2)).sum(1) / length_B1
-    with torch.no_grad():
-        ones = weight_BT.reshape(B, T, 1).expand(B, T, K).reshape(B, T * K)
-        count_BE = torch.zeros(B, E, device=scores_NE.device).scatter_add_(1, indices_NK.view(B, T * K), ones)
-        f_BE = count_BE * E / (K * length_B1)
-    return (f_BE * P_BE).sum(1).mean()
+        self.balance_losses.append(ops.sequence_balance_loss(scores_NE, indices_NK, shape, valid_BT))
 
 
 class Gate(nn.Module):
@@ -88,30 +69,19 @@ class Gate(nn.Module):
         config = self.config
         with torch.autocast(x_ND.device.type, enabled=False):
             logits_NE = x_ND.float() @ self.weight.float().t()
-        scores_NE = logits_NE.sigmoid() if config.scoring_func == "sigmoid" else logits_NE.softmax(-1)
-        indices_NK = self._select(scores_NE.detach())
-        weights_NK = scores_NE.gather(1, indices_NK)
-        if config.norm_topk_prob and config.num_experts_per_tok > 1:
-            weights_NK = weights_NK / (weights_NK.sum(-1, keepdim=True) + 1e-20)
-            if config.model_type == "deepseek_v2":  # V2's code scales only where it does not normalise
-                return scores_NE, indices_NK, weights_NK
-        return scores_NE, indices_NK, weights_NK * config.routed_scaling_factor
-
-    def _select(self, scores_NE: Tensor) -> Tensor:
-        config = self.config
-        if config.topk_method == "noaux_tc":
-            scores_NE = scores_NE + self.e_score_correction_bias
-        if config.n_group > 1 and config.topk_method != "greedy":
-            grouped = scores_NE.unflatten(1, (config.n_group, -1))
-            if config.topk_method == "noaux_tc":
-                rank = grouped.topk(2, dim=-1).values.sum(-1)
-            else:
-                rank = grouped.amax(-1)
-            kept = torch.zeros_like(rank, dtype=torch.bool).scatter_(
-                1, rank.topk(config.topk_group, dim=-1).indices, True
-            )
-            scores_NE = grouped.masked_fill(~kept.unsqueeze(-1), float("-inf")).flatten(1)
-        return scores_NE.topk(config.num_experts_per_tok, dim=-1).indices
+        normalise = config.norm_topk_prob and config.num_experts_per_tok > 1
+        scaled = not (normalise and config.model_type == "deepseek_v2")  # V2's code does one or the other
+        grouped = config.topk_method != "greedy"
+        return ops.route(
+            logits_NE,
+            self.e_score_correction_bias if config.topk_method == "noaux_tc" else None,
+            config.num_experts_per_tok,
+            config.n_group if grouped else 1,
+            config.topk_group if grouped else 1,
+            config.scoring_func,
+            normalise,
+            config.routed_scaling_factor if scaled else 1.0,
+        )
 
 
 class Experts(nn.Module):

@@ -1,6 +1,7 @@
 """The few operations where time goes. Each has a plain reference, and faster backends tested against it.
 
-`ops.backend("reference")` switches every operation to its reference inside a `with` block; `backend.py` names the others.
+`ops.backend("reference")` switches every operation to its reference inside a `with` block; `backend.py` lists the
+backends.
 """
 
 from ziphius.ops.attention import causal_attention, latent_attention
@@ -9,6 +10,7 @@ from ziphius.ops.experts import grouped_experts
 from ziphius.ops.loss import linear_cross_entropy
 from ziphius.ops.norm import rms_norm
 from ziphius.ops.rope import apply_rope
+from ziphius.ops.router import route, sequence_balance_loss
 from ziphius.ops.swiglu import swiglu
 
 __all__ = [
@@ -20,5 +22,7 @@ __all__ = [
     "latent_attention",
     "linear_cross_entropy",
     "rms_norm",
+    "route",
+    "sequence_balance_loss",
     "swiglu",
 ]

@@ -6,6 +6,7 @@ that learns. A gauge is judged by its mean over a window of readings, never by a
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,19 +25,19 @@ AT_CHANCE = 1.5  # factor on the accuracy of guessing
 FORMAT_LOW, FORMAT_RISE = 0.5, 0.05  # shares
 TRUNCATED, TRUNCATED_ILL = 0.25, 0.5  # shares of answers cut off
 LENGTH_GROWN, LENGTH_SHRUNK = 1.5, 0.5  # factors on the length at the beginning
-FALL = 0.05  # loss of accuracy that counts, if beyond three standard errors
+FALL, BROKEN = 0.05, 0.2  # losses of accuracy, counted only beyond three standard errors
 ENTROPY_LOW, ENTROPY_ILL, ENTROPY_SHRUNK = 0.05, 0.02, 0.2  # nats per token, nats per token, factor
 ENTROPY_GROWN, ENTROPY_RISE, ENTROPY_RISE_ILL = 2.0, 0.5, 1.5  # factor, nats per token, nats per token
 UNLEARNED = 0.5  # accuracy below which a policy should still be exploring
 UNDECIDED, UNDECIDED_ILL = 0.02, 0.2  # shares of answers
-VIOLATION_GROWN, VIOLATION_RISE, VIOLATION_ILL = 1.5, 0.5, 0.8  # factor, rise, share of the worst possible
+VIOLATION_GROWN, VIOLATION_RISE, VIOLATION_ILL = 1.5, 0.5, 0.9  # factor, rise, share of the worst possible
 MISMATCH, MISMATCH_ILL = 0.05, 0.2  # nats per token; BF16 alone gives 0.005 to 0.02
 MISMATCH_GROWN, MISMATCH_NOTED = 3.0, 0.02  # factor, nats per token
 CLIPPED, CLIPPED_ILL = 0.1, 0.3  # shares of tokens
 KL, KL_ILL = 0.3, 1.0  # nats per token
 SKIPPED, SKIPPED_ILL = 2, WINDOW // 2  # updates left out within a window
 
-ON_TOKENS = ("entropy", "clipped", "kl", "mismatch")  # gauges that are 0 where no token was in the loss
+ON_TOKENS = ("entropy", "clipped", "kl", "mismatch", "load_violation")  # say nothing where the loss had no tokens
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,20 @@ def diagnose_run(run_folder: Path, context: Context | None = None) -> dict[str, 
     stages = sorted(path for path in (run_folder / "stages").glob("*") if path.is_dir())
     if not stages:
         raise FileNotFoundError(f"{run_folder} has no stages/ folder: give the folder that `ziphius run` wrote")
-    charts = {stage.name: read_metrics(stage) for stage in stages}
-    return {name: diagnose(rows, context) for name, rows in charts.items() if any("reward" in row for row in rows)}
+    found = {}
+    for stage in stages:
+        rows = read_metrics(stage)
+        if any("reward" in row for row in rows):
+            found[stage.name] = diagnose(rows, context or _context(stage))
+    return found
+
+
+def _context(stage: Path) -> Context:
+    """What the folder of a finished stage tells of its network."""
+    path = stage / "config.json"
+    config = json.loads(path.read_text()) if path.exists() else {}
+    experts = config.get("n_routed_experts")
+    return Context(worst_violation=experts / config["num_experts_per_tok"] - 1 if experts else None)
 
 
 def verdict(findings: Sequence[Finding]) -> str:
@@ -90,6 +103,15 @@ def verdict(findings: Sequence[Finding]) -> str:
         return "healthy: no illness found"
     ill = sum(finding.severity == "ill" for finding in findings)
     return f"{'ill' if ill else 'not well'}: {ill} illness{'es' * (ill != 1)}, {len(findings) - ill} warning(s)"
+
+
+def reading(row: Mapping[str, Any], key: str) -> float | None:
+    """A gauge's finite value in a row of an RL stage's metrics; None where that step has none to show."""
+    value = row.get(key)
+    idle = not row.get("entropy") and not row.get("mismatch")
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or (idle and key in ON_TOKENS):
+        return None
+    return value
 
 
 class Chart:
@@ -101,9 +123,8 @@ class Chart:
         self.step = int(rows[-1]["step"]) if rows else 0
         self.gauges: dict[str, list[float]] = {}
         for row in rows:
-            idle = not row.get("entropy") and not row.get("mismatch")
-            for key, value in row.items():
-                if isinstance(value, (int, float)) and math.isfinite(value) and not (idle and key in ON_TOKENS):
+            for key in row:
+                if (value := reading(row, key)) is not None:
                     self.gauges.setdefault(key, []).append(value)
 
     def window(self, key: str, end: int | None = None) -> list[float]:
@@ -246,8 +267,8 @@ def _entropy(chart: Chart) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _hacking(chart: Chart) -> Iterator[Finding]:
-    """From the window of the best accuracy to now: the reward rose, the accuracy fell."""
+def _decline(chart: Chart) -> Iterator[Finding]:
+    """From the window of the best accuracy to now: the accuracy fell, beyond its noise."""
     rewards, accuracies = chart.gauges.get("reward", []), chart.gauges.get("reward_accuracy", [])
     if len(accuracies) < 2 * WINDOW:
         return
@@ -255,14 +276,20 @@ def _hacking(chart: Chart) -> Iterator[Finding]:
     best = max(ends, key=lambda end: sum(accuracies[end - WINDOW : end]))
     then, now = chart.window("reward_accuracy", best), chart.window("reward_accuracy")
     fall = fmean(then) - fmean(now)
-    error = math.hypot(pstdev(then), pstdev(now)) / WINDOW**0.5
     rise = fmean(rewards[-WINDOW:]) - fmean(rewards[best - WINDOW : best])
-    if fall > max(FALL, 3 * error) and rise > 0:
+    if fall <= max(FALL, 3 * math.hypot(pstdev(then), pstdev(now)) / WINDOW**0.5):
+        return
+    fell = f"accuracy fell from {fmean(then):.0%} to {fmean(now):.0%}"
+    if rise > 0:
         yield chart.finding(
             "format hacking", True,
-            f"The reward rose by {rise:.2f} while accuracy fell from {fmean(then):.0%} to {fmean(now):.0%}: the policy "
-            "is paid for something other than right answers.",
+            f"The reward rose by {rise:.2f} while {fell}: the policy is paid for something other than right answers.",
             "Lower the reward's weights format and language against accuracy, and leave partial_credit off.",
+        )  # fmt: skip
+    else:
+        yield chart.finding(
+            "policy breaking", fall > BROKEN, f"The {fell}.",
+            "Lower lr, hold the policy with policy.kl_weight, and go back to a checkpoint from before.",
         )  # fmt: skip
 
 
@@ -288,7 +315,7 @@ def _mismatch(chart: Chart) -> Iterator[Finding]:
         yield chart.finding(
             "sampler and trainer differ", now > MISMATCH_ILL,
             f"They give the same token log-probabilities {now:.3f} nats apart{since}.",
-            "See that policy.temperature equals temperature, set precision to 'fp32', and keep policy.importance_cap.",
+            "Set precision to 'fp32' and keep policy.importance_cap; see that policy.temperature equals temperature.",
         )  # fmt: skip
 
 
@@ -326,7 +353,7 @@ def _routing(chart: Chart) -> Iterator[Finding]:
         since = f", {change[0] + 1:.1f} times at the beginning" if change else ""
         yield chart.finding(
             "routers drifting", high, f"The busiest expert gets {now + 1:.1f} times its share{since}.",
-            "Lower bias_update_speed if it is above 0.001 (0 freezes the biases), raise balance_weight, or lower lr.",
+            "Bring bias_update_speed nearer to 0.001 (0 lets the routers drift), raise balance_weight, or lower lr.",
         )  # fmt: skip
 
 
@@ -337,7 +364,7 @@ CHECKS: tuple[Callable[[Chart], Iterator[Finding]], ...] = (
     _truncation,
     _guessing,
     _entropy,
-    _hacking,
+    _decline,
     _far_from_reference,
     _mismatch,
     _clipping,

@@ -263,3 +263,11 @@ def fingerprint(*parts: Any) -> str:
     """A short stable name of some settings: the same settings, the same name."""
     plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
     return blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """`key=value` pairs of the command line as a table, values read as TOML."""
+    table: dict[str, Any] = {}
+    for pair in pairs:
+        _apply(table, pair)
+    return table

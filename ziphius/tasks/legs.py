@@ -59,7 +59,7 @@ class LegWriter:
     def trace(self, problem: Problem, rng: Random, thorough: bool) -> str:
         steps = self.steps(problem)
         if thorough:
-            return "\n".join(map(str, steps))
+            return _lines(steps)
         return f"- {', '.join(step.times for step in steps)} ={steps[-1].total}"
 
     def lesson(self, kind: str, problem: Problem, rng: Random) -> str:
@@ -75,11 +75,19 @@ class LegWriter:
             case "lists":
                 steps = self.steps(problem)
                 question = ", ".join(f"{step.count} {step.name}" for step in steps)
-                return "\n".join([question, *(f"- {step.times}" for step in steps)])
+                return "\n".join([question, *self._questions(steps, rng)])
             case "examples":
                 return f"{problem.prompt.strip()}\n{self.trace(problem, rng, True)}\nAnswer: {problem.answer}"
             case _:
                 return self._drill(problem, rng)
+
+    def _questions(self, steps: list[Step], rng: Random) -> list[str]:
+        """What follows an animal of the list, and how many there are of one, asked in any order."""
+        pairs = list(zip(steps, steps[1:], strict=False))
+        lines = [f"- {before.name} > {after.name}" for before, after in rng.choices(pairs, k=8)] if pairs else []
+        lines += [f"- {step.times}" for step in rng.choices(steps, k=2)]
+        rng.shuffle(lines)
+        return lines
 
     def _products(self, problem: Problem, rng: Random) -> list[str]:
         """Half of them the table of one animal in order, half a handful of animals with random counts."""
@@ -126,3 +134,10 @@ def _fact(animal: str, legs: int, rng: Random) -> str:
             f"{animal.capitalize()}s: {legs} legs each.",
         ]
     )
+
+
+CHAINED = False
+
+def _lines(steps):
+    if not CHAINED: return "\n".join(map(str, steps))
+    return "\n".join([str(steps[0]), *(f"- {a.name} > {str(b)[2:]}" for a, b in zip(steps, steps[1:]))])

@@ -27,13 +27,18 @@ class Row:
     positions: np.ndarray  # int64, RoPE positions
 
 
-class PackedStream:
-    """An endless stream of pretraining rows: bos + document + eos, one after another, cut every `seq_len` tokens.
+_WINDOW = 64  # pieces that wait to be packed
+_DRAW = 32  # documents tokenised at a time
 
-    Source: DeepSeek-V3 report, section 4.1: documents are packed without a mask between samples, so a row is one
-    segment with positions 0..T-1. No token is lost or repeated at a cut; a row's first token, which nothing in the row
-    predicts, has weight 0 and every other token weight 1. A share `fim_rate` of the documents is rearranged for
-    fill-in-the-middle.
+
+class PackedStream:
+    """An endless stream of pretraining rows, each made of whole documents (bos + document + eos) that fit together.
+
+    Source: DeepSeek-V3 report, section 4.1: documents are packed so that few are cut (Ding et al. 2024, arXiv
+    2404.10830), without a mask between samples. A row begins with the document that has waited longest; then the
+    longest waiting one that fits is added until none fits, and the rest is padding. Only a document longer than a row
+    is cut. A row is one segment with positions 0..T-1; its first token and the padding have weight 0, every other
+    token weight 1. A share `fim_rate` of the documents is rearranged for fill-in-the-middle.
     """
 
     def __init__(
@@ -50,7 +55,7 @@ class PackedStream:
         self.fim = FillInTheMiddle(fim_rate, seed)
         self.documents: Counter[str] = Counter()  # by source, as far as tokenised
         self.tokens: Counter[str] = Counter()  # by source, bos and eos included
-        self._left: list[int] = []  # tokenised but not yet in a row
+        self._waiting: list[list[int]] = []  # tokenised pieces not yet in a row, oldest first
 
     @property
     def epochs(self) -> dict[str, int]:
@@ -59,17 +64,24 @@ class PackedStream:
 
     def next_rows(self, n: int) -> list[Row]:
         """The next `n` rows; how calls are grouped does not change the rows."""
-        self._fill(n * self.seq_len)
-        taken = np.array(self._left[: n * self.seq_len], dtype=np.int64).reshape(n, self.seq_len)
-        del self._left[: n * self.seq_len]
-        return [_row([(tokens, np.ones(self.seq_len, np.float32))], self.seq_len, pad_id=0) for tokens in taken]
+        return [self._next_row() for _ in range(n)]
+
+    def _next_row(self) -> Row:
+        while len(self._waiting) < _WINDOW:
+            self._draw()
+        tokens = self._waiting.pop(0)
+        while fitting := [piece for piece in self._waiting if len(piece) <= self.seq_len - len(tokens)]:
+            best = max(fitting, key=len)  # of equals the one that has waited longest
+            tokens = tokens + best
+            self._waiting.remove(best)
+        return _row([(tokens, np.ones(len(tokens), np.float32))], self.seq_len, self.tokenizer.pad_id)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next rows depend on, ready for JSON."""
         return {
             "mixture": self.mixture.state_dict(),
             "fim": self.fim.state_dict(),
-            "left": list(self._left),
+            "waiting": [list(piece) for piece in self._waiting],
             "documents": dict(self.documents),
             "tokens": dict(self.tokens),
         }
@@ -78,23 +90,19 @@ class PackedStream:
         """Continues exactly where `state` was taken."""
         self.mixture.load_state_dict(state["mixture"])
         self.fim.load_state_dict(state["fim"])
-        self._left = list(state["left"])
+        self._waiting = [list(piece) for piece in state["waiting"]]
         self.documents = Counter(state["documents"])
         self.tokens = Counter(state["tokens"])
 
-    def _fill(self, needed: int) -> None:
-        """Tokenises documents until `needed` tokens wait, in batches of about a character for each missing token."""
-        while (missing := needed - len(self._left)) > 0:
-            names, texts = [], []
-            while missing > 0:
-                name, document = self.mixture.next_document()
-                names.append(name)
-                texts.append(self.fim(document))
-                missing -= len(document) + 2
-            for name, ids in zip(names, self.tokenizer.encode_batch(texts), strict=True):
-                self._left += [self.tokenizer.bos_id, *ids, self.tokenizer.eos_id]
-                self.documents[name] += 1
-                self.tokens[name] += len(ids) + 2
+    def _draw(self) -> None:
+        """Tokenises a handful of documents, cut in pieces where they are longer than a row."""
+        names, texts = zip(*(self.mixture.next_document() for _ in range(_DRAW)), strict=True)
+        encoded = self.tokenizer.encode_batch([self.fim(text) for text in texts])
+        for name, ids in zip(names, encoded, strict=True):
+            tokens = [self.tokenizer.bos_id, *ids, self.tokenizer.eos_id]
+            self._waiting += [tokens[start : start + self.seq_len] for start in range(0, len(tokens), self.seq_len)]
+            self.documents[name] += 1
+            self.tokens[name] += len(tokens)
 
 
 def plan_packing(lengths: Sequence[int], seq_len: int) -> list[list[int]]:

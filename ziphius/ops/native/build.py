@@ -19,6 +19,7 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 _FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
+_FLAGS += ["-Wno-psabi"]  # vectors wider than the machine's, on older ones, never cross a file
 _COMPILERS = ("cc", "gcc", "clang")
 _TIMEOUT = 180  # seconds
 
@@ -78,6 +79,10 @@ _SIGNATURES = {
     "loss_forward": "ppppp" + "nn" + "fii",
     "norm_backward": "pnpppppp" + "nn" + "iiii",
     "norm_forward": "pnppp" + "nn" + "fiiii",
+    "balance_backward": "ppppp" + "nnn",
+    "balance_forward": "ppppp" + "nnnn",
+    "router_backward": "ppppp" + "nnn" + "fi",
+    "router_forward": "ppppp" + "nnnnn" + "fi",
     "swiglu_backward": "ppppppp" + "nn" + "ii",
     "swiglu_forward": "pppp" + "nn" + "ii",
 }

@@ -11,7 +11,7 @@ OUT_OF_MEMORY, OUT_OF_RANGE = -1, -2  # what a kernel returns instead of 0
 
 
 def pointer(x: Tensor | None) -> int | None:
-    """Address of a contiguous CPU tensor's first element, null for None."""
+    """Address of a contiguous CPU tensor's first element, null for None. The caller keeps the tensor alive."""
     return None if x is None else x.data_ptr()
 
 

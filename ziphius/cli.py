@@ -1,0 +1,154 @@
+"""The verbs. Parses, calls, prints; no logic. Imports torch only inside the verbs that need a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Make, run and price DeepSeek-style reasoning models.",
+)
+_debug = False
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    global _debug
+    _debug = debug
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A TOML recipe, such as recipes/r1-cpu.toml.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; runs/NAME-seedN otherwise.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="stage.key=value; may be repeated.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, data and sampling.")] = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    control: Annotated[bool, typer.Option("--control", help="Also train the same without thinking.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print recipe, size, memory, time and cost only.")] = False,
+) -> None:
+    """Run a recipe: tokenizer, pretraining, fine-tuning, reinforcement learning, evaluation.
+
+    Finished stages are not repeated, and a killed run goes on where it was.
+
+    Example: `ziphius run recipes/r1-cpu.toml --set rl.train.steps=40 --seed 1`
+    """
+    from ziphius.recipe.launch import launch
+    from ziphius.recipe.plan import render_plan
+    from ziphius.recipe.schema import RecipeError, load_recipe
+    from ziphius.recipe.screen import show_summary
+
+    checked = load_recipe(recipe, set_, seed)
+    if until is not None and until not in checked.stages:
+        raise RecipeError(f"--until {until}: the recipe has no such stage; it has {', '.join(checked.stages)}")
+    if dry_run:
+        render_plan(checked)
+        return
+    folder = out or Path("runs") / f"{checked.name}-seed{checked.seed}"
+    code = launch(checked, folder, until, control)
+    if code:
+        raise typer.Exit(code)
+    show_summary(folder)
+
+
+@app.command("eval")
+def evaluate_(
+    folder: Annotated[Path, typer.Argument(help="A model folder (of this package or of Hugging Face).")],
+    task: Annotated[str, typer.Option(help="A task family, such as leg_counting.")] = "leg_counting",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value of the family; may be repeated.")] = None,
+    n: Annotated[int, typer.Option(help="Problems asked.")] = 200,
+    samples: Annotated[int, typer.Option(help="Sampled answers to each.")] = 4,
+    temperature: Annotated[float, typer.Option()] = 0.6,
+    top_p: Annotated[float, typer.Option()] = 0.95,
+    max_new_tokens: Annotated[int, typer.Option()] = 256,
+    thinking: Annotated[bool, typer.Option(help="Let it think before it answers.")] = True,
+    split: Annotated[str, typer.Option(help="train, probe or test.")] = "test",
+    seed: Annotated[int, typer.Option()] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Ask a model held-out problems: pass@1 sampled and greedy, pass@k, majority@k, with 95% intervals.
+
+    Example: `ziphius eval runs/r1-cpu-seed0/stages/04-rl --task leg_counting --set max_animals=5`
+    """
+    from ziphius.evaluate.command import evaluate_folder
+    from ziphius.evaluate.settings import EvaluationSettings
+    from ziphius.recipe.schema import parse_settings
+    from ziphius.recipe.screen import show_evaluation
+
+    settings = EvaluationSettings(
+        split=split, n=n, samples=samples, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens
+    )
+    found = evaluate_folder(folder, task, parse_settings(set_ or []), settings, thinking, seed)
+    show_evaluation(found, as_json=json_)
+
+
+@app.command()
+def chat(
+    folder: Annotated[Path, typer.Argument(help="A model folder, or a run folder (its last stage is taken).")],
+    question: Annotated[str | None, typer.Argument(help="One question; without it, a conversation.")] = None,
+    temperature: Annotated[float, typer.Option()] = 0.6,
+    max_new_tokens: Annotated[int, typer.Option()] = 256,
+    thinking: Annotated[bool, typer.Option(help="Let it think before it answers.")] = True,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Ask a model something; its thinking is shown dimmed, then its answer.
+
+    Example: `ziphius chat runs/r1-cpu-seed0`
+    """
+    from ziphius.engine.chat import converse
+
+    converse(folder, question, temperature, max_new_tokens, thinking, seed)
+
+
+@app.command()
+def doctor(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
+    """Say what is wrong with a run's reinforcement learning, and what to change.
+
+    Example: `ziphius doctor runs/r1-cpu-seed0`
+    """
+    from ziphius.recipe.screen import show_findings
+
+    show_findings(run_folder)
+
+
+@app.command()
+def cost(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What a run took and cost, stage by stage.
+
+    Example: `ziphius cost runs/r1-cpu-seed0`
+    """
+    from ziphius.recipe.screen import show_cost
+
+    show_cost(run_folder, as_json=json_)
+
+
+def main() -> None:
+    """The command `ziphius`: errors become one line, unless --debug asks for the traceback."""
+    import sys
+
+    try:
+        sys.exit(app(standalone_mode=False))
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except Exception as error:
+        if _debug:
+            raise
+        show = getattr(error, "show", None)
+        if show is not None:  # a mistake in the arguments: typer's own message
+            show()
+            sys.exit(getattr(error, "exit_code", 2))
+        print(f"ziphius: {_one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text} (--debug shows the traceback)"

@@ -1,0 +1,21 @@
+"""`ziphius eval`: one evaluation of a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ziphius.checkpoint.folder import load_model
+from ziphius.evaluate.runner import evaluate
+from ziphius.evaluate.settings import EvaluationSettings
+from ziphius.tasks.registry import make_family
+from ziphius.text.tokenizer import Tokenizer
+
+
+def evaluate_folder(
+    folder: Path, task: str, task_settings: dict[str, Any], settings: EvaluationSettings, thinking: bool, seed: int
+) -> dict[str, Any]:
+    """Load the model and tokenizer of `folder` and ask problems of the family `task`."""
+    family = make_family(task, **task_settings)
+    tokenizer = Tokenizer.load(folder)
+    return evaluate(load_model(folder), tokenizer, family, settings, thinking=thinking, seed=seed).as_dict()

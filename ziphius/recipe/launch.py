@@ -1,0 +1,88 @@
+"""Starting the processes of a run: the same environment that torchrun would give them. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ziphius.recipe.schema import Recipe
+
+_GRACE_SECONDS = 60.0
+
+
+def launch(recipe: Recipe, run: Path, until: str | None, control: bool) -> int:
+    """Run `recipe` in the folder `run` and return the exit code.
+
+    Under torchrun (its environment is set) this process joins; otherwise it starts one process per core, or as many
+    as the recipe's `machine.processes` says, and passes SIGTERM and Ctrl-C on to them.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    order = {"recipe": recipe.model_dump(mode="json"), "run": str(run), "until": until, "control": control}
+    with tempfile.NamedTemporaryFile("w", suffix=".json", prefix="ziphius-", delete=False) as file:
+        json.dump(order, file)
+    environment = os.environ | {"ZIPHIUS_RUN": file.name}
+    try:
+        if "WORLD_SIZE" in os.environ:
+            return subprocess.call([sys.executable, "-m", "ziphius.recipe.run"], env=environment)
+        return _supervise(_process_count(recipe, run), environment)
+    finally:
+        os.unlink(file.name)
+
+
+def _process_count(recipe: Recipe, run: Path) -> int:
+    """As many as an earlier start of this run used, or the recipe asks for, or one a core up to 8 to be tried."""
+    settled = run / "machine.json"
+    if settled.exists():
+        return int(json.loads(settled.read_text())["processes"])
+    return recipe.machine.processes or min(os.cpu_count() or 1, 8)
+
+
+def _supervise(count: int, environment: dict[str, str]) -> int:
+    threads = max(1, (os.cpu_count() or 1) // count)
+    environment = environment | {"OMP_NUM_THREADS": str(threads), "WORLD_SIZE": str(count)}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    if sys.platform == "linux":
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    command = [sys.executable, "-m", "ziphius.recipe.run"]
+    workers = [
+        subprocess.Popen(command, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(count)
+    ]
+
+    def pass_on(number: int, _: object) -> None:
+        for worker in workers:
+            if worker.poll() is None:
+                worker.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, pass_on)
+    return _wait(workers)
+
+
+def _wait(workers: list[subprocess.Popen]) -> int:
+    """Wait for all; when one fails, give the others a moment and end them. The first failure's code is returned."""
+    failed = 0
+    deadline = float("inf")
+    while any(worker.poll() is None for worker in workers):
+        time.sleep(0.05)
+        codes = [worker.poll() for worker in workers]
+        if not failed and any(codes):
+            failed = next(code for code in codes if code)
+            deadline = time.monotonic() + (_GRACE_SECONDS if failed == 130 else 3.0)
+        if time.monotonic() > deadline:
+            for worker in workers:
+                worker.kill()
+    return failed or next((worker.returncode for worker in workers if worker.returncode), 0)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

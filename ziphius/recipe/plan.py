@@ -1,0 +1,102 @@
+"""What a recipe will do, need and cost, before it runs. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tomli_w
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+
+from ziphius.cost.flops import count_parameters, train_flops_per_token
+from ziphius.model.config import ModelConfig
+from ziphius.recipe.schema import GRPOStage, PretrainStage, Recipe, SFTStage, TokenizerStage
+
+# Tokens per second and active parameter that training reached per process on a two-core cloud CPU (docs/LOG.md,
+# "speed of the loop"): small networks are bound by memory passes, which grow with the parameters a token meets.
+_BYTES_PER_PARAMETER = {"fp32": 16, "bf16": 20}  # master, gradient, two moments; bf16 adds a working copy and gradient
+_CPU_FLOPS_PER_SECOND = 60e9
+_CPU_DECODE_TOKENS_PER_SECOND = 6000.0
+
+
+@dataclass
+class StagePlan:
+    """Expected size of a stage: an upper bound where a gate may end it early."""
+
+    name: str
+    kind: str
+    steps: int
+    tokens: float
+    flops: float
+    seconds: float
+
+
+def vocabulary(recipe: Recipe) -> int:
+    return next(stage.vocab_size for stage in recipe.stages.values() if isinstance(stage, TokenizerStage))
+
+
+def plan_stages(recipe: Recipe) -> list[StagePlan]:
+    """One row a stage. Times are for a two-core CPU, within about a factor of two."""
+    config = recipe.model.config(vocabulary(recipe))
+    plans = []
+    for name, stage in recipe.stages.items():
+        steps, tokens, length, rollout = 0, 0.0, 1, 0.0
+        if isinstance(stage, PretrainStage):
+            steps, length = stage.train.steps, stage.seq_len
+            tokens = steps * stage.rows * length
+        elif isinstance(stage, SFTStage):
+            steps, length = stage.train.steps, stage.seq_len
+            tokens = steps * stage.rows * length
+        elif isinstance(stage, GRPOStage):
+            g = stage.grpo
+            steps, length = stage.train.steps, 2 * g.max_new_tokens
+            rollout = steps / g.mini_batches * g.prompts_per_step * g.group_size * g.max_new_tokens
+            tokens = 2 * rollout
+        flops = tokens * train_flops_per_token(config, length, mtp=True)
+        seconds = flops / _CPU_FLOPS_PER_SECOND + rollout / _CPU_DECODE_TOKENS_PER_SECOND
+        plans.append(StagePlan(name, stage.kind, steps, tokens, flops, seconds))
+    return plans
+
+
+def memory_gib(recipe: Recipe, config: ModelConfig) -> float:
+    """Weights, gradients and moments of one process, and the activations of its largest micro-batch, in GiB."""
+    counts = count_parameters(config)
+    need = 0.0
+    for stage in recipe.stages.values():
+        if isinstance(stage, TokenizerStage):
+            continue
+        weights = (counts.total + counts.mtp_total) * _BYTES_PER_PARAMETER[stage.train.precision]
+        tokens = stage.grpo.micro_tokens if isinstance(stage, GRPOStage) else stage.micro_rows * stage.seq_len
+        layers = config.num_hidden_layers + config.num_nextn_predict_layers
+        per_token = 2 * layers * (34 * config.hidden_size) + 8 * config.vocab_size
+        need = max(need, weights + tokens * per_token)
+    return need / 2**30
+
+
+def render_plan(recipe: Recipe) -> None:
+    """Print the resolved recipe, the sizes and the expected time and cost."""
+    console = Console()
+    resolved = recipe.model_dump(mode="json", exclude_none=True)
+    console.print(Syntax(tomli_w.dumps(resolved), "toml", background_color="default"))
+    config = recipe.model.config(vocabulary(recipe))
+    counts = count_parameters(config)
+    rate = recipe.price.dollars_per_hour
+    table = Table(title=f"Plan of {recipe.name} (a two-core CPU; upper bounds where a gate may end a stage)")
+    for heading in ("stage", "kind", "steps", "tokens", "PFLOP", "minutes", "dollars"):
+        table.add_column(heading, justify="left" if heading in ("stage", "kind") else "right")
+    plans = plan_stages(recipe)
+    for p in plans:
+        cost = f"{p.seconds / 3600 * rate:.4f}"
+        table.add_row(
+            p.name, p.kind, str(p.steps), f"{p.tokens:,.0f}", f"{p.flops / 1e15:.3f}", f"{p.seconds / 60:.1f}", cost
+        )
+    total = sum(p.seconds for p in plans)
+    table.add_section()
+    table.add_row("total", "", "", "", "", f"{total / 60:.1f}", f"{total / 3600 * rate:.4f}")
+    console.print(table)
+    console.print(
+        f"Parameters: {counts.total + counts.mtp_total:,} with multi-token prediction, {counts.active:,} active per "
+        f"token. Memory: about {memory_gib(recipe, config):.2f} GiB a process plus 0.6 GiB for the libraries. "
+        f"Times are rough (a factor of two either way); rate ${rate}/h{': ' + recipe.price.what if rate else ''}."
+    )
