@@ -10,19 +10,20 @@ import torch
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
 from ziphius.reason.doctor import Context, diagnose, diagnose_run, verdict
-from ziphius.reason.grpo import GRPOSettings, GRPOSource
+from ziphius.reason.grpo import GRPOSource
 from ziphius.reason.prompts import prompt_tokens
 from ziphius.reason.rewards import RewardWeights
 from ziphius.reason.rollout import TaskMix
+from ziphius.reason.settings import GRPOSettings
 from ziphius.tasks.base import Family, Problem, Verdict
 from ziphius.text.tokenizer import train_tokenizer
 from ziphius.train.distributed import World
 from ziphius.train.losses import next_token_loss, policy_loss
 from ziphius.train.metrics import read_metrics
-from ziphius.train.optim import OptimizerSettings
 from ziphius.train.schedule import Schedule
+from ziphius.train.settings import LossSettings, OptimizerSettings, PolicySettings, TrainSettings
 from ziphius.train.sources import SampleSource
-from ziphius.train.trainer import Trainer, TrainSettings
+from ziphius.train.trainer import Trainer
 
 STEPS = 60
 
@@ -336,15 +337,17 @@ def test_real_selection_bias_moved_far_too_fast(clinic, undecided_between_a_and_
     assert found["routers drifting"] == "ill"
 
 
-def test_real_selection_bias_left_alone_while_the_policy_moves(clinic, undecided_between_a_and_b):
-    found, _ = clinic.treat(undecided_between_a_and_b, says_a, 16, lr=5e-4, bias_update_speed=0.0)
-    assert found == {"routers drifting": "ill"}
+def test_real_policy_far_from_its_reference(clinic, undecided_between_a_and_b):
+    policy = PolicySettings(kl_weight=1e-6)
+    settings = {"lr": 3e-3, "mini_batches": 4, "prompts_per_step": 8, "policy": policy}
+    found, _ = clinic.treat(undecided_between_a_and_b, says_a, 16, **settings)
+    assert "policy far from reference" in found
 
 
-def test_real_policy_moved_too_far_in_one_set_of_rollouts(clinic, undecided_between_a_and_b):
-    policy = PolicySettings(kl_weight=1e-6, importance_cap=None)
-    found, _ = clinic.treat(undecided_between_a_and_b, says_a, 16, lr=3e-3, mini_batches=4, policy=policy)
-    assert {"policy far from reference", "updates clipped"} <= set(found)
+def test_real_too_many_updates_from_one_set_of_rollouts(clinic, undecided_between_a_and_b):
+    settings = {"lr": 5e-3, "mini_batches": 8, "prompts_per_step": 8}
+    found, _ = clinic.treat(undecided_between_a_and_b, says_a, 8, **settings)
+    assert "updates clipped" in found
 
 
 def test_real_policy_sure_of_a_wrong_answer(clinic):
@@ -356,8 +359,8 @@ def test_real_policy_sure_of_a_wrong_answer(clinic):
 def test_real_format_hacking(clinic):
     model = clinic.taught(lambda rng: rng.choice(["x</think>a<think>", "x</think>b"]))
     weights = RewardWeights(accuracy=0.2, format=1.0)
-    found, _ = clinic.treat(model, lambda answer: float("<think>" in answer), 24, rewards=weights)
-    assert found == {"format hacking": "ill"}
+    found, _ = clinic.treat(model, lambda answer: float("<think>" in answer), 24, lr=5e-4, rewards=weights)
+    assert found["format hacking"] == "ill"
 
 
 def test_real_thinking_given_up(clinic):

@@ -1,13 +1,16 @@
+import itertools
 import json
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ziphius.text.corpora import GeneratedSource, Mixture
 from ziphius.text.packing import PackedStream, pack_samples, pad_samples, plan_packing
+from ziphius.train.batch import stack_rows
 
 PAD = 2
 samples_strategy = st.lists(
@@ -27,29 +30,91 @@ def make_stream(tokenizer, seq_len=32, fim_rate=0.0, seed=0, make=make):
     return PackedStream(Mixture(sources, {"a": 1, "b": 2}, seed), tokenizer, seq_len, fim_rate, seed)
 
 
-def test_stream_loses_and_doubles_no_token(tokenizer):
-    stream = make_stream(tokenizer)
-    rows = stream.next_rows(3) + stream.next_rows(0) + stream.next_rows(40)
-    flat = np.concatenate([row.tokens for row in rows]).tolist()
-    mixture = make_stream(tokenizer).mixture
-    expected: list[int] = []
-    while len(expected) < len(flat):
-        expected += [tokenizer.bos_id, *tokenizer.encode(mixture.next_document()[1]), tokenizer.eos_id]
-    assert flat == expected[: len(flat)]
-    assert stream.tokens.total() >= len(flat)
-    assert stream.documents.total() >= flat.count(tokenizer.bos_id)
+def long_text(rng: random.Random) -> str:
+    return " ".join(str(rng.randint(0, 9999)) for _ in range(rng.randint(0, 90)))
+
+
+def real_tokens(row):
+    """A row without its padding, after checking where the padding is and what everything weighs."""
+    used = row.segments >= 0
+    length = int(used.sum())
+    assert used.tolist() == [True] * length + [False] * (len(used) - length)
+    assert (row.tokens[length:] == PAD).all()
+    assert row.weights.tolist() == [0.0] + [1.0] * (length - 1) + [0.0] * (len(used) - length)
+    assert row.segments.tolist() == [0] * length + [-1] * (len(used) - length)
+    assert row.positions.tolist() == list(range(length)) + [0] * (len(used) - length)
+    return row.tokens[:length].tolist()
+
+
+def drawn_documents(stream, tokenizer, **settings):
+    """Everything a fresh copy of the stream's mixture gave until now, as token ids."""
+    mixture = make_stream(tokenizer, **settings).mixture
+    texts = [mixture.next_document()[1] for _ in range(stream.documents.total())]
+    return [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+
+
+def split_documents(tokens, bos):
+    """A row's documents: each begins with bos."""
+    starts = [*(i for i, token in enumerate(tokens) if token == bos), len(tokens)]
+    assert starts[0] == 0
+    return [tokens[a:b] for a, b in itertools.pairwise(starts)]
+
+
+@given(seed=st.integers(0, 99), rows=st.integers(1, 30))
+@settings(max_examples=15)
+def test_every_document_stands_whole_in_one_row(tokenizer, seed, rows):
+    stream = make_stream(tokenizer, seq_len=128, seed=seed)
+    packed = [real_tokens(row) for row in stream.next_rows(rows)]
+    found = [tuple(d) for row in packed for d in split_documents(row, tokenizer.bos_id)]
+    waiting = [tuple(piece) for piece in stream.state_dict()["waiting"]]
+    assert Counter(found + waiting) == Counter(map(tuple, drawn_documents(stream, tokenizer, seed=seed)))
     assert stream.epochs == {"a": 0, "b": 0}
 
 
-def test_stream_rows_are_one_segment(tokenizer):
-    for row in make_stream(tokenizer).next_rows(4):
-        assert (row.tokens.dtype, row.weights.dtype) == (np.int64, np.float32)
-        assert (row.segments.dtype, row.positions.dtype) == (np.int32, np.int64)
-        assert row.weights.tolist() == [0] + [1] * 31
-        assert row.segments.tolist() == [0] * 32
-        assert row.positions.tolist() == list(range(32))
+def test_only_documents_longer_than_a_row_are_cut_and_no_token_is_lost(tokenizer):
+    stream = make_stream(tokenizer, seq_len=64, make=long_text)
+    packed = [real_tokens(row) for row in stream.next_rows(3) + stream.next_rows(0) + stream.next_rows(80)]
+    pieces = [*packed, *stream.state_dict()["waiting"]]
+    documents = drawn_documents(stream, tokenizer, make=long_text)
+    assert Counter(t for piece in pieces for t in piece) == Counter(t for d in documents for t in d)
+    assert stream.tokens.total() == sum(map(len, documents))
+    written = {tuple(piece) for piece in pieces}
+    for document in documents:
+        if len(document) > 64:
+            assert tuple(document[:64]) in written  # a full piece is a row by itself
+    text = [" ".join(map(str, piece)) + " " for piece in pieces]
+    for document in documents:
+        if len(document) <= 64:
+            assert any(" ".join(map(str, document)) + " " in row for row in text)
 
 
+def test_rows_begin_with_the_oldest_and_leave_no_room_for_a_waiting_document(tokenizer):
+    stream = make_stream(tokenizer, seq_len=48)
+    stream.next_rows(1)
+    fill = []
+    for _ in range(60):
+        before = stream.state_dict()["waiting"]
+        tokens = real_tokens(stream.next_rows(1)[0])
+        assert tokens[: len(before[0])] == before[0]
+        after = stream.state_dict()["waiting"]
+        assert all(len(piece) > 48 - len(tokens) for piece in after)
+        fill.append(len(tokens) / 48)
+    assert np.mean(fill) > 0.95
+
+
+def test_padded_rows_reach_the_loop_as_invalid_tokens(tokenizer):
+    rows = make_stream(tokenizer, seq_len=48).next_rows(40)
+    batch = stack_rows(rows, masked=False)
+    assert batch.segments is None
+    assert batch.positions is None
+    assert batch.valid.tolist() == [(row.segments >= 0).tolist() for row in rows]
+    assert batch.token_count == sum(len(real_tokens(row)) for row in rows) < 40 * 48
+    assert batch.norm == batch.token_count - 40
+    full = [row for row in rows if (row.segments >= 0).all()]
+    assert stack_rows(full, masked=False).valid is None
+
+
+@settings(max_examples=25)
 @given(before=st.integers(0, 5), first=st.integers(1, 4), fim_rate=st.sampled_from([0.0, 0.5]))
 def test_stream_resumes_exactly(tokenizer, before, first, fim_rate):
     stream = make_stream(tokenizer, fim_rate=fim_rate)
@@ -75,9 +140,9 @@ def test_stream_applies_fim_to_its_share(tokenizer):
 
 def test_stream_counts_documents_and_tokens_by_source(tokenizer):
     stream = make_stream(tokenizer, make=lambda rng: "")
-    stream.next_rows(3)
+    rows = stream.next_rows(3)
     assert stream.tokens == {name: 2 * count for name, count in stream.documents.items()}
-    assert stream.tokens.total() == 96
+    assert stream.tokens.total() == sum(len(real_tokens(row)) for row in rows) + 2 * len(stream.state_dict()["waiting"])
 
 
 def test_stream_refuses_bad_settings(tokenizer):

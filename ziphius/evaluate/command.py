@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ziphius.checkpoint.folder import load_model
+from ziphius.engine.chat import model_folder
 from ziphius.evaluate.runner import evaluate
 from ziphius.evaluate.settings import EvaluationSettings
 from ziphius.tasks.registry import make_family
@@ -15,7 +16,8 @@ from ziphius.text.tokenizer import Tokenizer
 def evaluate_folder(
     folder: Path, task: str, task_settings: dict[str, Any], settings: EvaluationSettings, thinking: bool, seed: int
 ) -> dict[str, Any]:
-    """Load the model and tokenizer of `folder` and ask problems of the family `task`."""
+    """Load the model and tokenizer of `folder` (of a run folder: its last stage) and ask problems of family `task`."""
     family = make_family(task, **task_settings)
+    folder = model_folder(folder)
     tokenizer = Tokenizer.load(folder)
     return evaluate(load_model(folder), tokenizer, family, settings, thinking=thinking, seed=seed).as_dict()

@@ -13,7 +13,7 @@ from ziphius.evaluate.metrics import majority, mean_ci, pass_at_k, wilson
 from ziphius.evaluate.settings import EvaluationSettings
 from ziphius.model.transformer import Transformer
 from ziphius.reason.rewards import RewardWeights, split_completion
-from ziphius.reason.rollout import Group, roll_out
+from ziphius.reason.rollout import Group, Rollout, roll_out
 from ziphius.tasks import extract_answer
 from ziphius.tasks.base import Family, Problem
 from ziphius.text.tokenizer import Tokenizer
@@ -101,7 +101,7 @@ def _tally(sampled: Group, greedy: Group, thinking: bool) -> dict[str, Any]:
     first = greedy.rollouts[0]
     return {
         "verdicts": verdicts,
-        "answers": [extract_answer(split_completion(r.text, thinking)[1]) for r in sampled.rollouts],
+        "answers": [_answer(r, thinking) for r in sampled.rollouts],
         "format": [r.reward.format for r in sampled.rollouts],
         "lengths": [len(r.completion.tokens) for r in sampled.rollouts],
         "greedy": None if first.reward.accuracy is None else first.reward.accuracy == 1.0,
@@ -112,6 +112,11 @@ def _tally(sampled: Group, greedy: Group, thinking: bool) -> dict[str, Any]:
             "correct": first.reward.accuracy == 1.0,
         },
     }
+
+
+def _answer(rollout: Rollout, thinking: bool) -> str:
+    """What the answer votes for; one that was cut off by the length limit votes for nothing."""
+    return extract_answer(split_completion(rollout.text, thinking)[1]) if rollout.completion.finished else ""
 
 
 def _summarise(rows: list[dict[str, Any]], family: str, settings: EvaluationSettings) -> Evaluation:
@@ -131,7 +136,7 @@ def _summarise(rows: list[dict[str, Any]], family: str, settings: EvaluationSett
         pass_at_1=pass_1,
         ci95=(low, high),
         greedy=sum(greedy) / max(len(greedy), 1),
-        greedy_ci95=wilson(sum(greedy), len(greedy)),
+        greedy_ci95=wilson(sum(greedy), len(greedy)) if greedy else (0.0, 1.0),
         pass_at_k={str(k): _mean([pass_at_k(len(v), sum(v), k) for v in full]) for k in ks},
         majority_at_k=_mean(counted),
         format=_mean([value for row in rows for value in row["format"]]),

@@ -17,7 +17,7 @@ from ziphius.ops.rope import apply_rope, apply_rope_reference
 # (bench/train.py prints both).
 _CPU_FLASH_LENGTH = 512
 
-# Up to these sizes the native kernel wins against matrix products and flash on one core; wider heads leave its buffers
+# Up to these sizes the native kernel beats both torch forms on one core; the buffers of wider heads leave its caches.
 _NATIVE_LENGTH, _NATIVE_HEAD = 4096, 128
 
 

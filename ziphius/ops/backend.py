@@ -34,7 +34,7 @@ def backend(name: str) -> Iterator[None]:
         raise ValueError(f"no ops backend called {name!r}; there are {', '.join(map(repr, BACKENDS))}")
     if name == "native":
         try:
-            build.build()
+            build.require()
         except build.BuildError as error:
             raise RuntimeError(f"the native ops backend cannot be had: {error}") from error
     token = _backend.set(name)

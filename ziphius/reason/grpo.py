@@ -102,7 +102,8 @@ class GRPOSource:
             )
 
     def _refresh_reference(self, step: int) -> None:
-        if self.reference is not None and step and step % self.settings.reference_refresh == 0:
+        every, before = self.settings.reference_refresh, step - self.settings.mini_batches
+        if self.reference is not None and step and step // every > before // every:
             self.reference.load_state_dict(self.model.state_dict())
 
     # --- batches -----------------------------------------------------------------------------------------------------
@@ -128,7 +129,7 @@ class GRPOSource:
                     continue
                 decided += 1
                 tokens += len(rollout.completion.tokens)
-                if advantage:
+                if advantage or self.reference is not None:  # without either it would add nothing
                     answers.append((group.prompt, rollout, advantage))
         normaliser = float(tokens if s.mean == "token" else decided)
         answers.sort(key=lambda item: len(item[0]) + len(item[1].completion.tokens))
@@ -173,6 +174,7 @@ class GRPOSource:
         """A batch that weighs nothing, for a rank whose answers all earned the same."""
         prompt = groups[0].prompt if groups else [self.tokenizer.bos_id, self.tokenizer.eos_id]
         batch = stack_rows(pad_samples([(prompt, [0.0] * len(prompt))], self.tokenizer.pad_id), masked=False)
+        batch.valid = torch.zeros_like(batch.tokens, dtype=torch.bool)
         batch.advantages = torch.zeros_like(batch.weights)
         batch.sampler_logprobs = torch.zeros_like(batch.weights)
         if self.reference is not None:

@@ -261,8 +261,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 def fingerprint(*parts: Any) -> str:
     """A short stable name of some settings: the same settings, the same name."""
-    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
-    return blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=8).hexdigest()
+    plain = json.dumps(parts, sort_keys=True, default=lambda part: part.model_dump(mode="json"))
+    return blake2b(plain.encode(), digest_size=8).hexdigest()
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:

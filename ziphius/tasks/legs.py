@@ -1,6 +1,6 @@
 """Worked solutions and lessons for reasoning-gym's `leg_counting`.
 
-A thorough solution has one line for each animal, in the question's order and words: `- cows*3 +12 =12`, `- ant*1 +6 =18`. A hasty
+A thorough solution has one line for each animal, those with the fewest legs first, in the question's words: `- cows*3 +12 =12`, `- ant*1 +6 =18`. A hasty
 one names all animals and jumps to the total: `- cows*3, ant*1 =18`. Lessons teach what the thorough one needs: legs, products, additions.
 """
 
@@ -48,9 +48,11 @@ class LegWriter:
         return ANIMALS
 
     def steps(self, problem: Problem) -> list[Step]:
-        """The running sum over a question's animals, in its order."""
+        """The running sum over a question's animals, those with the fewest legs first."""
         steps, total = [], 0
-        for animal, count in problem.metadata["animals"].items():
+        counts = problem.metadata["animals"]
+        for animal in (name for name in self.legs_of if name in counts):
+            count = counts[animal]
             legs = count * self.legs_of[animal]
             total += legs
             steps.append(Step(_named(count, animal), count, legs, total))
@@ -59,7 +61,7 @@ class LegWriter:
     def trace(self, problem: Problem, rng: Random, thorough: bool) -> str:
         steps = self.steps(problem)
         if thorough:
-            return _lines(steps)
+            return "\n".join(map(str, steps))
         return f"- {', '.join(step.times for step in steps)} ={steps[-1].total}"
 
     def lesson(self, kind: str, problem: Problem, rng: Random) -> str:
@@ -74,20 +76,13 @@ class LegWriter:
                 return "\n".join(self._additions(problem, rng))
             case "lists":
                 steps = self.steps(problem)
-                question = ", ".join(f"{step.count} {step.name}" for step in steps)
-                return "\n".join([question, *self._questions(steps, rng)])
+                asked = problem.metadata["animals"].items()
+                question = ", ".join(f"{count} {_named(count, animal)}" for animal, count in asked)
+                return "\n".join([question, *(f"- {step.times}" for step in steps)])
             case "examples":
                 return f"{problem.prompt.strip()}\n{self.trace(problem, rng, True)}\nAnswer: {problem.answer}"
             case _:
                 return self._drill(problem, rng)
-
-    def _questions(self, steps: list[Step], rng: Random) -> list[str]:
-        """What follows an animal of the list, and how many there are of one, asked in any order."""
-        pairs = list(zip(steps, steps[1:], strict=False))
-        lines = [f"- {before.name} > {after.name}" for before, after in rng.choices(pairs, k=8)] if pairs else []
-        lines += [f"- {step.times}" for step in rng.choices(steps, k=2)]
-        rng.shuffle(lines)
-        return lines
 
     def _products(self, problem: Problem, rng: Random) -> list[str]:
         """Half of them the table of one animal in order, half a handful of animals with random counts."""
@@ -135,9 +130,3 @@ def _fact(animal: str, legs: int, rng: Random) -> str:
         ]
     )
 
-
-CHAINED = False
-
-def _lines(steps):
-    if not CHAINED: return "\n".join(map(str, steps))
-    return "\n".join([str(steps[0]), *(f"- {a.name} > {str(b)[2:]}" for a, b in zip(steps, steps[1:]))])

@@ -5,6 +5,8 @@ B rows, T time. A loss is a sum over tokens; the trainer divides by the weight o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -49,8 +51,8 @@ def policy_loss(
 ) -> LossParts:
     """GRPO's objective on the response tokens; `weights` carry the chosen mean over tokens or sequences.
 
-    The MTP modules go on learning from the sampled tokens, on detached states: they must follow the policy and not
-    steer it.
+    The MTP modules go on learning from the sampled tokens, on detached states and with embedding and head held: they
+    must follow the policy and not steer it.
     """
     assert batch.advantages is not None
     hidden, router = _run(model, batch)
@@ -61,13 +63,14 @@ def policy_loss(
     ratio = torch.exp(stats.logprobs - old)
     clipped = ratio.clamp(1 - policy.clip_low, 1 + policy.clip_high)
     objective = torch.minimum(ratio * advantages, clipped * advantages)
+    cut = objective.detach() != (ratio * advantages).detach()
     if policy.importance_cap is not None and batch.sampler_logprobs is not None:
         objective = objective * torch.exp(old - batch.sampler_logprobs[:, 1:]).clamp(max=policy.importance_cap)
     loss = -(objective * weights).sum()
     on = weights > 0
     sums = {
         "entropy": float(stats.entropy[on].sum()),
-        "clipped": float((objective.detach() != (ratio * advantages).detach())[on & (ratio != clipped)].sum()),
+        "clipped": float(cut[on].sum()),
     }
     if policy.kl_weight and batch.reference_logprobs is not None:
         gap = batch.reference_logprobs[:, 1:] - stats.logprobs
@@ -77,7 +80,8 @@ def policy_loss(
     if batch.sampler_logprobs is not None:
         difference = (old - batch.sampler_logprobs[:, 1:])[on].abs()
         sums["mismatch"] = float(difference.sum())
-    mtp, mtp_sum = _mtp_loss(model, batch, hidden.detach(), router, settings)
+    with _held(model.model.embed_tokens.weight, model.lm_head.weight):
+        mtp, mtp_sum = _mtp_loss(model, batch, hidden.detach(), router, settings)
     total = (loss + settings.mtp_weight * mtp) / norm + _balance(router, settings, norm, batch)
     return LossParts(total, router.loads, sums | {"loss": loss.item(), "mtp_loss": mtp_sum, "on": float(on.sum())})
 
@@ -109,7 +113,20 @@ def _mtp_loss(
             weights = weights * (batch.segments[:, depth + 1 :] == batch.segments[:, : -depth - 1])
         total = total - (token_stats(model, state, batch.tokens[:, depth:], 1).logprobs * weights).sum()
     total = total / len(states)
-    return total, float(total)
+    return total, float(total.detach())
+
+
+@contextmanager
+def _held(*parameters: Tensor) -> Iterator[None]:
+    """What is computed inside sends no gradient to `parameters`; what was computed before still does."""
+    trained = {parameter: parameter.requires_grad for parameter in parameters}
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, before in trained.items():
+            parameter.requires_grad_(before)
 
 
 def _balance(router: RouterStats, settings: LossSettings, norm: float, batch: Batch) -> Tensor | float:

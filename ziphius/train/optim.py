@@ -40,7 +40,7 @@ class Optimizer:
             [self.first[span]],
             [self.second[span]],
             [],
-            [torch.tensor(float(self.updates))],
+            [torch.tensor(float(self.updates), device=self.flat.master.device)],
             lr=lr,
             beta1=s.beta1,
             beta2=s.beta2,

@@ -50,7 +50,7 @@ class Schedule(BaseModel):
                 return 1.0
             case "cosine":
                 span = max(1, steps - self.warmup_steps)
-                return _cosine(self.floor, (step - self.warmup_steps) / span)
+                return _cosine(self.floor, (step + 1 - self.warmup_steps) / span)
             case "wsd":
                 length = self.decay_steps(steps)
                 start = steps - length if decay_from is None else decay_from

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
+import torch
+
 from ziphius.text.packing import PackedStream, Row, Sample, pack_samples
 from ziphius.train.batch import Batch, stack_rows
 from ziphius.train.distributed import World
@@ -19,6 +21,7 @@ def share_rows(rows: Sequence[Row], world: World, micro_rows: int, masked: bool)
     if not mine:
         empty = stack_rows(rows[:1], masked)
         empty.weights = empty.weights * 0
+        empty.valid = torch.zeros_like(empty.tokens, dtype=torch.bool)  # counted by the rank that it belongs to
         return [empty]
     return [stack_rows(mine[start : start + micro_rows], masked) for start in range(0, len(mine), micro_rows)]
 

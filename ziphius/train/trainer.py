@@ -56,7 +56,10 @@ LossFunction = Callable[[Transformer, Batch, float], LossParts]
 
 @dataclass
 class TrainResult:
-    """What a finished stage cost in work: steps, tokens over all ranks, and seconds of this process's life."""
+    """What a finished stage cost in work: steps, tokens and model FLOPs over all ranks, seconds of its steps.
+
+    `earlier_seconds` are those among `seconds` that a run stopped before this one had worked and saved.
+    """
 
     steps: int
     tokens: int
@@ -64,6 +67,7 @@ class TrainResult:
     skipped: int
     model_flops: float
     gate: float | None
+    earlier_seconds: float = 0.0
 
 
 @dataclass
@@ -74,6 +78,7 @@ class Progress:
     tokens: int = 0
     skipped: int = 0
     seconds: float = 0.0
+    flops: float = 0.0
     decay_from: int | None = None
     gate: float | None = None
     grad_norms: list[float] = field(default_factory=list)
@@ -107,7 +112,8 @@ class Trainer:
         self.optimizer = Optimizer(self.flat, settings.optimizer)
         self.progress = Progress()
         self.gates = gates(model)
-        self._stop = False
+        self._asked = False  # this rank was told to stop
+        self._stop = False  # all ranks know that one was, and stop after the same step
         self._flops_per_token: dict[int, float] = {}
 
     # --- the loop --------------------------------------------------------------------------------------------------
@@ -117,17 +123,17 @@ class Trainer:
         self._resume()
         log = MetricLog(self.folder, self.progress.step) if self.world.is_main else None
         line = ProgressLine(self.title, self.last_step, self.world.is_main)
-        flops = 0.0
+        earlier = self.progress.seconds
         try:
             with self._listening():
                 while self.progress.step < self.last_step:
                     row = self.step()
-                    flops += row.pop("flops")
                     self._gate(row)
                     if log is not None:
                         log.write(row)
                     line.update(self.progress.step, self._note(row), self.last_step)
-                    if self._stop or self.progress.step % self.settings.save_every == 0:
+                    finished = self.progress.step >= self.last_step
+                    if self._stop or finished or self.progress.step % self.settings.save_every == 0:
                         self._save()
                     if self._stop:
                         raise Interrupted(f"{self.title} stopped at step {self.progress.step}; its state is saved")
@@ -136,7 +142,7 @@ class Trainer:
             if log is not None:
                 log.close()
         p = self.progress
-        return TrainResult(p.step, p.tokens, p.seconds, p.skipped, flops, p.gate)
+        return TrainResult(p.step, p.tokens, p.seconds, p.skipped, p.flops, p.gate, earlier)
 
     @property
     def last_step(self) -> int:
@@ -155,18 +161,21 @@ class Trainer:
             {
                 "weight": sum(b.norm for b in data.micro_batches),
                 "tokens": sum(b.token_count for b in data.micro_batches),
-                "stop": float(self._stop),
+                "trained": sum(float((b.weights > 0).sum()) for b in data.micro_batches),
+                "stop": float(self._asked),
             }
         )
         self._stop = counts["stop"] > 0
         sums, loads = self._forward_backward(data.micro_batches, max(counts["weight"], 1e-9))
         sums = self.world.sum_numbers(sums)
-        grad = self.world.sum_(self.flat.collect_grad())
+        grad = self.world.sum_(self.flat.grad)
         norm = float(torch.linalg.vector_norm(grad))
         lr = s.optimizer.lr * s.schedule.factor(p.step, s.steps, p.decay_from)
-        if self._is_bad(norm, sums.get("loss", 0.0)):
+        if not counts["trained"]:
+            pass  # nothing to learn in this step, as when all answers of every group earned the same
+        elif self._is_bad(norm, sums.get("loss", 0.0)):
             p.skipped += 1
-        elif counts["weight"]:
+        else:
             self.optimizer.step(grad.mul_(min(1.0, s.optimizer.clip / (norm + 1e-6))), lr)
             self._balance(loads)
         p.step += 1
@@ -174,6 +183,7 @@ class Trainer:
         seconds = time.perf_counter() - began
         p.seconds += seconds
         flops = counts["tokens"] * self._flops(max((b.tokens.shape[1] for b in data.micro_batches), default=1))
+        p.flops += flops
         row = {
             "step": p.step,
             "tokens": p.tokens,
@@ -185,7 +195,6 @@ class Trainer:
             "load_violation": max((load_violation(load) for load in loads), default=0.0),
             **_means(sums, counts["weight"]),
             **data.metrics,
-            "flops": flops,
         }
         if self.peak_flops:
             row["mfu"] = flops / seconds / self.peak_flops
@@ -201,6 +210,7 @@ class Trainer:
             with self.autocast():
                 parts = self.loss(self.model, batch, norm)
             parts.total.backward()
+            self.flat.collect_grad()
             for name, value in parts.sums.items():
                 sums[name] = sums.get(name, 0.0) + value
             if parts.loads:
@@ -234,7 +244,8 @@ class Trainer:
         if self.probe is None or p.step % s.gate_every or p.step >= s.steps:
             return
         p.gate = row["probe"] = self.probe()
-        if s.gate_target is not None and p.gate >= s.gate_target and p.decay_from is None:
+        decaying = p.step > s.steps - s.schedule.decay_steps(s.steps)
+        if s.gate_target is not None and p.gate >= s.gate_target and p.decay_from is None and not decaying:
             p.decay_from = p.step
 
     def _flops(self, length: int) -> float:
@@ -295,7 +306,7 @@ class Trainer:
         """Turn SIGTERM and Ctrl-C into a save at the end of the step."""
 
         def ask(*_: object) -> None:
-            self._stop = True
+            self._asked = True
 
         old = {name: signal.signal(name, ask) for name in (signal.SIGTERM, signal.SIGINT)}
         try:

@@ -31,11 +31,26 @@ class BuildError(Exception):
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None (with one warning) where they cannot be built or loaded."""
+    outcome = _attempt()
+    if isinstance(outcome, BuildError):
+        warnings.warn(f"ziphius runs its slower torch path on this CPU: {outcome}", RuntimeWarning, stacklevel=2)
+        return None
+    return outcome
+
+
+def require() -> None:
+    """Raise BuildError where the kernels cannot be built or loaded."""
+    outcome = _attempt()
+    if isinstance(outcome, BuildError):
+        raise outcome
+
+
+@cache
+def _attempt() -> ctypes.CDLL | BuildError:
     try:
         return load(build())
     except BuildError as error:
-        warnings.warn(f"ziphius runs its slower torch path on this CPU: {error}", RuntimeWarning, stacklevel=2)
-        return None
+        return error
 
 
 def build() -> Path:
