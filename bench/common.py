@@ -10,7 +10,8 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -26,7 +27,7 @@ from ziphius.train.machine import describe, measure_bandwidth, measure_gemm
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("ziphius", "torch", "transformers", "trl", "accelerate", "datasets", "tokenizers", "numpy")
-console = Console(width=150 if not os.isatty(1) else None, soft_wrap=False)
+console = Console(width=None if os.isatty(1) else 150)
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -156,7 +157,8 @@ def medium_error() -> float:
 
 
 def show_limits(limits: dict[str, Any]) -> None:
-    table = Table(title="What this machine can do (measured)", title_justify="left")
+    console.print("[italic]What this machine can do (measured)[/]")
+    table = Table()
     table.add_column("threads", justify="right")
     for name in ("fp32", "fp32 'medium'", "bf16"):
         table.add_column(f"GEMM {name}\nGFLOP/s", justify="right")
@@ -240,7 +242,8 @@ def write_results(name: str, options: argparse.Namespace, content: dict[str, Any
 
 def show_contestants(title: str, contestants: Sequence[Contestant], unit: str) -> None:
     """One row each, with the ratio to the best of the other side in its class."""
-    table = Table(title=title, title_justify="left")
+    console.print(f"[italic]{title}[/]")
+    table = Table()
     for name in ("who", "class", "settings"):
         table.add_column(name)
     for name in (f"{unit}, median", "slowest", "fastest", "ratio to peer's best"):
@@ -263,7 +266,7 @@ def profile(work: Callable[[], object], top: int = 10) -> list[dict[str, Any]]:
     function that calls it; "other" is Python and whatever the profiler does not see."""
     work()
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities) as profiler:
+    with _silent_stderr(), torch.profiler.profile(activities=activities) as profiler:
         seconds = timed(work)
     events = sorted(profiler.key_averages(), key=lambda e: e.self_cpu_time_total, reverse=True)
     rows = [
@@ -283,8 +286,22 @@ def profile(work: Callable[[], object], top: int = 10) -> list[dict[str, Any]]:
     return rows
 
 
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """The profiler's C++ side writes log lines that no setting turns off."""
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
 def show_profile(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    table = Table(title=title, title_justify="left")
+    console.print(f"[italic]{title}[/]")
+    table = Table()
     table.add_column("operation")
     for name in ("calls", "ms", "share"):
         table.add_column(name, justify="right")

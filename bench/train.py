@@ -67,7 +67,8 @@ from ziphius.train.optim import Optimizer
 from ziphius.train.settings import LossSettings, OptimizerSettings
 
 LR, BETAS, DECAY, CLIP = 1e-5, (0.9, 0.95), 0.1, 1.0
-MEMORY_LIMIT = 4 * 2**30  # bytes that one intermediate tensor of a peer's setting may take
+MEMORY_LIMIT = 4 * 2**30  # bytes of gathered expert weights that a peer's setting may hold until its backward
+_HOPELESS = 6  # a first step this many times slower than the best setting so far is not tried again
 TARGETS = {"fp32": 1.3, "bf16": 2.0}
 
 
@@ -223,16 +224,17 @@ def try_peer_settings(size: Size, folder: Path, batch: Batch) -> tuple[dict[str,
     trials: list[dict[str, Any]] = []
 
     def attempt(setting: PeerSetting) -> float:
-        needed = _largest_tensor(size, setting)
+        needed = _gathered_bytes(size, setting)
         outcome: dict[str, Any] = asdict(setting)
         if needed > MEMORY_LIMIT:
-            outcome["skipped"] = f"would gather expert weights into one tensor of {needed / 2**30:.0f} GiB"
+            outcome["skipped"] = f"would hold {needed / 2**30:.0f} GiB of gathered expert weights"
             seconds = float("inf")
         else:
             try:
                 contestant = peer_contestant(folder, setting, batch, World())
-                contestant.run()
-                seconds = min(timed(contestant.run) for _ in range(2))
+                seconds = timed(contestant.run)
+                if seconds < _HOPELESS * min((t["seconds"] for t in trials if "seconds" in t), default=seconds):
+                    seconds = min(timed(contestant.run) for _ in range(2))
                 outcome["seconds"] = seconds
             except Exception as error:
                 outcome["failed"], seconds = reason(error), float("inf")
@@ -253,14 +255,15 @@ def try_peer_settings(size: Size, folder: Path, batch: Batch) -> tuple[dict[str,
     return {kind: setting for kind, (seconds, setting) in fastest.items() if seconds < float("inf")}, trials
 
 
-def _largest_tensor(size: Size, setting: PeerSetting) -> float:
-    """Bytes of the largest intermediate tensor: batched_mm gathers a copy of its experts for every token."""
+def _gathered_bytes(size: Size, setting: PeerSetting) -> float:
+    """batched_mm copies its experts' weights for every token and keeps the copies of all layers for the backward."""
     if setting.experts != "batched_mm":
         return 0.0
     config = size.config()
     pairs = size.rows * size.length * config.num_experts_per_tok
+    layers = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
     each = 2 if setting.precision.startswith("bf16") else 4
-    return pairs * 2 * config.moe_intermediate_size * config.hidden_size * each
+    return layers * pairs * 3 * config.moe_intermediate_size * config.hidden_size * each
 
 
 # --- one size --------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def token_stats(model: Transformer, hidden_BTD: Tensor, tokens_BT: Tensor, shift
     length = tokens_BT.shape[1] - shift
     flat = hidden_BTD[:, :length].flatten(0, 1)
     stats = ops.linear_cross_entropy(flat, model.lm_head.weight, tokens_BT[:, shift:].flatten(), temperature)
-    return ops.loss.TokenStats(*(x.view(-1, length) for x in stats))
+    return ops.loss.TokenStats(*(x.view(len(tokens_BT), length) for x in stats))
 
 
 def next_token_loss(model: Transformer, batch: Batch, settings: LossSettings, norm: float) -> LossParts:

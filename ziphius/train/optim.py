@@ -18,7 +18,7 @@ class Optimizer:
         self.second = torch.zeros_like(flat.master)
         self.updates = 0
         muon = [slot for slot in flat.slots if settings.kind == "muon" and _is_block_matrix(slot)]
-        self.muon_slots = muon
+        self.muon_groups = _by_shape(muon)
         names = {slot.name for slot in muon}
         self.adam_spans = _spans([slot for slot in flat.slots if slot.name not in names])
 
@@ -28,8 +28,8 @@ class Optimizer:
         self.updates += 1
         for span, decayed in self.adam_spans:
             self._adam(span, grad, lr, self.settings.weight_decay if decayed else 0.0)
-        for slot in self.muon_slots:
-            self._muon(slot, grad, lr)
+        for slots in self.muon_groups:
+            self._muon(slots, grad, lr)
         self.flat.publish()
 
     def _adam(self, span: slice, grad: Tensor, lr: float, weight_decay: float) -> None:
@@ -50,13 +50,18 @@ class Optimizer:
             maximize=False,
         )
 
-    def _muon(self, slot: Slot, grad: Tensor, lr: float) -> None:
+    def _muon(self, slots: list[Slot], grad: Tensor, lr: float) -> None:
+        """Update all matrices of one shape together: one stack means few, larger products."""
         s = self.settings
-        weight, g, momentum = (x[slot.part].view(slot.shape) for x in (self.flat.master, grad, self.first))
-        momentum.mul_(s.momentum).add_(g)
-        update = orthogonalise(g + s.momentum * momentum)
-        scale = 0.2 * max(slot.shape[-2:]) ** 0.5
-        weight.mul_(1 - lr * s.weight_decay).add_(update, alpha=-lr * scale)
+        momenta = []
+        for slot in slots:
+            momentum = self.first[slot.part].mul_(s.momentum).add_(grad[slot.part])
+            momenta.append(grad[slot.part].add(momentum, alpha=s.momentum).view(-1, *slot.shape[-2:]))
+        updates = orthogonalise(torch.cat(momenta)).split([len(m) for m in momenta])
+        scale = 0.2 * max(slots[0].shape[-2:]) ** 0.5
+        for slot, update in zip(slots, updates, strict=True):
+            weight = self.flat.master[slot.part]
+            weight.mul_(1 - lr * s.weight_decay).add_(update.reshape(-1), alpha=-lr * scale)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"first": self.first, "second": self.second, "updates": torch.tensor(self.updates)}
@@ -67,18 +72,27 @@ class Optimizer:
         self.updates = int(state["updates"])
 
 
-def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrix of each [..., A, B], approximately: Muon's quintic Newton–Schulz iteration.
 
-    Singular values end between about 0.7 and 1.2 (Jordan et al. 2024, coefficients 3.4445, −4.7750, 2.0315).
+    Singular values end between about 0.7 and 1.2 (Jordan et al. 2024, coefficients 3.4445, −4.7750, 2.0315; BF16 is
+    enough for that). Returns fp32.
     """
-    tall = matrix.shape[-2] > matrix.shape[-1]
-    x = matrix.mT if tall else matrix
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = (x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)).bfloat16()
     for _ in range(steps):
         gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.mT if tall else x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return (x.mT if tall else x).float()
+
+
+def _by_shape(slots: list[Slot]) -> list[list[Slot]]:
+    """Slots whose matrices have the same two last sizes, together, in the order of their first."""
+    groups: dict[tuple[int, ...], list[Slot]] = {}
+    for slot in slots:
+        groups.setdefault(tuple(slot.shape[-2:]), []).append(slot)
+    return list(groups.values())
 
 
 def _is_block_matrix(slot: Slot) -> bool:
