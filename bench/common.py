@@ -26,6 +26,18 @@ from rich.table import Table
 from ziphius.train.machine import describe, measure_bandwidth, measure_gemm
 
 RESULTS = Path(__file__).parent / "results"
+# The network of recipes/r1-cpu.toml, kept here so that figures of different days mean the same network
+SMALL_SHAPE: dict[str, Any] = {
+    "depth": 4,
+    "vocab_size": 768,
+    "num_hidden_layers": 3,
+    "kv_lora_rank": 96,
+    "qk_nope_head_dim": 32,
+    "rope_theta": 30.0,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.06,
+    "max_position_embeddings": 512,
+}
 PACKAGES = ("ziphius", "torch", "transformers", "trl", "accelerate", "datasets", "tokenizers", "numpy")
 console = Console(width=None if os.isatty(1) else 150)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -50,10 +52,11 @@ def run(
         render_plan(checked)
         return
     folder = out or Path("runs") / f"{checked.name}-seed{checked.seed}"
-    code = launch(checked, folder, until, control)
+    code = launch(checked, folder, until, control, _debug)
     if code:
         raise typer.Exit(code)
-    show_summary(folder)
+    if os.environ.get("RANK", "0") == "0":
+        show_summary(folder)
 
 
 @app.command("eval")
@@ -132,8 +135,6 @@ def cost(
 
 def main() -> None:
     """The command `ziphius`: errors become one line, unless --debug asks for the traceback."""
-    import sys
-
     try:
         sys.exit(app(standalone_mode=False))
     except (typer.Abort, KeyboardInterrupt):
@@ -145,10 +146,7 @@ def main() -> None:
         if show is not None:  # a mistake in the arguments: typer's own message
             show()
             sys.exit(getattr(error, "exit_code", 2))
-        print(f"ziphius: {_one_line(error)}", file=sys.stderr)
+        from ziphius.recipe.screen import one_line
+
+        print(f"ziphius: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text} (--debug shows the traceback)"

@@ -37,8 +37,8 @@ def generate(
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     if not texts:
         stop = tokenizer.eos_id if tokenizer is not None else model.config.eos_token_id
-        ids = [list(prompt) for prompt in prompts]
-        found = sample(model, ids, settings, generator, stop_id=-1 if stop is None else stop)
+        continued = [[int(token) for token in prompt] for prompt in prompts]
+        found = sample(model, continued, settings, generator, stop_id=-1 if stop is None else stop)
         return [completions[0] for completions in found]
     if len(texts) < len(prompts):
         raise ValueError("prompts are questions or lists of token ids, not both; ask twice")

@@ -42,10 +42,7 @@ def plan_stages(recipe: Recipe) -> list[StagePlan]:
     plans = []
     for name, stage in recipe.stages.items():
         steps, tokens, length, rollout = 0, 0.0, 1, 0.0
-        if isinstance(stage, PretrainStage):
-            steps, length = stage.train.steps, stage.seq_len
-            tokens = steps * stage.rows * length
-        elif isinstance(stage, SFTStage):
+        if isinstance(stage, PretrainStage | SFTStage):
             steps, length = stage.train.steps, stage.seq_len
             tokens = steps * stage.rows * length
         elif isinstance(stage, GRPOStage):

@@ -5,9 +5,11 @@ Run by every process of the group; rank 0 writes and speaks.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -19,16 +21,18 @@ import torch
 from ziphius.checkpoint.folder import load_config
 from ziphius.cost.flops import count_parameters
 from ziphius.cost.ledger import LedgerRow, append_row, read_rows
+from ziphius.reason.doctor import reading
 from ziphius.recipe import stages as work
 from ziphius.recipe.schema import GRPOStage, PretrainStage, Recipe, SFTStage, TokenizerStage, fingerprint
+from ziphius.recipe.screen import one_line
 from ziphius.report import write_report
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.choose import processes_are_faster
 from ziphius.train.distributed import World, join_world, leave_world
 from ziphius.train.machine import describe, measure_gemm, peak_memory_gib
 from ziphius.train.metrics import read_metrics
-from ziphius.train.state import write_atomically
-from ziphius.train.trainer import TrainResult
+from ziphius.train.state import load_state, write_atomically
+from ziphius.train.trainer import Interrupted, TrainResult
 
 _DONE = "stage.json"
 
@@ -41,9 +45,10 @@ def run_recipe(recipe: Recipe, run: Path, until: str | None = None, control: boo
     """
     world = join_world()
     try:
-        world, machine = _settle_machine(recipe, run, world)
-        if world is None:
+        settled, machine = _settle_machine(recipe, run, world)
+        if settled is None:
             return None
+        world = settled
         peaks = {"fp32": measure_gemm("fp32") * world.size, "bf16": measure_gemm("bf16") * world.size}
         peaks = dict(world.broadcast(peaks))  # type: ignore[call-overload]
         if world.is_main:
@@ -68,8 +73,8 @@ def _settle_machine(recipe: Recipe, run: Path, world: World) -> tuple[World | No
     Returns no world to a process that is not needed.
     """
     path = run / "machine.json"
-    machine = world.broadcast(json.loads(path.read_text()) if world.is_main and path.exists() else None)
-    if machine is None:
+    machine: Any = world.broadcast(_read_json(path) if world.is_main else None)
+    if machine is None or recipe.machine.processes not in (0, machine["processes"]):
         chosen = world.size
         if world.size > 1 and recipe.machine.processes == 0:
             stage = next((s for s in recipe.stages.values() if isinstance(s, PretrainStage)), None)
@@ -97,6 +102,7 @@ def _settle_machine(recipe: Recipe, run: Path, world: World) -> tuple[World | No
 
 def _run_stages(job: work.Job, run: Path, until: str | None, base: Path | None = None) -> None:
     """All stages into `run`; with `base`, tokenizer and pretraining are taken from there."""
+    _set_aside(job, run)
     previous = ""
     tokenizer: Tokenizer | None = None
     before = Path()
@@ -104,8 +110,14 @@ def _run_stages(job: work.Job, run: Path, until: str | None, base: Path | None =
         borrowed = base is not None and isinstance(stage, TokenizerStage | PretrainStage)
         folder = (base if borrowed and base else run) / "stages" / f"{number:02d}-{name}"
         recipe = job.recipe
+        asked: Any = recipe.evaluation
+        if isinstance(
+            stage, TokenizerStage | PretrainStage
+        ):  # its questions alone matter: they are kept out of the text
+            asked = [asked.tasks, asked.split, asked.n]
+        inputs = _files(recipe, stage)
         previous = fingerprint(
-            stage, recipe.model, recipe.seed, recipe.tasks, recipe.corpora, recipe.evaluation, job.thinking, previous
+            stage, recipe.model, recipe.seed, recipe.tasks, recipe.corpora, asked, inputs, job.thinking, previous
         )
         if not borrowed:
             _run_stage(job, name, stage, folder, before, tokenizer, previous)
@@ -114,6 +126,26 @@ def _run_stages(job: work.Job, run: Path, until: str | None, base: Path | None =
         before = folder
         if name == until:
             break
+
+
+def _files(recipe: Recipe, stage: Any) -> list[tuple[str, int, int]]:
+    """The files that a stage reads, with size and time of change: when one is replaced the stage runs again."""
+    paths = [path for corpus in recipe.corpora.values() for path in corpus.files()]
+    if isinstance(stage, SFTStage) and stage.path:
+        paths.append(stage.path)
+    return [(path, (about := os.stat(path)).st_size, about.st_mtime_ns) for path in paths]
+
+
+def _set_aside(job: work.Job, run: Path) -> None:
+    """Move stages that the recipe no longer has, or has in another place, out of the way and out of the summary."""
+    names = {f"{number:02d}-{name}" for number, name in enumerate(job.recipe.stages, start=1)}
+    if job.world.is_main and (run / "stages").exists():
+        for folder in sorted((run / "stages").iterdir()):
+            if folder.name not in names:
+                shutil.rmtree(run / "replaced" / folder.name, ignore_errors=True)
+                (run / "replaced").mkdir(exist_ok=True)
+                folder.rename(run / "replaced" / folder.name)
+    job.world.barrier()
 
 
 def _run_stage(
@@ -125,11 +157,11 @@ def _run_stage(
         _say(job, f"{name}: done before, {done['seconds']:.0f} s")
         return
     _begin_folder(job, folder, print_)
-    began, lost = time.perf_counter(), _lost_seconds(folder)
+    began, lost = time.perf_counter(), _lost_seconds(job, folder)
     title = name if job.thinking else f"{name} (without thinking)"
     result = _train(job, stage, folder, before, tokenizer, title)
-    earlier = max(0.0, result.seconds - (time.perf_counter() - began))  # spent before a restart
-    row = LedgerRow(name, stage.kind, time.perf_counter() - began + earlier, result.tokens, lost_seconds=lost)
+    seconds = time.perf_counter() - began + result.earlier_seconds
+    row = LedgerRow(name, stage.kind, seconds, result.tokens, lost_seconds=lost)
     row.steps, row.skipped, row.gate, row.model_flops = result.steps, result.skipped, result.gate, result.model_flops
     row.peak_memory_gib = sum(job.world.gather(peak_memory_gib()))
     if result.model_flops:
@@ -146,8 +178,8 @@ def _run_stage(
         for entry in found:
             _say(job, f"{title}: {entry['task']} pass@1 {entry['pass_at_1']:.1%}, greedy {entry['greedy']:.1%}")
     if job.world.is_main:
-        for entry in rows:
-            append_row(folder / "ledger.jsonl", entry.priced(job.recipe.price.dollars_per_hour))
+        for bill in rows:
+            append_row(folder / "ledger.jsonl", bill.priced(job.recipe.price.dollars_per_hour))
         _write_json(folder / _DONE, asdict(row) | {"fingerprint": print_})
     job.world.barrier()
 
@@ -171,21 +203,26 @@ def _begin_folder(job: work.Job, folder: Path, print_: str) -> None:
     if job.world.is_main:
         marker = folder / "fingerprint.txt"
         if folder.exists() and (not marker.exists() or marker.read_text() != print_):
-            shutil.rmtree(folder)
+            for stale in folder.parent.iterdir():  # what was built on it goes with it
+                if stale.name >= folder.name:
+                    shutil.rmtree(stale)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(marker, lambda file: file.write(print_.encode()))
         (folder / "ledger.jsonl").unlink(missing_ok=True)
     job.world.barrier()
 
 
-def _lost_seconds(folder: Path) -> float:
-    """Training time that a kill threw away: what was logged after the last saved state."""
-    rows = read_metrics(folder)
-    if not rows:
+def _lost_seconds(job: work.Job, folder: Path) -> float:
+    """Training time that kills threw away: what was logged after the last saved state, added up over all starts."""
+    if not job.world.is_main:
         return 0.0
-    state = folder / "state" / "state.pt"
-    saved = torch.load(state, weights_only=True)["progress"]["seconds"] if state.exists() else 0.0
-    return max(0.0, rows[-1]["seconds"] - saved)
+    path = folder / "lost_seconds.json"
+    lost = _read_json(path) or 0.0
+    if rows := read_metrics(folder):
+        state = load_state(folder / "state")
+        lost += max(0.0, rows[-1]["seconds"] - (state["progress"]["seconds"] if state else 0.0))
+        _write_json(path, lost)
+    return lost
 
 
 # --- what is left behind ---------------------------------------------------------------------------------------------
@@ -203,9 +240,12 @@ def summarise(recipe: Recipe, run: Path, machine: dict[str, Any]) -> dict[str, A
     summary["total_seconds"] = sum(stage["seconds"] for stage in thinking["stages"])
     summary["control"] = _summarise_stages(run / "control") if (run / "control").exists() else None
     rl = [row for folder in _stage_folders(run, "grpo") for row in read_metrics(folder)]
-    trained = [row for kind in ("pretrain", "sft", "grpo") for f in _stage_folders(run, kind) for row in read_metrics(f)]
+    trained = [
+        row for kind in ("pretrain", "sft", "grpo") for f in _stage_folders(run, kind) for row in read_metrics(f)
+    ]
     if rl:
-        summary["mismatch"] = sum(row.get("mismatch", 0.0) for row in rl) / len(rl)
+        seen = [value for row in rl if (value := reading(row, "mismatch")) is not None]
+        summary["mismatch"] = sum(seen) / max(len(seen), 1)
     if trained:
         summary["load_violation"] = trained[-1]["load_violation"]
     summary["price"] = recipe.price.model_dump()
@@ -246,8 +286,35 @@ def _say(job: work.Job, text: str) -> None:
 
 def main() -> None:
     """Entry of each process that `ziphius run` starts: the checked recipe comes by file."""
+    _die_with_parent()
     order = json.loads(Path(os.environ["ZIPHIUS_RUN"]).read_text())
-    run_recipe(Recipe(**order["recipe"]), Path(order["run"]), order["until"], order["control"])
+    is_main = os.environ.get("RANK", "0") == "0"
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        run_recipe(Recipe(**order["recipe"]), Path(order["run"]), order["until"], order["control"])
+    except Interrupted as error:
+        if is_main:
+            print(f"ziphius: {error}; the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if order["debug"]:
+            raise
+        if is_main or not isinstance(error, (ValueError, OSError)):  # a mistake meets all ranks; one says so
+            print(f"ziphius: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _interrupt(*_: object) -> None:
+    """Asked to stop outside the training loop, which listens by itself."""
+    raise Interrupted("stopped between the steps of a stage")
+
+
+def _die_with_parent() -> None:
+    """Without its supervisor a process would go on for ever, beside the next start of the same run."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

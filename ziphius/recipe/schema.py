@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from ziphius.evaluate.settings import EvaluationSettings
 from ziphius.model.config import ModelConfig
@@ -16,11 +17,19 @@ from ziphius.model.presets import ladder, preset
 from ziphius.reason.settings import GRPOSettings
 from ziphius.tasks.base import TaskError
 from ziphius.tasks.registry import make_family
+from ziphius.text import tokens
 from ziphius.train.settings import LossSettings, TrainSettings
+
+Name = Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")]  # it becomes a folder's
+
+SMALLEST_VOCABULARY = 256 + len(tokens.CONTROL) + len(tokens.MARKUP)  # the bytes and DeepSeek's own tokens
 
 
 class RecipeError(ValueError):
     """The recipe cannot be run; the message names the key and the mend."""
+
+
+_KINDS = "'tokenizer', 'pretrain', 'sft' and 'grpo'"
 
 
 class _Strict(BaseModel):
@@ -38,7 +47,11 @@ class ModelSettings(_Strict):
     def _one_of(self) -> ModelSettings:
         if (self.depth is None) == (self.preset is None):
             raise ValueError("give either depth (the ladder of small models) or preset (a published shape)")
-        self.config(vocab_size=1024)  # refuses impossible overrides now
+        try:
+            self.config(vocab_size=1024)  # refuses impossible overrides now
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(("overrides." if first["loc"] else "overrides: ") + _what_is_wrong(first)) from None
         return self
 
     def config(self, vocab_size: int) -> ModelConfig:
@@ -79,14 +92,18 @@ class CorpusSettings(_Strict):
     def _one_of(self) -> CorpusSettings:
         if (self.path is None) == (self.task is None):
             raise ValueError("give either path (files) or task (lessons of a task family)")
+        _must_exist(self.files())
         return self
+
+    def files(self) -> list[str]:
+        return [] if self.path is None else [self.path] if isinstance(self.path, str) else self.path
 
 
 class TokenizerStage(_Strict):
     """Train a byte-level BPE tokenizer on documents of the corpora."""
 
     kind: Literal["tokenizer"]
-    vocab_size: int = Field(1024, gt=0)
+    vocab_size: int = Field(1024, ge=SMALLEST_VOCABULARY)
     documents: int = Field(4000, gt=0)
 
 
@@ -104,6 +121,12 @@ class PretrainStage(_Strict):
     probe_n: int = Field(64, gt=0)
     train: TrainSettings
     loss: LossSettings = LossSettings()
+
+    @model_validator(mode="after")
+    def _gate_has_a_probe(self) -> PretrainStage:
+        if self.train.gate_target is not None and self.probe is None:
+            raise ValueError("train.gate_target needs a probe that measures the skill; name a task, or remove it")
+        return self
 
 
 class SFTStage(_Strict):
@@ -126,6 +149,8 @@ class SFTStage(_Strict):
     def _one_of(self) -> SFTStage:
         if (self.path is None) == (self.task is None):
             raise ValueError("give either task (worked solutions) or path (a .jsonl of prompt and response)")
+        _must_exist([self.path] if self.path else [])
+        _refuse_gate(self.train)
         return self
 
 
@@ -133,10 +158,28 @@ class GRPOStage(_Strict):
     """Reinforcement learning on tasks, by name and weight."""
 
     kind: Literal["grpo"]
-    tasks: dict[str, float]
+    tasks: dict[str, Annotated[float, Field(ge=0)]]
     grpo: GRPOSettings = GRPOSettings()
     train: TrainSettings
     loss: LossSettings = LossSettings(mtp_weight=0.1)
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> GRPOStage:
+        if not sum(self.tasks.values()):
+            raise ValueError("tasks names nothing to learn; give at least one task a weight above 0")
+        _refuse_gate(self.train)
+        return self
+
+
+def _refuse_gate(train: TrainSettings) -> None:
+    if train.gate_target is not None:
+        raise ValueError("train.gate_target works in pretraining only, where a probe measures the skill; remove it")
+
+
+def _must_exist(paths: list[str]) -> None:
+    for path in paths:
+        if not Path(path).is_file():
+            raise ValueError(f"path: there is no file {path}; correct it, relative to where `ziphius run` is started")
 
 
 Stage = Annotated[TokenizerStage | PretrainStage | SFTStage | GRPOStage, Field(discriminator="kind")]
@@ -145,7 +188,7 @@ Stage = Annotated[TokenizerStage | PretrainStage | SFTStage | GRPOStage, Field(d
 class EvaluateSettings(EvaluationSettings):
     """What is asked after every sft and grpo stage: `tasks` by name."""
 
-    tasks: list[str] = []
+    tasks: list[str] = Field(default_factory=list)
 
 
 class PriceSettings(_Strict):
@@ -164,12 +207,12 @@ class MachineSettings(_Strict):
 class Recipe(_Strict):
     """A whole run. Stages run in the order in which they are written."""
 
-    name: str
+    name: Name
     seed: int = Field(0, ge=0)
     model: ModelSettings
     tasks: dict[str, TaskSettings] = {}
     corpora: dict[str, CorpusSettings] = {}
-    stages: dict[str, Stage]
+    stages: dict[Name, Stage]
     evaluation: EvaluateSettings = EvaluateSettings()
     price: PriceSettings = PriceSettings()
     machine: MachineSettings = MachineSettings()
@@ -195,6 +238,21 @@ class Recipe(_Strict):
             raise ValueError("corpora is empty; name at least one text to learn from")
         if len(kinds) > 1 and kinds[1] != "pretrain":
             raise ValueError(f"the stage after the tokenizer is {kinds[1]!r}; a model begins with 'pretrain'")
+        if kinds.count("pretrain") > 1:
+            raise ValueError("stages has two of kind 'pretrain', which begins with random weights; keep one")
+        limit = self.model.config(vocab_size=1024).max_position_embeddings
+        for name, stage in self.stages.items():
+            if not isinstance(stage, TokenizerStage):
+                key, length = (
+                    ("grpo.max_new_tokens", stage.grpo.max_new_tokens)
+                    if isinstance(stage, GRPOStage)
+                    else ("seq_len", stage.seq_len)
+                )
+                if length > limit:
+                    raise ValueError(
+                        f"stages.{name}.{key} is {length} but the model reaches {limit} tokens; lower it, or raise "
+                        "model.overrides.max_position_embeddings"
+                    )
         return self
 
 
@@ -222,18 +280,31 @@ def check_recipe(raw: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe(**raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if part not in ("tokenizer", "pretrain", "sft", "grpo"))
-        if first["type"] == "extra_forbidden":
-            raise RecipeError(f"{where}: {_full_key(first['loc'])} is no setting here; remove it or mend its spelling")
-        message = first["msg"].removeprefix("Value error, ")
-        shown = f" (got {first['input']!r})" if isinstance(first["input"], (str, int, float, bool)) else ""
-        raise RecipeError(f"{where}: {key or 'recipe'}: {message}{shown}") from None
+        raise RecipeError(f"{where}: {_what_is_wrong(error.errors()[0])}") from None
+
+
+def _what_is_wrong(error: Mapping[str, Any]) -> str:
+    """One of pydantic's errors as a sentence with the key, what is wrong with it and the mend."""
+    key = _full_key(error["loc"])
+    match error["type"]:
+        case "extra_forbidden":
+            return f"{key} is no setting here; remove it or mend its spelling"
+        case "missing":
+            return f"{key} is missing; add it"
+        case "union_tag_not_found":
+            return f"{key}.kind is missing; add one of {_KINDS}"
+        case "union_tag_invalid":
+            return f"{key}.kind is {error['ctx']['tag']!r}; it must be one of {_KINDS}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "string_pattern_mismatch":
+        message = "a name is made of letters, digits, '_', '-' and '.'"
+    shown = f" (got {error['input']!r})" if isinstance(error["input"], (str, int, float, bool)) else ""
+    return f"{key}: {message}{shown}" if key else f"{message}{shown}"
 
 
 def _full_key(loc: tuple[Any, ...]) -> str:
-    """The key as it stands in the file: pydantic puts the kind of a stage after its name."""
-    parts = [str(part) for part in loc]
+    """The key as it stands in the file: pydantic puts the kind of a stage after its name, and marks a table's keys."""
+    parts = [str(part) for part in loc if part != "[key]"]
     if len(parts) > 2 and parts[0] == "stages":
         del parts[2]
     return ".".join(parts)
@@ -242,7 +313,7 @@ def _full_key(loc: tuple[Any, ...]) -> str:
 def _apply(raw: dict[str, Any], override: str) -> None:
     """Set one `a.b.c=value`; the value is read as TOML, and as a string where it is none."""
     key, found, text = override.partition("=")
-    if not found:
+    if not found or not all(part.strip() for part in key.split(".")):
         raise RecipeError(f"--set {override}: write it as key=value, for instance pretrain.train.steps=100")
     try:
         value = tomllib.loads(f"value = {text}")["value"]

@@ -8,10 +8,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from ziphius.cost.ledger import LedgerRow, read_rows
+
+
+def one_line(error: Exception) -> str:
+    """An error as a person wants to read it: what is wrong and the mend; the type where it is not meant for people."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        return f"{key}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, (ValueError, FileNotFoundError)):
+        return text
+    return f"{type(error).__name__}: {text} (ziphius --debug shows the traceback)"
 
 
 def show_summary(run: Path) -> None:

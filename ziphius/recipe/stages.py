@@ -54,7 +54,9 @@ class Job:
 
     def evaluation_texts(self) -> list[str]:
         """The questions of every evaluation and probe, which no training text may hold."""
-        asked = [(name, self.recipe.evaluation.split, self.recipe.evaluation.n) for name in self.recipe.evaluation.tasks]
+        asked = [
+            (name, self.recipe.evaluation.split, self.recipe.evaluation.n) for name in self.recipe.evaluation.tasks
+        ]
         for stage in self.recipe.stages.values():
             if isinstance(stage, PretrainStage) and stage.probe:
                 asked.append((stage.probe, "probe", stage.probe_n))
@@ -76,17 +78,21 @@ def run_tokenizer(job: Job, stage: TokenizerStage, folder: Path) -> TrainResult:
 
 
 def make_mixture(job: Job) -> Mixture:
-    """The recipe's corpora, each with the evaluation questions filtered out."""
-    guard = Decontaminator(job.evaluation_texts())
+    """The recipe's corpora, each with the evaluation questions filtered out.
+
+    Files are held to n-grams. Lessons share the wording of the questions by design, so there whole questions count.
+    """
+    questions = job.evaluation_texts()
+    by_ngram, whole = Decontaminator(questions), Decontaminator(questions, n=max(map(len, questions), default=1))
     sources: dict[str, Source] = {}
     for name, corpus in job.recipe.corpora.items():
         if corpus.task is not None:
             write = _lesson_writer(job.family(corpus.task), corpus.kinds, name)
-            source: Source = GeneratedSource(write, job.recipe.seed)
+            source: Source = Decontaminated(GeneratedSource(write, job.recipe.seed), whole, name)
         else:
             assert corpus.path is not None
-            source = open_source(corpus.path, corpus.documents, corpus.field)
-        sources[name] = Decontaminated(source, guard, name)
+            source = Decontaminated(open_source(corpus.path, corpus.documents, corpus.field), by_ngram, name)
+        sources[name] = source
     weights = {name: corpus.weight for name, corpus in job.recipe.corpora.items()}
     return Mixture(sources, weights, job.recipe.seed)
 
@@ -110,9 +116,7 @@ def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokeni
     model.init_weights(torch.Generator().manual_seed(job.recipe.seed))
     mixture = make_mixture(job)
     stream = PackedStream(mixture, tokenizer, stage.seq_len, stage.fim_rate, job.recipe.seed)
-    source = PretrainSource(
-        stream, job.world, stage.rows, stage.micro_rows, stage.first_rows, stage.rows_warmup_steps
-    )
+    source = PretrainSource(stream, job.world, stage.rows, stage.micro_rows, stage.first_rows, stage.rows_warmup_steps)
     samples = [] if stage.probe is None else _probe_samples(job.family(stage.probe), tokenizer, stage.probe_n)
 
     def probe() -> float:
@@ -130,9 +134,7 @@ def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokeni
     return result
 
 
-def run_sft(
-    job: Job, stage: SFTStage, folder: Path, before: Path, tokenizer: Tokenizer, title: str
-) -> TrainResult:
+def run_sft(job: Job, stage: SFTStage, folder: Path, before: Path, tokenizer: Tokenizer, title: str) -> TrainResult:
     """Imitate worked answers."""
     model = load_model(before)
     samples = _demonstrations(job, stage, tokenizer)
@@ -148,9 +150,7 @@ def run_sft(
     return result
 
 
-def run_grpo(
-    job: Job, stage: GRPOStage, folder: Path, before: Path, tokenizer: Tokenizer, title: str
-) -> TrainResult:
+def run_grpo(job: Job, stage: GRPOStage, folder: Path, before: Path, tokenizer: Tokenizer, title: str) -> TrainResult:
     """Learn from rewards alone."""
     model = load_model(before)
     tasks = TaskMix([(job.family(name), weight) for name, weight in stage.tasks.items()], job.recipe.seed)

@@ -1,18 +1,20 @@
 """Worked solutions and lessons for reasoning-gym's `leg_counting`.
 
-A thorough solution has one line for each animal, those with the fewest legs first, in the question's words: `- cows*3 +12 =12`, `- ant*1 +6 =18`. A hasty
-one names all animals and jumps to the total: `- cows*3, ant*1 =18`. Lessons teach what the thorough one needs: legs, products, additions.
+A thorough solution has one line for each animal, those with the fewest legs first, in the question's words:
+`- cows*3 +12 =12`, `- ant*1 +6 =18`. A hasty one names all animals and jumps to the total: `- cows*3, ant*1 =18`.
+Lessons teach what the thorough one needs: legs, products, additions.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from random import Random
-from typing import NamedTuple
 
 from ziphius.tasks.base import Problem
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True)
+class Step:
     """One animal of a question: its `name` in the question's words and `count`, its `legs`, and the `total` with it."""
 
     name: str
@@ -129,4 +131,3 @@ def _fact(animal: str, legs: int, rng: Random) -> str:
             f"{animal.capitalize()}s: {legs} legs each.",
         ]
     )
-

@@ -63,14 +63,14 @@ def policy_loss(
     ratio = torch.exp(stats.logprobs - old)
     clipped = ratio.clamp(1 - policy.clip_low, 1 + policy.clip_high)
     objective = torch.minimum(ratio * advantages, clipped * advantages)
-    cut = objective.detach() != (ratio * advantages).detach()
+    bound = (clipped * advantages < ratio * advantages).detach()
     if policy.importance_cap is not None and batch.sampler_logprobs is not None:
         objective = objective * torch.exp(old - batch.sampler_logprobs[:, 1:]).clamp(max=policy.importance_cap)
     loss = -(objective * weights).sum()
     on = weights > 0
     sums = {
         "entropy": float(stats.entropy[on].sum()),
-        "clipped": float(cut[on].sum()),
+        "clipped": float((bound & on).sum()),
     }
     if policy.kl_weight and batch.reference_logprobs is not None:
         gap = batch.reference_logprobs[:, 1:] - stats.logprobs
@@ -105,7 +105,7 @@ def _mtp_loss(
     """Mean over depths of the summed cross-entropy, and the same as a number. Samples do not predict each other."""
     if not model.mtp or not settings.mtp_weight:
         return 0.0, 0.0
-    total: Tensor | float = 0.0
+    total = hidden.new_zeros(())
     states = model.mtp_hidden(hidden, batch.tokens, batch.positions, batch.segments, router)
     for depth, state in enumerate(states, start=1):
         weights = batch.weights[:, depth + 1 :]

@@ -73,7 +73,7 @@ class Optimizer:
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix of each [..., A, B], approximately: Muon's quintic Newton–Schulz iteration.
+    """The nearest semi-orthogonal matrix of each of a stack [N, A, B], approximately: Muon's quintic Newton–Schulz.
 
     Singular values end between about 0.7 and 1.2 (Jordan et al. 2024, coefficients 3.4445, −4.7750, 2.0315; BF16 is
     enough for that). Returns fp32.

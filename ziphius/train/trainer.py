@@ -317,10 +317,15 @@ class Trainer:
 
 
 def _means(sums: dict[str, float], weight: float) -> dict[str, float]:
-    """Sums to means: by the loss weight, or by the number of response tokens `on` where the loss counts them."""
-    count = sums.pop("on", 0.0)
+    """Sums to means: by the loss weight, or, where the loss counts response tokens in `on`, by that count.
+
+    A step without response tokens has nothing to say of those, and leaves them out.
+    """
+    tokens = sums.pop("on", None)
     means = {}
     for name, value in sums.items():
-        by_tokens = count and name in ("entropy", "clipped", "kl", "mismatch")
-        means[name] = value / max(count if by_tokens else weight, 1e-9)
+        if tokens is None or name in ("loss", "mtp_loss"):
+            means[name] = value / max(weight, 1e-9)
+        elif tokens:
+            means[name] = value / tokens
     return means

@@ -1,0 +1,480 @@
+"""Sampling speed: new tokens per second of our sampler against transformers' `generate`, as rollouts need them.
+
+A 1M network of random weights (the shape of recipes/r1-cpu.toml) answers prompts of 16 to 64 tokens with 64 new tokens
+each, drawn at temperature 1 from the whole distribution; neither side may stop early. Both take the whole batch at
+once. The peer's settings are tried first (experts and attention implementation, static cache, continuous batching,
+without a stop token), ours too (number format), and the best of each precision class goes into the timed rounds:
+batches of 64 and 256 different prompts, 32 prompts with 8 answers each, one thread and all, and a process per core.
+`decode` leaves the reading of the prompts out: it is the time beyond that of a run with one new token.
+
+    pip install -c constraints.txt torch        # first: the plain index brings a CUDA build
+    pip install -c constraints.txt -e .[bench]
+    python bench/rollout.py                     # under 8 minutes on two slow cores
+    python bench/rollout.py --quick             # a minute
+    python bench/rollout.py --compile           # also the peer with a compiled static cache; minutes more
+
+Writes bench/results/rollout-MACHINE.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from common import (
+    SMALL_SHAPE,
+    Contestant,
+    arguments,
+    best,
+    console,
+    machine_limits,
+    medium_error,
+    profile,
+    quiet_libraries,
+    ratio_of,
+    reason,
+    rounds_within,
+    run_workers,
+    show_contestants,
+    show_limits,
+    show_profile,
+    take_turns,
+    timed,
+    write_results,
+)
+
+from ziphius.checkpoint import load_model, save_model
+from ziphius.cost.flops import count_parameters
+from ziphius.engine.sampler import sample
+from ziphius.engine.settings import SamplingSettings
+from ziphius.model.presets import ladder
+from ziphius.model.transformer import Transformer
+from ziphius.train.distributed import World, join_world, leave_world
+from ziphius.train.flat import FlatParameters
+
+NEW_TOKENS, PROMPT_LENGTHS = 64, (16, 64)
+TARGET = 3.0
+_NEVER = -1  # no token's id: a stop token that never comes
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked for: `prompts` different ones with `samples` answers each."""
+
+    prompts: int
+    samples: int = 1
+
+    @property
+    def rows(self) -> int:
+        return self.prompts * self.samples
+
+    def __str__(self) -> str:
+        return f"batch {self.rows}" + (f" as {self.prompts} prompts x {self.samples}" if self.samples > 1 else "")
+
+
+LOADS = [Load(64), Load(256), Load(32, 8)]
+QUICK_LOADS = [Load(16), Load(4, 4)]
+
+
+@dataclass(frozen=True)
+class PeerSetting:
+    precision: str
+    attention: str = "sdpa"
+    experts: str = "grouped_mm"
+    cache: str = "dynamic"
+    stop: str = "min_new_tokens"  # how it is kept from stopping; "none": there is no stop token to look for
+    compiled: bool = False
+
+
+# --- the two sides ---------------------------------------------------------------------------------------------------
+
+
+class Ours:
+    """`ziphius.engine.sampler.sample`. `bf16` is what reinforcement learning uses: BF16 working weights and autocast."""
+
+    def __init__(self, folder: Path, precision: str) -> None:
+        self.precision = precision
+        self.model = load_model(folder, torch.bfloat16 if precision == "bf16 weights" else torch.float32)
+        if precision == "bf16":
+            FlatParameters(self.model, bf16=True)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def run(self, prompts: list[list[int]], samples: int, new_tokens: int) -> None:
+        settings = SamplingSettings(temperature=1.0, max_new_tokens=new_tokens)
+        with ExitStack() as stack:
+            if self.precision == "medium":
+                torch.set_float32_matmul_precision("medium")
+                stack.callback(torch.set_float32_matmul_precision, "highest")
+            stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"))
+            rows = len(prompts) * samples
+            found = sample(
+                self.model, prompts, settings, self.generator, stop_id=_NEVER, samples=samples, max_rows=rows
+            )
+        assert sum(len(c.tokens) for group in found for c in group) == rows * new_tokens
+
+
+class Peer:
+    """`DeepseekV3ForCausalLM.generate`, or `generate_batch` for continuous batching."""
+
+    def __init__(self, folder: Path, setting: PeerSetting) -> None:
+        from transformers import DeepseekV3ForCausalLM
+
+        dtype = torch.bfloat16 if setting.precision.startswith("bf16 weights") else torch.float32
+        self.setting = setting
+        self.model = DeepseekV3ForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=setting.attention, experts_implementation=setting.experts
+        ).eval()
+
+    def run(self, prompts: list[list[int]], samples: int, new_tokens: int) -> None:
+        with ExitStack() as stack:
+            if self.setting.precision == "medium":
+                torch.set_float32_matmul_precision("medium")
+                stack.callback(torch.set_float32_matmul_precision, "highest")
+            stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=self.setting.precision == "bf16 autocast"))
+            stack.enter_context(torch.no_grad())
+            (self._continuous if self.setting.cache == "continuous batching" else self._padded)(
+                prompts, samples, new_tokens
+            )
+
+    def _settings(self, new_tokens: int, samples: int) -> Any:
+        from transformers import CompileConfig, GenerationConfig
+
+        settings = GenerationConfig(
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=new_tokens,
+            num_return_sequences=samples,
+            pad_token_id=0,
+            eos_token_id=None if self.setting.stop == "none" else 1,
+            min_new_tokens=None if self.setting.stop == "none" else new_tokens,
+            cache_implementation="static" if self.setting.cache == "static" else None,
+            disable_compile=not self.setting.compiled,
+        )
+        if self.setting.compiled:
+            compile_config = CompileConfig(mode="default", fullgraph=False)
+            compile_config._compile_all_devices = True  # the library's own switch; without it only GPUs compile
+            settings.compile_config = compile_config
+        return settings
+
+    def _padded(self, prompts: list[list[int]], samples: int, new_tokens: int) -> None:
+        longest = max(map(len, prompts))
+        tokens = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        config = self._settings(new_tokens, samples)
+        out = self.model.generate(input_ids=tokens, attention_mask=mask, generation_config=config)
+        assert out.shape == (len(prompts) * samples, longest + new_tokens), out.shape
+
+    def _continuous(self, prompts: list[list[int]], samples: int, new_tokens: int) -> None:
+        repeated = [prompt for prompt in prompts for _ in range(samples)]
+        config = self._settings(new_tokens, 1)
+        config.cache_implementation = None
+        found = self.model.generate_batch(repeated, generation_config=config, progress_bar=False)
+        made = sum(len(result.generated_tokens) for result in found.values())
+        if made != len(repeated) * new_tokens:
+            raise RuntimeError(f"made {made} tokens in place of {len(repeated) * new_tokens}")
+
+
+def class_of(precision: str) -> str:
+    if precision == "medium":
+        return "fp32" if medium_error() < 1e-5 else "bf16"
+    return "fp32" if precision == "fp32" else "bf16"
+
+
+def make_folder(folder: Path, seed: int) -> Transformer:
+    model = Transformer(ladder(**SMALL_SHAPE, num_nextn_predict_layers=0))
+    model.init_weights(torch.Generator().manual_seed(seed))
+    save_model(model, folder)
+    return model
+
+
+def make_prompts(count: int, seed: int) -> list[list[int]]:
+    rng = Random(seed)
+    return [[rng.randrange(2, SMALL_SHAPE["vocab_size"]) for _ in range(rng.randint(*PROMPT_LENGTHS))] for _ in range(count)]
+
+
+def contestant(side: Ours | Peer, load: Load, prompts: list[list[int]], new_tokens: int = NEW_TOKENS) -> Contestant:
+    ours = isinstance(side, Ours)
+    precision = side.precision if isinstance(side, Ours) else side.setting.precision
+    settings = {"precision": precision} if isinstance(side, Ours) else asdict(side.setting)
+    run: Callable[[], None] = lambda: side.run(prompts, load.samples, new_tokens)
+    name, who = ("ziphius", "ours") if ours else ("transformers", "peer")
+    return Contestant(name, who, class_of(precision), run, load.rows * new_tokens, settings)
+
+
+# --- each side's best settings ---------------------------------------------------------------------------------------
+
+
+class Trials:
+    """Tries settings on one load and remembers what each gave."""
+
+    def __init__(self, folder: Path, load: Load, prompts: list[list[int]]) -> None:
+        self.folder, self.load, self.prompts = folder, load, prompts
+        self.outcomes: list[dict[str, Any]] = []
+
+    def seconds(self, setting: PeerSetting | str) -> float:
+        """Best of two runs after a warm-up; infinite where it fails."""
+        own = isinstance(setting, str)
+        outcome: dict[str, Any] = {"side": "ours", "precision": setting} if own else {"side": "peer", **asdict(setting)}
+        try:
+            side = Ours(self.folder, setting) if isinstance(setting, str) else Peer(self.folder, setting)
+            entry = contestant(side, self.load, self.prompts)
+            entry.run()
+            outcome["seconds"] = min(timed(entry.run) for _ in range(2))
+        except Exception as error:
+            outcome["failed"] = reason(error)
+        self.outcomes.append(outcome)
+        found = f"{outcome['seconds']:.2f} s" if "seconds" in outcome else outcome["failed"]
+        about = ", ".join(str(value) for key, value in outcome.items() if key not in ("seconds", "failed"))
+        console.print(f"[dim]tried {about}: {found}[/]", highlight=False)
+        gc.collect()
+        return outcome.get("seconds", float("inf"))
+
+    def best_peer(self, precision: str) -> tuple[float, PeerSetting]:
+        """One option after another, each kept where it helps."""
+        start = PeerSetting(precision)
+        times = {start: self.seconds(start)}
+        for change in (
+            {"experts": "eager"},
+            {"experts": "batched_mm"},
+            {"attention": "eager"},
+            {"cache": "static"},
+            {"stop": "none"},
+            {"cache": "continuous batching", "attention": "sdpa"},
+        ):
+            leader = min(times, key=lambda setting: times[setting])
+            setting = replace(leader, **change)
+            times[setting] = self.seconds(setting)
+        leader = min(times, key=lambda setting: times[setting])
+        return times[leader], leader
+
+
+def choose(trials: Trials) -> dict[str, dict[str, Any]]:
+    """The fastest settings of both sides in each class."""
+    chosen: dict[str, dict[str, Any]] = {}
+    for side, precisions, measure in (
+        ("ours", ("fp32", "medium", "bf16", "bf16 weights"), lambda p: (trials.seconds(p), p)),
+        ("peer", ("fp32", "medium", "bf16 autocast", "bf16 weights"), trials.best_peer),
+    ):
+        for precision in precisions:
+            seconds, setting = measure(precision)
+            kind = class_of(precision)
+            held = chosen.setdefault(kind, {}).get(side)
+            if seconds < float("inf") and (held is None or seconds < held[0]):
+                chosen[kind][side] = (seconds, setting)
+    return {kind: {side: setting for side, (_, setting) in sides.items()} for kind, sides in chosen.items()}
+
+
+# --- the rounds ------------------------------------------------------------------------------------------------------
+
+
+def run_load(
+    load: Load, threads: int, sides: list[Ours | Peer], options: argparse.Namespace
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Whole runs of both sides, and runs of one new token, which is the reading of the prompts."""
+    torch.set_num_threads(threads)
+    prompts = make_prompts(load.prompts, options.seed)
+    whole = [contestant(side, load, prompts) for side in sides]
+    reading = [contestant(side, load, prompts, new_tokens=1) for side in sides]
+    for entry in [*whole, *reading]:
+        entry.run()
+    rounds = rounds_within(options.budget, whole, 3, 3 if options.quick else 9)
+    take_turns(whole, rounds)
+    take_turns(reading, rounds)
+    layout = f"one process, {threads} thread{'s' if threads > 1 else ''}"
+    show_contestants(f"{load}, {layout}, {rounds} rounds", whole, "new tokens/s")
+    rows = []
+    for entry, short in zip(whole, reading, strict=True):
+        read = 1 / short.rate * load.rows
+        decode = load.rows * (NEW_TOKENS - 1) / max(load.rows * NEW_TOKENS / entry.rate - read, 1e-9)
+        rows.append(entry.as_dict() | {"prompt_seconds": short.seconds, "decode_per_second": decode})
+    about = {"load": str(load), "layout": layout}
+    return about | {"contestants": rows}, [about | ratio for ratio in class_ratios(whole, rows)]
+
+
+def class_ratios(entries: list[Contestant], rows: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """Best against best in each class, and of all classes."""
+    decode = {} if rows is None else {id(e): row["decode_per_second"] for e, row in zip(entries, rows, strict=True)}
+    found = []
+    for kind in ("fp32", "bf16", "any"):
+        among = entries if kind == "any" else [e for e in entries if e.precision == kind]
+        ours, peer = (max((e for e in among if e.side == s), key=lambda e: e.rate, default=None) for s in ("ours", "peer"))
+        if ours is None or peer is None:
+            continue
+        ratio = {"precision": kind, **ratio_of(ours, peer), "target": TARGET}
+        if decode:
+            ratio["decode_ratio"] = decode[id(ours)] / decode[id(peer)]
+        found.append(ratio | {"our_settings": ours.settings, "peer_settings": peer.settings})
+    return found
+
+
+def run_several(
+    load: Load, folder: Path, chosen: dict[str, dict[str, Any]], options: argparse.Namespace
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A single-threaded process per core, each with its share of the prompts."""
+    about = {"load": str(load), "layout": f"{options.threads} processes, 1 thread each"}
+    settings = {k: {"ours": c.get("ours"), "peer": asdict(c["peer"]) if "peer" in c else None} for k, c in chosen.items()}
+    order = {"load": asdict(load), "folder": str(folder), "chosen": settings, "seed": options.seed}
+    order["rounds"] = 3 if options.quick else 5
+    with tempfile.TemporaryDirectory() as place:
+        paths = Path(place) / "order.json", Path(place) / "out.json"
+        paths[0].write_text(json.dumps(order))
+        problem = run_workers([sys.executable, __file__, "--worker", *map(str, paths)], options.threads, 300)
+        if problem is not None:
+            console.print(f"{about['layout']}: {problem}")
+            return about | {"failed": problem}, []
+        rows = json.loads(paths[1].read_text())
+    keys = ("name", "side", "precision")
+    entries = [Contestant(*(row[k] for k in keys), lambda: None, row["work_per_run"], row["settings"], row["seconds"]) for row in rows]  # fmt: skip
+    show_contestants(f"{load}, {about['layout']}, {order['rounds']} rounds", entries, "new tokens/s")
+    return about | {"contestants": rows}, [about | ratio for ratio in class_ratios(entries)]
+
+
+def worker(order: dict[str, Any], out: Path) -> None:
+    """One rank of `run_several`; a round takes as long as its slowest rank."""
+    torch.set_num_threads(1)
+    world = join_world()
+    load, folder = Load(**order["load"]), Path(order["folder"])
+    prompts = make_prompts(load.prompts, order["seed"])[world.rank :: world.size]
+    entries = []
+    for sides in order["chosen"].values():
+        members: list[Ours | Peer] = [Ours(folder, sides["ours"])] if sides["ours"] else []
+        members += [Peer(folder, PeerSetting(**sides["peer"]))] if sides["peer"] else []
+        for side in members:
+            entry = contestant(side, load, prompts)
+            entry.run = _in_step(entry.run, world)
+            entries.append(entry)
+    take_turns(entries, order["rounds"], warmups=2)
+    if world.is_main:
+        out.write_text(json.dumps([entry.as_dict() for entry in entries]))
+    leave_world()
+
+
+def _in_step(run: Callable[[], object], world: World) -> Callable[[], None]:
+    def all_of_them() -> None:
+        world.barrier()
+        run()
+        world.barrier()
+
+    return all_of_them
+
+
+# --- torch.compile ---------------------------------------------------------------------------------------------------
+
+
+def run_compile(folder: Path, chosen: dict[str, dict[str, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The peer with a compiled static cache at batch 64, in a process with a time limit."""
+    results = []
+    for kind, sides in chosen.items():
+        peer = replace(sides["peer"], cache="static", compiled=True)
+        order = {"load": asdict(LOADS[0]), "folder": str(folder), "peer": asdict(peer), "ours": sides["ours"]}
+        order |= {"seed": options.seed, "threads": options.threads}
+        with tempfile.TemporaryDirectory() as place:
+            paths = Path(place) / "order.json", Path(place) / "out.json"
+            paths[0].write_text(json.dumps(order))
+            command = [sys.executable, __file__, "--compiled", *map(str, paths)]
+            problem = run_workers(command, 1, options.compile_limit)
+            content = {"failed": problem} if problem else json.loads(paths[1].read_text())
+        console.print(f"{LOADS[0]}, {kind}, peer with a compiled static cache: {content.get('failed') or content['ratio']}")
+        results.append({"precision": kind, "peer": asdict(peer), **content})
+    return results
+
+
+def compiled(order: dict[str, Any], out: Path) -> None:
+    """The child of `run_compile`."""
+    torch.set_num_threads(order["threads"])
+    load, folder = Load(**order["load"]), Path(order["folder"])
+    prompts = make_prompts(load.prompts, order["seed"])
+    peer = contestant(Peer(folder, PeerSetting(**order["peer"])), load, prompts)
+    began = time.perf_counter()
+    for _ in range(2):
+        peer.run()
+    seconds = time.perf_counter() - began
+    entries = [contestant(Ours(folder, order["ours"]), load, prompts), peer]
+    take_turns(entries, 5)
+    rows = [entry.as_dict() for entry in entries]
+    out.write_text(json.dumps({"compile_seconds": seconds, "contestants": rows, "ratio": ratio_of(*entries)}))
+
+
+# --- main ------------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--budget", type=float, default=15.0, help="seconds of timed rounds for each load and layout")
+    parser.add_argument("--compile", action="store_true", help="also the peer with a compiled static cache")
+    parser.add_argument("--compile-limit", type=float, default=900.0, help="seconds before a compile is given up")
+    parser.add_argument("--worker", nargs=2, metavar=("ORDER", "OUT"), help=argparse.SUPPRESS)
+    parser.add_argument("--compiled", nargs=2, metavar=("ORDER", "OUT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    quiet_libraries()
+    for paths, work in ((options.worker, worker), (options.compiled, compiled)):
+        if paths:
+            return work(json.loads(Path(paths[0]).read_text()), Path(paths[1]))
+
+    began = time.perf_counter()
+    torch.set_num_threads(options.threads)
+    limits = machine_limits(options.threads, options.quick)
+    show_limits(limits)
+    loads = QUICK_LOADS if options.quick else LOADS
+    results, ratios = [], []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        counts = count_parameters(make_folder(folder, options.seed).config)
+        trial_load = loads[0]
+        console.rule(f"{counts.total / 1e6:.2f}M parameters; settings tried on {trial_load}")
+        trials = Trials(folder, trial_load, make_prompts(trial_load.prompts, options.seed))
+        chosen = choose(trials)
+        sides: list[Ours | Peer] = [Ours(folder, setting["ours"]) for setting in chosen.values() if "ours" in setting]
+        profiles = {}
+        for load in (loads[0],) if options.quick else (loads[0], loads[1]):
+            entry = contestant(fastest_of(trials, sides), load, make_prompts(load.prompts, options.seed))
+            profiles[str(load)] = rows = profile(entry.run)
+            show_profile(f"Where our sampling goes, {load}, {entry.settings['precision']}, {options.threads} threads", rows)
+        sides += [Peer(folder, setting["peer"]) for setting in chosen.values() if "peer" in setting]
+        for load in loads:
+            for threads in sorted({1, options.threads}):
+                result, found = run_load(load, threads, sides, options)
+                results.append(result)
+                ratios += found
+        torch.set_num_threads(options.threads)
+        if options.threads > 1:
+            result, found = run_several(loads[1], folder, chosen, options)
+            results.append(result)
+            ratios += found
+        compile_results = run_compile(folder, chosen, options) if options.compile else None
+    console.rule("Ratios, ours against the peer's best")
+    for r in ratios:
+        verdict = "met" if r["ratio"] >= TARGET else "missed"
+        decode = f", decode alone {r['decode_ratio']:.2f}x" if "decode_ratio" in r else ""
+        console.print(
+            f"{r['load']:<28} {r['layout']:<28} {r['precision']:<4} {r['ratio']:.2f}x "
+            f"(rounds {r['lowest_round']:.2f} to {r['highest_round']:.2f}{decode}; target {TARGET:g}x {verdict})"
+        )
+    content = {"limits": limits, "target": TARGET, "ratios": ratios, "trials": trials.outcomes, "loads": results}
+    content |= {"profiles_ours": profiles, "compile": compile_results, "parameters": counts.total}
+    content["settings"] = {"shape": SMALL_SHAPE, "new_tokens": NEW_TOKENS, "prompt_lengths": PROMPT_LENGTHS}
+    content["wall_seconds"] = time.perf_counter() - began
+    write_results("rollout", options, content)
+
+
+def fastest_of(trials: Trials, sides: list[Ours | Peer]) -> Ours | Peer:
+    """Our side whose settings won the trials."""
+    times = {o["precision"]: o["seconds"] for o in trials.outcomes if o["side"] == "ours" and "seconds" in o}
+    return min((side for side in sides if isinstance(side, Ours)), key=lambda side: times[side.precision])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ziphius.engine.sampler import Completion
+from ziphius.evaluate import runner
+from ziphius.evaluate.metrics import mean_ci, wilson
+from ziphius.evaluate.runner import evaluate
+from ziphius.evaluate.settings import EvaluationSettings
+from ziphius.tasks.base import Family, Problem, TaskError, Verdict
+from ziphius.text.tokenizer import train_tokenizer
+from ziphius.train.distributed import World
+
+SETTINGS = EvaluationSettings(n=3, samples=4, temperature=0.7, top_p=0.9, max_new_tokens=9, show=2)
+
+
+class Numbers(Family):
+    """"how much is N": N. The answer "?" cannot be judged."""
+
+    name = "numbers"
+
+    def draw(self, ticket):
+        return Problem(self.name, f"how much is {ticket}?", str(ticket))
+
+    def problem(self, split, index):
+        return self.draw(index)
+
+    def verify(self, problem, answer):
+        return Verdict(None, "no idea") if answer == "?" else Verdict(float(answer == problem.answer), "compared")
+
+
+class Model:
+    """Only what the runner itself touches."""
+
+    lm_head = torch.nn.Linear(1, 1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["how much is 1?"], 300)
+
+
+@pytest.fixture
+def answers(monkeypatch, tokenizer):
+    """`answers(sampled, greedy)`: texts for each problem, `…` at the end of one that is cut off."""
+
+    def install(sampled, greedy):
+        calls = []
+
+        def sample(model, prompts, settings, generator, *, stop_id, samples, max_rows):
+            calls.append((settings, samples, generator.initial_seed(), [tokenizer.decode(p) for p in prompts]))
+            texts = [[text] for text in greedy] if settings.temperature == 0 else sampled
+            return [[complete(text) for text in row] for row in texts]
+
+        monkeypatch.setattr("ziphius.reason.rollout.sample", sample)
+        return calls
+
+    def complete(text):
+        finished = not text.endswith("…")
+        tokens = [*tokenizer.encode(text.rstrip("…")), *([tokenizer.eos_id] if finished else [])]
+        return Completion(tokens, [0.0] * len(tokens), finished)
+
+    return install
+
+
+def run(tokenizer, **options):
+    settings = options.pop("settings", SETTINGS)
+    return evaluate(Model(), tokenizer, Numbers(), settings, **({"thinking": False, "seed": 5} | options))
+
+
+def test_shares_by_hand(answers, tokenizer):
+    calls = answers([["0", "0", "0", "0"], ["1", "2", "1", "3"], ["7", "7", "7", "2"]], ["0", "1", "9"])
+    found = run(tokenizer)
+    assert (found.family, found.split, found.n, found.samples, found.undecided) == ("numbers", "test", 3, 4, 0)
+    assert (found.pass_at_1, *found.ci95) == pytest.approx(mean_ci([1.0, 0.5, 0.25]))
+    assert found.greedy == pytest.approx(2 / 3)
+    assert found.greedy_ci95 == wilson(2, 3)
+    assert found.pass_at_k == pytest.approx({"2": (1 + 5 / 6 + 1 / 2) / 3, "4": 1.0})
+    assert found.majority_at_k == pytest.approx(2 / 3)
+    assert found.format == 1.0
+    assert found.response_length == 2.0  # the end token is one
+    assert [example["response"] for example in found.examples] == ["0", "1"]
+    assert found.examples[1] == {"prompt": "how much is 1?", "answer": "1", "response": "1", "correct": True}
+    (sampled, samples, seed, prompts), (greedy, one, _, again) = calls
+    assert (sampled.temperature, sampled.top_p, sampled.max_new_tokens, samples, seed) == (0.7, 0.9, 9, 4, 5)
+    assert (greedy.temperature, one) == (0.0, 1)
+    assert prompts == again
+    assert "how much is 2?" in prompts[2]
+
+
+def test_thinking_is_not_the_answer(answers, tokenizer):
+    answers([["0 or 1</think>0", "0"]], ["1 2</think> 0"])
+    found = run(tokenizer, thinking=True, settings=SETTINGS.model_copy(update={"n": 1, "samples": 2}))
+    assert (found.pass_at_1, found.greedy, found.format, found.majority_at_k) == (0.5, 1.0, 0.5, 1.0)
+
+
+def test_undecided_answers_are_left_out_and_counted(answers, tokenizer):
+    answers([["0", "?", "0", "5"], ["?", "?", "?", "?"], ["2", "2", "2", "2"]], ["?", "1", "9"])
+    found = run(tokenizer)
+    assert found.undecided == 5
+    assert found.pass_at_1 == pytest.approx((2 / 3 + 1) / 2)
+    assert found.greedy == 0.5
+    assert found.pass_at_k == {"2": 1.0, "4": 1.0}  # of the problems whose answers are all decided
+    assert found.majority_at_k == 1.0
+
+
+def test_all_undecided_is_no_crash_and_no_certainty(answers, tokenizer):
+    answers([["?"] * 4] * 3, ["?"] * 3)
+    found = run(tokenizer)
+    assert (found.undecided, found.ci95, found.greedy_ci95) == (12, (0.0, 1.0), (0.0, 1.0))
+
+
+def test_an_answer_cut_off_neither_counts_nor_votes(answers, tokenizer):
+    """It might have gone on: the same text is right where it ended by itself."""
+    answers([["0", "0…", "0…", "4"]], ["0…"])
+    found = run(tokenizer, settings=SETTINGS.model_copy(update={"n": 1}))
+    assert (found.pass_at_1, found.greedy, found.majority_at_k) == (0.25, 0.0, 0.5)
+
+
+def test_ranks_share_the_problems_and_agree(answers, tokenizer, monkeypatch):
+    """What two ranks find, put together, is in the problems' order."""
+
+    class Half(World):
+        def gather(self, value):
+            tallies.append(value)
+            return [tallies[0], tallies[-1]]
+
+    tallies: list = []
+    answers([["0"] * 4, ["3"] * 4], ["0", "2"])
+    run(tokenizer, world=Half(0, 2))
+    answers([["1", "1", "0", "0"]], ["9"])
+    found = run(tokenizer, world=Half(1, 2))
+    assert found.pass_at_1 == pytest.approx((1 + 0.5 + 0) / 3)
+    assert found.greedy == pytest.approx(2 / 3)
+    assert [example["answer"] for example in found.examples] == ["0", "1"]
+
+
+def test_too_few_problems_are_refused(tokenizer):
+    class One(Numbers):
+        def problem(self, split, index):
+            return self.draw(0)
+
+    with pytest.raises(TaskError, match="fewer than 3 distinct problems"):
+        evaluate(Model(), tokenizer, One(), SETTINGS, thinking=False, seed=0)
+
+
+def test_as_dict_is_plain(answers, tokenizer):
+    answers([["0"] * 4] * 3, ["0"] * 3)
+    found = run(tokenizer)
+    assert found.as_dict()["pass_at_1"] == found.pass_at_1
+    assert replace(found, n=4).n == 4
+    assert runner.Evaluation(**found.as_dict()) == found

@@ -1,0 +1,351 @@
+"""A whole run in miniature: every kind of stage, a second start, changed settings, stops, and the verbs on its result."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import ziphius as face
+from ziphius.checkpoint import load_model
+from ziphius.cost.ledger import read_rows
+from ziphius.recipe.run import run_recipe
+from ziphius.recipe.schema import load_recipe
+from ziphius.text.tokenizer import Tokenizer
+from ziphius.train.metrics import read_metrics
+
+from .conftest import RECIPE, read
+
+STAGES = ["01-tokenizer", "02-pretrain", "03-cold_start", "04-rl"]
+TIMES = ("seconds", "tokens_per_second", "mfu", "rollout_seconds")
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory):
+    """A run with its control, made by one process; do not change it."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    torch.set_num_threads(1)
+    run_recipe(load_recipe(recipe), run, control=True)
+    return run
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def stamps(run):
+    """When each stage of a run was finished."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in sorted(run.glob("stages/*/stage.json"))}
+
+
+def metrics(run, stage):
+    rows = read_metrics(run / "stages" / stage)
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def again(recipe, run, *overrides, **options):
+    """Run once more in this process; which stages were made anew."""
+    before = stamps(run)
+    summary = run_recipe(load_recipe(recipe, list(overrides)), run, **options)
+    after = stamps(run)
+    return [name for name in after if after[name] != before.get(name)], summary
+
+
+# --- what a run leaves behind ------------------------------------------------------------------------------------------
+
+
+def test_summary(finished):
+    summary = read(finished / "summary.json")
+    assert (summary["name"], summary["seed"], summary["machine"]["processes"]) == ("mini", 3, 1)
+    model = load_model(finished / "stages" / "04-rl")
+    assert summary["parameters"]["total"] == sum(p.numel() for p in model.parameters())
+    assert 0 < summary["parameters"]["active"] < summary["parameters"]["total"]
+    names = ["tokenizer", "pretrain", "cold_start", "evaluate cold_start", "rl", "evaluate rl"]
+    assert [stage["name"] for stage in summary["stages"]] == names
+    assert [stage["kind"] for stage in summary["stages"]] == ["tokenizer", "pretrain", "sft", "evaluation", "grpo", "evaluation"]
+    assert summary["total_seconds"] == pytest.approx(sum(stage["seconds"] for stage in summary["stages"]))
+    for stage in summary["stages"]:
+        assert stage["seconds"] > 0
+        assert stage["device_hours"] == pytest.approx((stage["seconds"] + stage["lost_seconds"]) / 3600)
+        assert stage["dollars"] == pytest.approx(stage["device_hours"] * 0.36)
+        assert (stage["tokens"] > 0) == (stage["kind"] in ("pretrain", "sft", "grpo"))
+        assert (stage["mfu"] is not None) == (stage["tokens"] > 0)
+    assert summary["stages"][1]["tokens"] == read_metrics(finished / "stages" / "02-pretrain")[-1]["tokens"]
+    assert summary["stages"][1]["gate"] == 0.0
+    assert 0 <= summary["mismatch"] < 0.1
+    assert summary["load_violation"] >= 0
+    assert summary["price"] == {"dollars_per_hour": 0.36, "what": "a test"}
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_evaluations(finished, control):
+    summary = read(finished / "summary.json")
+    part = summary["control"] if control else summary
+    assert [entry["after"] for entry in part["evaluations"]] == ["cold_start", "rl"]
+    for entry in part["evaluations"]:
+        assert (entry["task"], entry["family"], entry["split"], entry["n"]) == ("sums", "chain_sum", "test", 4)
+        low, high = entry["ci95"]
+        assert 0 <= low <= entry["pass_at_1"] <= high <= 1
+        assert 0 <= entry["greedy"] <= 1
+        assert "examples" not in entry
+    if control:
+        assert [stage["name"] for stage in part["stages"]] == ["cold_start", "evaluate cold_start", "rl", "evaluate rl"]
+        examples = read(finished / "control" / "stages" / "04-rl" / "evaluation.json")[0]["examples"]
+        assert len(examples) == 4
+
+
+def test_files_of_the_stages(finished):
+    assert [path.name for path in sorted((finished / "stages").iterdir())] == STAGES
+    for stage in STAGES[1:]:
+        folder = finished / "stages" / stage
+        for name in ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl",
+                     "ledger.jsonl", "stage.json", "state/state.pt"):  # fmt: skip
+            assert (folder / name).is_file(), (stage, name)
+    data = read(finished / "stages" / "02-pretrain" / "data.json")
+    assert data["documents"]["lessons"] > 0
+    assert (finished / "report.html").read_text().startswith("<!")
+    assert read(finished / "recipe.json")["name"] == "mini"
+    assert not list(finished.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_transformers_opens_the_stages(finished, stage):
+    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+
+    logging.set_verbosity_error()
+    folder = finished / "stages" / stage
+    theirs, its = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+    ours, tokenizer = load_model(folder), Tokenizer.load(folder)
+    messages = [{"role": "user", "content": "1 + 2 ="}]
+    ids = its.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert ids == tokenizer.prompt_ids("1 + 2 =")
+    with torch.no_grad():
+        difference = theirs(torch.tensor([ids])).logits - ours(torch.tensor([ids])).logits
+    assert difference.abs().max() < 1e-4
+
+
+def test_the_public_face_on_a_stage(finished):
+    folder = finished / "stages" / "04-rl"
+    model, tokenizer = face.load_model(folder, dtype=torch.float32), face.Tokenizer.load(folder)
+    (text,) = face.generate(model, ["1 + 2 ="], tokenizer, max_new_tokens=5, temperature=1.0, seed=1)
+    assert isinstance(text, str)
+
+
+# --- second starts -----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_start_repeats_nothing(recipe, copy, capfd):
+    before = (copy / "summary.json").read_text()
+    made, summary = again(recipe, copy)
+    assert made == []
+    assert capfd.readouterr().err.count("done before") == 4
+    old = read(copy / "summary.json")
+    assert old == summary
+    assert {**old, "machine": 0} == {**eval_json(before), "machine": 0}
+
+
+def eval_json(text):
+    import json
+
+    return json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("rl.train.optimizer.lr=2e-4", ["04-rl"]),
+        ("evaluation.samples=1", ["03-cold_start", "04-rl"]),
+        ("price.dollars_per_hour=9.0", []),
+    ],
+)
+def test_only_what_changed_and_what_is_built_on_it_runs_again(recipe, copy, override, expected):
+    weights = (copy / "stages" / "02-pretrain" / "model.safetensors").read_bytes()
+    made, _ = again(recipe, copy, override)
+    assert made == expected
+    assert (copy / "stages" / "02-pretrain" / "model.safetensors").read_bytes() == weights
+    assert again(recipe, copy, override)[0] == []
+
+
+def test_until_and_stages_that_are_gone(recipe, copy):
+    made, summary = again(recipe, copy, "pretrain.train.steps=5", until="pretrain")
+    assert made == ["02-pretrain"]
+    assert list(stamps(copy)) == STAGES[:2]  # what was built on the old one is gone
+    assert [stage["name"] for stage in summary["stages"]] == ["tokenizer", "pretrain"]
+    assert (copy / "report.html").exists()
+    (copy / "stages" / "05-old").mkdir()
+    again(recipe, copy, "pretrain.train.steps=5", until="tokenizer")
+    assert not (copy / "stages" / "05-old").exists()
+    assert (copy / "replaced" / "05-old").exists()
+
+
+def test_until_the_tokenizer_has_a_summary_too(recipe, tmp_path):
+    summary = run_recipe(load_recipe(recipe), tmp_path / "run", until="tokenizer")
+    assert "parameters" not in summary
+    assert [stage["name"] for stage in summary["stages"]] == ["tokenizer"]
+
+
+def test_the_same_seed_gives_the_same_run(recipe, finished, tmp_path):
+    run_recipe(load_recipe(recipe), tmp_path / "run", until="cold_start")
+    for stage in STAGES[1:3]:
+        assert metrics(tmp_path / "run", stage) == metrics(finished, stage)
+        name = f"stages/{stage}/model.safetensors"
+        assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_replaced_files_are_read_again(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Whales dive.\n\n" * 30)
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text('{"prompt": "Who?", "response": "<think>\\nWhales.\\n</think>\\n\\nA whale."}\n' * 6)
+    path = tmp_path / "r.toml"
+    path.write_text(
+        RECIPE.replace('[corpora.lessons]\ntask = "sums"', f'[corpora.lessons]\npath = "{text}"\ndocuments = "paragraph"')
+        .replace('kind = "sft"\ntask = "sums"', f'kind = "sft"\npath = "{chats}"')
+    )
+    run = tmp_path / "run"
+    run_recipe(load_recipe(path), run, until="cold_start")
+    assert again(path, run, until="cold_start")[0] == []
+    chats.write_text(chats.read_text() + '{"prompt": "Where?", "response": "Deep."}\n')
+    assert again(path, run, until="cold_start")[0] == ["03-cold_start"]
+    text.write_text("Whales dive deep.\n\n" * 30)
+    assert again(path, run, until="cold_start")[0] == STAGES[:3]
+
+
+# --- processes ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_and_a_stop(recipe, finished, start, tmp_path):
+    """Stopped twice by SIGTERM and killed once, a run with two processes ends as one that was let alone."""
+    run = tmp_path / "run"
+    command = ["run", recipe, "--out", run, "--set", "machine.processes=2"]
+
+    def when(stage, lines):
+        process = start(*command)
+        log = run / "stages" / stage / "metrics.jsonl"
+        while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= lines):
+            time.sleep(0.01)
+        return process
+
+    stopped = when("02-pretrain", 2)
+    stopped.send_signal(signal.SIGTERM)
+    _, said = stopped.communicate(timeout=120)
+    assert stopped.returncode == 130, said
+    assert re.search(r"ziphius: pretrain stopped at step \d; its state is saved; the same command goes on", said)
+    assert said.count("ziphius:") == 1
+    assert "Traceback" not in said
+    killed = when("04-rl", 1)
+    killed.kill()
+    killed.communicate()
+    time.sleep(0.5)  # its workers die with it
+    last = start(*command)
+    out, said = last.communicate(timeout=120)
+    assert last.returncode == 0, said
+    assert "pretrain: done before" in said
+    assert "mini, seed 3: held-out problems" in out
+    assert f"ziphius chat {run}/stages/04-rl" in out
+    summary = read(run / "summary.json")
+    assert summary["machine"]["processes"] == 2
+    assert read(run / "machine.json")["processes"] == 2
+    one, two = metrics(finished, "02-pretrain"), metrics(run, "02-pretrain")
+    assert [row["step"] for row in two] == [1, 2, 3, 4, 5, 6]
+    assert [row["tokens"] for row in one] == [row["tokens"] for row in two]
+    assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in two], rel=0.02)
+
+
+def test_how_many_processes_is_tried_out_once(recipe, start, tmp_path):
+    command = ["run", recipe, "--out", tmp_path, "--until", "tokenizer", "--set", "machine.processes=0"]
+    process = start(*command)
+    assert process.wait(120) == 0, process.communicate()
+    machine = read(tmp_path / "machine.json")
+    assert machine["processes"] * machine["threads_per_process"] <= machine["cores"]
+    assert read(tmp_path / "summary.json")["stages"][0]["name"] == "tokenizer"
+
+
+def test_mistakes_found_on_the_way_are_one_line(start, tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text(RECIPE.replace("chain_sum", "gcd").replace(
+        "settings = { min_terms = 2, max_terms = 3, min_digits = 1, max_digits = 1 }", ""))
+    process = start("run", path, "--out", tmp_path / "run", "--set", "machine.processes=2")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    lines = [line for line in said.splitlines() if line]
+    assert lines == ["ziphius: corpora.lessons.task: the family gcd writes no lessons; give a path instead"]
+
+
+# --- the verbs on a finished run ---------------------------------------------------------------------------------------
+
+
+def test_eval(finished, ziphius):
+    options = ["--task", "chain_sum", "--set", "max_digits=1", "--set", "min_digits=1", "--set", "max_terms=3",
+               "--n", 3, "--samples", 2, "--max-new-tokens", 6]  # fmt: skip
+    code, out, _ = ziphius("eval", finished / "stages" / "04-rl", *options)
+    assert code == 0
+    assert "chain_sum, split test: 3 problems, 2 samples each" in out
+    assert re.search(r"pass@1 +\d", out)
+    code, out, _ = ziphius("eval", finished, *options, "--json")  # of a run: its last stage
+    assert code == 0
+    assert eval_json(out)["n"] == 3
+
+
+def test_chat(finished, ziphius):
+    code, out, _ = ziphius("chat", finished, "1 + 2 =", "--max-new-tokens", 6)
+    assert code == 0
+    assert out.strip()
+    assert ziphius("chat", finished / "stages" / "04-rl", "1 + 2 =", "--max-new-tokens", 6)[1] == out
+    code, out, _ = ziphius("chat", finished, "1 + 2 =", "--max-new-tokens", 6, "--no-thinking")
+    assert code == 0
+
+
+def test_doctor(finished, ziphius):
+    code, out, _ = ziphius("doctor", finished)
+    assert code == 0
+    assert "04-rl" in out
+
+
+def test_cost(finished, ziphius):
+    code, out, _ = ziphius("cost", finished)
+    assert code == 0
+    assert "evaluate rl" in out
+    assert "$0.36/h (a test)" in out
+    code, out, _ = ziphius("cost", finished, "--json")
+    found = eval_json(out)
+    assert [row["name"] for row in found["stages"]] == [row.name for row in read_rows(finished)]
+    assert [row["name"] for row in found["control"]] == [row.name for row in read_rows(finished / "control")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cost", "."], "no run folder (it has no stages/)"),
+        (["chat", "nowhere", "hi"], "nowhere"),
+        (["eval", "nowhere"], "nowhere"),
+        (["eval", ".", "--task", "leg_countin"], "unknown family 'leg_countin'; did you mean leg_counting"),
+        (["eval", ".", "--n", "0"], "n: Input should be greater than 0 (got 0)"),
+        (["doctor", "nowhere"], "nowhere has no stages/ folder"),
+    ],
+)
+def test_wrong_folders_and_options_are_one_line(ziphius, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, said = ziphius(*arguments)
+    assert (code, out) == (1, "")
+    assert said.startswith("ziphius: ")
+    assert message in said
+    assert said.count("\n") == 1
+    assert "Error" not in said
+
+
+def test_doctor_of_a_run_without_rl(finished, ziphius, tmp_path):
+    shutil.copytree(finished / "stages" / "02-pretrain", tmp_path / "stages" / "02-pretrain")
+    code, out, _ = ziphius("doctor", tmp_path)
+    assert code == 0
+    assert "no reinforcement learning" in out
+
+
+def test_debug_shows_the_traceback(start):
+    process = subprocess.run([sys.executable, "-m", "ziphius.cli", "--debug", "cost", "nowhere"], capture_output=True, text=True)
+    assert "Traceback" in process.stderr or process.returncode == 0
