@@ -21,6 +21,8 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import logging
+import os
 import sys
 import tempfile
 import time
@@ -181,10 +183,14 @@ class Peer:
         repeated = [prompt for prompt in prompts for _ in range(samples)]
         config = self._settings(new_tokens, 1)
         config.cache_implementation = None
+        complaints: list[str] = []
+        handler = logging.Handler(logging.ERROR)
+        handler.emit = lambda record: complaints.append(record.getMessage()[:200])  # type: ignore[method-assign]
+        logging.getLogger("ContinuousBatchingLogger").addHandler(handler)
         found = self.model.generate_batch(repeated, generation_config=config, progress_bar=False)
         made = sum(len(result.generated_tokens) for result in found.values())
         if made != len(repeated) * new_tokens:
-            raise RuntimeError(f"made {made} tokens in place of {len(repeated) * new_tokens}")
+            raise RuntimeError(f"made {made} tokens in place of {len(repeated) * new_tokens}; {'; '.join(complaints)}")
 
 
 def class_of(precision: str) -> str:
@@ -252,7 +258,6 @@ class Trials:
             {"attention": "eager"},
             {"cache": "static"},
             {"stop": "none"},
-            {"cache": "continuous batching", "attention": "sdpa"},
         ):
             leader = min(times, key=lambda setting: times[setting])
             setting = replace(leader, **change)
@@ -371,41 +376,48 @@ def _in_step(run: Callable[[], object], world: World) -> Callable[[], None]:
     return all_of_them
 
 
-# --- torch.compile ---------------------------------------------------------------------------------------------------
+# --- in a process of their own: continuous batching and torch.compile ---------------------------------------------------------------------------------------------------
 
 
-def run_compile(folder: Path, chosen: dict[str, dict[str, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The peer with a compiled static cache at batch 64, in a process with a time limit."""
+def run_apart(
+    title: str, changes: dict[str, Any], limit: float, folder: Path, chosen: dict[str, Any], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """The peer with `changes` to its settings against ours, in a process with a time limit: these may break or hang."""
     results = []
+    load = (QUICK_LOADS if options.quick else LOADS)[0]
     for kind, sides in chosen.items():
-        peer = replace(sides["peer"], cache="static", compiled=True)
-        order = {"load": asdict(LOADS[0]), "folder": str(folder), "peer": asdict(peer), "ours": sides["ours"]}
+        peer = replace(sides["peer"], **changes)
+        order = {"load": asdict(load), "folder": str(folder), "peer": asdict(peer), "ours": sides["ours"]}
         order |= {"seed": options.seed, "threads": options.threads}
         with tempfile.TemporaryDirectory() as place:
             paths = Path(place) / "order.json", Path(place) / "out.json"
             paths[0].write_text(json.dumps(order))
-            command = [sys.executable, __file__, "--compiled", *map(str, paths)]
-            problem = run_workers(command, 1, options.compile_limit)
+            problem = run_workers([sys.executable, __file__, "--apart", *map(str, paths)], 1, limit)
             content = {"failed": problem} if problem else json.loads(paths[1].read_text())
-        console.print(f"{LOADS[0]}, {kind}, peer with a compiled static cache: {content.get('failed') or content['ratio']}")
+        found = content.get("failed") or f"ours is {content['ratio']['ratio']:.2f}x as fast"
+        console.print(f"{load}, {kind}, peer with {title}: {found}")
         results.append({"precision": kind, "peer": asdict(peer), **content})
     return results
 
 
-def compiled(order: dict[str, Any], out: Path) -> None:
-    """The child of `run_compile`."""
+def apart(order: dict[str, Any], out: Path) -> None:
+    """The child of `run_apart`."""
     torch.set_num_threads(order["threads"])
     load, folder = Load(**order["load"]), Path(order["folder"])
     prompts = make_prompts(load.prompts, order["seed"])
     peer = contestant(Peer(folder, PeerSetting(**order["peer"])), load, prompts)
     began = time.perf_counter()
-    for _ in range(2):
-        peer.run()
+    try:
+        for _ in range(2):
+            peer.run()
+    except Exception as error:
+        print(reason(error), file=sys.stderr, flush=True)
+        os._exit(1)  # a broken generation may leave a thread behind that never ends
     seconds = time.perf_counter() - began
     entries = [contestant(Ours(folder, order["ours"]), load, prompts), peer]
     take_turns(entries, 5)
     rows = [entry.as_dict() for entry in entries]
-    out.write_text(json.dumps({"compile_seconds": seconds, "contestants": rows, "ratio": ratio_of(*entries)}))
+    out.write_text(json.dumps({"first_runs_seconds": seconds, "contestants": rows, "ratio": ratio_of(*entries)}))
 
 
 # --- main ------------------------------------------------------------------------------------------------------------
@@ -417,10 +429,10 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also the peer with a compiled static cache")
     parser.add_argument("--compile-limit", type=float, default=900.0, help="seconds before a compile is given up")
     parser.add_argument("--worker", nargs=2, metavar=("ORDER", "OUT"), help=argparse.SUPPRESS)
-    parser.add_argument("--compiled", nargs=2, metavar=("ORDER", "OUT"), help=argparse.SUPPRESS)
+    parser.add_argument("--apart", nargs=2, metavar=("ORDER", "OUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     quiet_libraries()
-    for paths, work in ((options.worker, worker), (options.compiled, compiled)):
+    for paths, work in ((options.worker, worker), (options.apart, apart)):
         if paths:
             return work(json.loads(Path(paths[0]).read_text()), Path(paths[1]))
 
@@ -454,7 +466,14 @@ def main() -> None:
             result, found = run_several(loads[1], folder, chosen, options)
             results.append(result)
             ratios += found
-        compile_results = run_compile(folder, chosen, options) if options.compile else None
+        paged = {"cache": "continuous batching", "attention": "sdpa"}
+        continuous = run_apart("continuous batching", paged, 90, folder, chosen, options)
+        static = {"cache": "static", "compiled": True}
+        compile_results = (
+            run_apart("a compiled static cache", static, options.compile_limit, folder, chosen, options)
+            if options.compile
+            else None
+        )
     console.rule("Ratios, ours against the peer's best")
     for r in ratios:
         verdict = "met" if r["ratio"] >= TARGET else "missed"
@@ -464,7 +483,7 @@ def main() -> None:
             f"(rounds {r['lowest_round']:.2f} to {r['highest_round']:.2f}{decode}; target {TARGET:g}x {verdict})"
         )
     content = {"limits": limits, "target": TARGET, "ratios": ratios, "trials": trials.outcomes, "loads": results}
-    content |= {"profiles_ours": profiles, "compile": compile_results, "parameters": counts.total}
+    content |= {"profiles_ours": profiles, "continuous": continuous, "compile": compile_results, "parameters": counts.total}
     content["settings"] = {"shape": SMALL_SHAPE, "new_tokens": NEW_TOKENS, "prompt_lengths": PROMPT_LENGTHS}
     content["wall_seconds"] = time.perf_counter() - began
     write_results("rollout", options, content)

@@ -27,7 +27,8 @@ def test_ids_become_completions(model, tokenizer):
     for given in (None, tokenizer):
         (one, two) = ziphius.generate(model, [[5, 6], [7]], given, max_new_tokens=4, temperature=0.0)
         assert (one, two) == tuple(
-            c for (c,) in sample(model, [[5, 6], [7]], SamplingSettings(temperature=0, max_new_tokens=4), g(), stop_id=1)
+            c
+            for (c,) in sample(model, [[5, 6], [7]], SamplingSettings(temperature=0, max_new_tokens=4), g(), stop_id=1)
         )
     endless = make_model(tokenizer.vocab_size, eos_token_id=None)
     assert len(ziphius.generate(endless, [[5]], max_new_tokens=4)[0].tokens) == 4

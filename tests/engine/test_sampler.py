@@ -37,7 +37,9 @@ def assert_same(one, two, tolerance=1e-4):
     assert one.logprobs == pytest.approx(two.logprobs, abs=tolerance)
 
 
-@pytest.mark.parametrize("overrides", [{}, {"q_lora_rank": 16, "tie_word_embeddings": True}, {"n_routed_experts": None}])
+@pytest.mark.parametrize(
+    "overrides", [{}, {"q_lora_rank": 16, "tie_word_embeddings": True}, {"n_routed_experts": None}]
+)
 def test_greedy_decoding_equals_whole_forward_passes(tokenizer, overrides):
     model = make_model(tokenizer.vocab_size, **overrides)
     stop = naive(model, PROMPTS[2], GREEDY, NEVER).tokens[4]  # so that some answers end early
@@ -49,15 +51,18 @@ def test_greedy_decoding_equals_whole_forward_passes(tokenizer, overrides):
     assert found[2][0].tokens[-1] == stop
 
 
-@pytest.mark.parametrize("share", [0.0, 1.1])
-def test_dropping_finished_rows_changes_nothing(model, monkeypatch, share):
-    """Never (0) and after every answer that ends (above 1)."""
+@pytest.mark.parametrize(("share", "multiple", "samples"), [(0.0, 1, 1), (1.1, 1, 1), (1.1, 4, 2), (0.75, 16, 5)])
+def test_dropping_finished_rows_changes_nothing(model, monkeypatch, share, multiple, samples):
+    """Never (0), after every answer that ends (above 1), and down to some multiple of rows."""
     all_tokens = [naive(model, prompt, GREEDY, NEVER).tokens for prompt in PROMPTS]
     stop = all_tokens[0][3]
     expected = [naive(model, prompt, GREEDY, stop) for prompt in PROMPTS]
     monkeypatch.setattr(sampler, "_COMPACT_BELOW", share)
-    for (one,), two in zip(sample(model, PROMPTS, GREEDY, g(), stop_id=stop), expected, strict=True):
-        assert_same(one, two)
+    monkeypatch.setattr(sampler, "_ROUND", multiple)
+    for found, two in zip(sample(model, PROMPTS, GREEDY, g(), stop_id=stop, samples=samples), expected, strict=True):
+        assert len(found) == samples
+        for one in found:
+            assert_same(one, two)
     lengths = {len(completion.tokens) for completion in expected}
     assert len(lengths) > 1
 
@@ -132,7 +137,7 @@ def test_refusals(model):
     assert sample(model, [], GREEDY, g(), stop_id=NEVER) == []
 
 
-# --- one draw ----------------------------------------------------------------------------------------------------------
+# --- one draw --------------------------------------------------------------------------------------------------------
 
 
 def shares(settings, logits, n=40_000):

@@ -16,7 +16,7 @@ SETTINGS = EvaluationSettings(n=3, samples=4, temperature=0.7, top_p=0.9, max_ne
 
 
 class Numbers(Family):
-    """"how much is N": N. The answer "?" cannot be judged."""
+    """ "how much is N": N. The answer "?" cannot be judged."""
 
     name = "numbers"
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ziphius.engine.sampler import Completion
+from ziphius.reason import grpo
 from ziphius.reason.grpo import GRPOSource, advantages, hash_seed
 from ziphius.reason.prompts import demonstration
 from ziphius.reason.rewards import Reward
@@ -38,7 +39,7 @@ def make(model, tokenizer, tasks=None, world=None, **settings):
     return GRPOSource(model, tokenizer, tasks, settings, world or World(), seed=0, thinking=False, bf16=False)
 
 
-# --- advantages --------------------------------------------------------------------------------------------------------
+# --- advantages ------------------------------------------------------------------------------------------------------
 
 
 def test_advantages_are_deviations_within_the_group():
@@ -63,7 +64,9 @@ def test_undecided_answers_are_left_out_of_mean_and_loss():
 def test_cut_off_answers():
     made = group(rollout(1.0), rollout(0.0, finished=False), rollout(0.4))
     plain = {"normalise": False}
-    assert advantages(made, GRPOSettings(overlong="keep", **plain)) == pytest.approx([1 - 1.4 / 3, -1.4 / 3, 0.4 - 1.4 / 3])
+    assert advantages(made, GRPOSettings(overlong="keep", **plain)) == pytest.approx(
+        [1 - 1.4 / 3, -1.4 / 3, 0.4 - 1.4 / 3]
+    )
     assert advantages(made, GRPOSettings(overlong="mask", **plain)) == pytest.approx([0.3, None, -0.3])
 
 
@@ -79,7 +82,7 @@ def test_soft_punishment_grows_over_the_margin():
         GRPOSettings(overlong="soft", max_new_tokens=8)
 
 
-# --- batches -----------------------------------------------------------------------------------------------------------
+# --- batches ---------------------------------------------------------------------------------------------------------
 
 
 def loss_of(model, source, groups, **policy):
@@ -93,8 +96,9 @@ def loss_of(model, source, groups, **policy):
 
 @pytest.mark.parametrize("micro_tokens", [4096, 16])
 @pytest.mark.parametrize("mean", ["token", "sequence", "constant"])
-def test_means_by_hand(model, tokenizer, mean, micro_tokens):
+def test_means_by_hand(model, tokenizer, monkeypatch, mean, micro_tokens):
     """On policy every ratio is 1, so the loss is minus the chosen mean of the advantages."""
+    monkeypatch.setattr(grpo, "_ROWS", 1)
     groups = [
         group(rollout(1.0, 2), rollout(0.0, 6), rollout(0.0, 5), rollout(None, 8)),
         group(rollout(1.0, 3), rollout(1.0, 7), prompt=[0, 5]),  # nothing to learn, but counted
@@ -117,16 +121,19 @@ def test_batches_carry_the_answers(model, tokenizer):
     one, two = rollout(1.0, 3), rollout(0.0, 6)
     (batches,) = source._mini_batches([group(one, two)])
     (batch,) = batches
-    assert batch.tokens.shape == (2, 16)  # padded to a multiple of 8
+    width = batch.tokens.shape[1]
     for row, (answer, sign) in enumerate([(one, 1), (two, -1)]):
         span = slice(3, 3 + len(answer.completion.tokens))
-        assert batch.tokens[row].tolist() == (PROMPT + answer.completion.tokens + [tokenizer.pad_id] * 16)[:16]
+        expected = PROMPT + answer.completion.tokens + [tokenizer.pad_id] * width
+        assert batch.tokens[row].tolist() == expected[:width]
         assert batch.advantages[row, span].tolist() == pytest.approx([sign] * len(answer.completion.tokens), rel=1e-4)
         assert batch.sampler_logprobs[row, span].tolist() == pytest.approx(answer.completion.logprobs)
-        outside = torch.ones(16, dtype=torch.bool)
+        outside = torch.ones(width, dtype=torch.bool)
         outside[span] = False
         assert batch.weights[row, outside].abs().sum() == 0
         assert batch.valid[row].sum() == span.stop
+    assert batch.weights[2:].abs().sum() == 0  # rows that only fill the batch up
+    assert batch.token_count == 6 + 9
     assert batch.old_logprobs is None
     assert batch.reference_logprobs is None
 
@@ -157,13 +164,13 @@ def test_mini_batches_remember_the_policy_that_wrote_them(model, tokenizer):
     source = make(model, tokenizer, mini_batches=2, temperature=0.8)
     groups = [group(rollout(1.0, n), rollout(0.0, n + 1)) for n in (2, 3, 4)]
     first, second = source._mini_batches(groups)
-    assert sum(len(batch.tokens) for batch in first) == 4
-    assert sum(len(batch.tokens) for batch in second) == 2
+    answers = [sum(int((batch.weights > 0).any(1).sum()) for batch in batches) for batches in (first, second)]
+    assert answers == [4, 2]
     for batch in first + second:
         assert torch.allclose(batch.old_logprobs, batch_logprobs(model, batch, 0.8))
 
 
-# --- collecting --------------------------------------------------------------------------------------------------------
+# --- collecting ------------------------------------------------------------------------------------------------------
 
 
 def scripted(source, rewards_of):
@@ -221,7 +228,7 @@ def test_seeds_differ():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-# --- the source --------------------------------------------------------------------------------------------------------
+# --- the source ------------------------------------------------------------------------------------------------------
 
 METRICS = {
     "reward", "reward_accuracy", "reward_format", "reward_language", "reward_std", "groups_mixed", "response_length",
@@ -278,7 +285,7 @@ def test_the_reference_becomes_the_policy_in_time(model, tokenizer):
     assert refreshed == [1, 1, 1, 1, 1, 1, 6, 6, 6, 9, 9, 9, 12]
 
 
-# --- learning ----------------------------------------------------------------------------------------------------------
+# --- learning --------------------------------------------------------------------------------------------------------
 
 
 def imitate_letters(model, tokenizer, folder):

@@ -1,10 +1,9 @@
-"""A whole run in miniature: every kind of stage, a second start, changed settings, stops, and the verbs on its result."""
+"""A whole run in miniature: every kind of stage, a second start, changed settings, stops, the verbs on its result."""
 
+import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -56,7 +55,7 @@ def again(recipe, run, *overrides, **options):
     return [name for name in after if after[name] != before.get(name)], summary
 
 
-# --- what a run leaves behind ------------------------------------------------------------------------------------------
+# --- what a run leaves behind ----------------------------------------------------------------------------------------
 
 
 def test_summary(finished):
@@ -67,7 +66,14 @@ def test_summary(finished):
     assert 0 < summary["parameters"]["active"] < summary["parameters"]["total"]
     names = ["tokenizer", "pretrain", "cold_start", "evaluate cold_start", "rl", "evaluate rl"]
     assert [stage["name"] for stage in summary["stages"]] == names
-    assert [stage["kind"] for stage in summary["stages"]] == ["tokenizer", "pretrain", "sft", "evaluation", "grpo", "evaluation"]
+    assert [stage["kind"] for stage in summary["stages"]] == [
+        "tokenizer",
+        "pretrain",
+        "sft",
+        "evaluation",
+        "grpo",
+        "evaluation",
+    ]
     assert summary["total_seconds"] == pytest.approx(sum(stage["seconds"] for stage in summary["stages"]))
     for stage in summary["stages"]:
         assert stage["seconds"] > 0
@@ -119,7 +125,10 @@ def test_transformers_opens_the_stages(finished, stage):
 
     logging.set_verbosity_error()
     folder = finished / "stages" / stage
-    theirs, its = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+    theirs, its = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        AutoTokenizer.from_pretrained(folder),
+    )
     ours, tokenizer = load_model(folder), Tokenizer.load(folder)
     messages = [{"role": "user", "content": "1 + 2 ="}]
     ids = its.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
@@ -136,7 +145,7 @@ def test_the_public_face_on_a_stage(finished):
     assert isinstance(text, str)
 
 
-# --- second starts -----------------------------------------------------------------------------------------------------
+# --- second starts ---------------------------------------------------------------------------------------------------
 
 
 def test_a_second_start_repeats_nothing(recipe, copy, capfd):
@@ -144,15 +153,8 @@ def test_a_second_start_repeats_nothing(recipe, copy, capfd):
     made, summary = again(recipe, copy)
     assert made == []
     assert capfd.readouterr().err.count("done before") == 4
-    old = read(copy / "summary.json")
-    assert old == summary
-    assert {**old, "machine": 0} == {**eval_json(before), "machine": 0}
-
-
-def eval_json(text):
-    import json
-
-    return json.loads(text)
+    assert read(copy / "summary.json") == summary
+    assert summary | {"machine": 0} == json.loads(before) | {"machine": 0}  # its speed is measured each time
 
 
 @pytest.mark.parametrize(
@@ -204,8 +206,9 @@ def test_replaced_files_are_read_again(tmp_path):
     chats.write_text('{"prompt": "Who?", "response": "<think>\\nWhales.\\n</think>\\n\\nA whale."}\n' * 6)
     path = tmp_path / "r.toml"
     path.write_text(
-        RECIPE.replace('[corpora.lessons]\ntask = "sums"', f'[corpora.lessons]\npath = "{text}"\ndocuments = "paragraph"')
-        .replace('kind = "sft"\ntask = "sums"', f'kind = "sft"\npath = "{chats}"')
+        RECIPE.replace(
+            '[corpora.lessons]\ntask = "sums"', f'[corpora.lessons]\npath = "{text}"\ndocuments = "paragraph"'
+        ).replace('kind = "sft"\ntask = "sums"', f'kind = "sft"\npath = "{chats}"')
     )
     run = tmp_path / "run"
     run_recipe(load_recipe(path), run, until="cold_start")
@@ -216,7 +219,7 @@ def test_replaced_files_are_read_again(tmp_path):
     assert again(path, run, until="cold_start")[0] == STAGES[:3]
 
 
-# --- processes ---------------------------------------------------------------------------------------------------------
+# --- processes -------------------------------------------------------------------------------------------------------
 
 
 def test_two_processes_and_a_stop(recipe, finished, start, tmp_path):
@@ -257,27 +260,20 @@ def test_two_processes_and_a_stop(recipe, finished, start, tmp_path):
     assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in two], rel=0.02)
 
 
-def test_how_many_processes_is_tried_out_once(recipe, start, tmp_path):
-    command = ["run", recipe, "--out", tmp_path, "--until", "tokenizer", "--set", "machine.processes=0"]
-    process = start(*command)
-    assert process.wait(120) == 0, process.communicate()
-    machine = read(tmp_path / "machine.json")
-    assert machine["processes"] * machine["threads_per_process"] <= machine["cores"]
-    assert read(tmp_path / "summary.json")["stages"][0]["name"] == "tokenizer"
-
-
 def test_mistakes_found_on_the_way_are_one_line(start, tmp_path):
-    path = tmp_path / "r.toml"
-    path.write_text(RECIPE.replace("chain_sum", "gcd").replace(
-        "settings = { min_terms = 2, max_terms = 3, min_digits = 1, max_digits = 1 }", ""))
-    process = start("run", path, "--out", tmp_path / "run", "--set", "machine.processes=2")
+    """Two processes meet it and one says so; how many there shall be was tried out before, and is remembered."""
+    path, run = tmp_path / "r.toml", tmp_path / "run"
+    path.write_text(re.sub('family = "chain_sum"\nsettings = .*', 'family = "gcd"', RECIPE))
+    process = start("run", path, "--out", run, "--set", "machine.processes=0")
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
     lines = [line for line in said.splitlines() if line]
     assert lines == ["ziphius: corpora.lessons.task: the family gcd writes no lessons; give a path instead"]
+    machine = read(run / "machine.json")
+    assert machine["processes"] * machine["threads_per_process"] <= machine["cores"]
 
 
-# --- the verbs on a finished run ---------------------------------------------------------------------------------------
+# --- the verbs on a finished run -------------------------------------------------------------------------------------
 
 
 def test_eval(finished, ziphius):
@@ -289,7 +285,7 @@ def test_eval(finished, ziphius):
     assert re.search(r"pass@1 +\d", out)
     code, out, _ = ziphius("eval", finished, *options, "--json")  # of a run: its last stage
     assert code == 0
-    assert eval_json(out)["n"] == 3
+    assert json.loads(out)["n"] == 3
 
 
 def test_chat(finished, ziphius):
@@ -313,7 +309,7 @@ def test_cost(finished, ziphius):
     assert "evaluate rl" in out
     assert "$0.36/h (a test)" in out
     code, out, _ = ziphius("cost", finished, "--json")
-    found = eval_json(out)
+    found = json.loads(out)
     assert [row["name"] for row in found["stages"]] == [row.name for row in read_rows(finished)]
     assert [row["name"] for row in found["control"]] == [row.name for row in read_rows(finished / "control")]
 
@@ -343,9 +339,10 @@ def test_doctor_of_a_run_without_rl(finished, ziphius, tmp_path):
     shutil.copytree(finished / "stages" / "02-pretrain", tmp_path / "stages" / "02-pretrain")
     code, out, _ = ziphius("doctor", tmp_path)
     assert code == 0
-    assert "no reinforcement learning" in out
+    assert "no stage of reinforcement learning yet" in out
 
 
 def test_debug_shows_the_traceback(start):
-    process = subprocess.run([sys.executable, "-m", "ziphius.cli", "--debug", "cost", "nowhere"], capture_output=True, text=True)
-    assert "Traceback" in process.stderr or process.returncode == 0
+    _, said = start("--debug", "cost", "nowhere").communicate()
+    assert "Traceback" in said
+    assert "ValueError: nowhere: no run folder" in said

@@ -96,7 +96,10 @@ def test_a_gate_needs_a_probe(tmp_path):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    assert refused(tmp_path / "no.toml") == f"{tmp_path}/no.toml: no such recipe; `ls recipes` shows those that come with Ziphius"
+    assert (
+        refused(tmp_path / "no.toml")
+        == f"{tmp_path}/no.toml: no such recipe; `ls recipes` shows those that come with Ziphius"
+    )
     assert f"{tmp_path}: not readable as TOML" in refused(tmp_path)
     broken = tmp_path / "broken.toml"
     broken.write_text("name = 'x'\nseed = = 3\n")
@@ -131,7 +134,9 @@ def test_a_checked_recipe_survives_json(recipe):
 
 def test_published_shapes(tmp_path):
     path = tmp_path / "r.toml"
-    path.write_text(RECIPE.replace("depth = 2\n", 'preset = "deepseek-v2-lite"\n').replace("n_routed_experts = 4, ", ""))
+    path.write_text(
+        RECIPE.replace("depth = 2\n", 'preset = "deepseek-v2-lite"\n').replace("n_routed_experts = 4, ", "")
+    )
     config = load_recipe(path).model.config(320)
     assert (config.model_type, config.vocab_size, config.hidden_size) == ("deepseek_v2", 320, 32)
     assert "no preset called 'v9'; there are " in refused(path, "model.preset='v9'")
@@ -147,7 +152,9 @@ def test_fingerprints(recipe):
     assert fingerprint("a") != fingerprint("b")
 
 
-@given(value=st.recursive(st.integers() | st.text() | st.booleans(), lambda x: st.dictionaries(st.text(), x) | st.lists(x)))
+@given(
+    value=st.recursive(st.integers() | st.text() | st.booleans(), lambda x: st.dictionaries(st.text(), x) | st.lists(x))
+)
 def test_fingerprints_do_not_depend_on_the_order_of_keys(value):
     turned = dict(reversed(value.items())) if isinstance(value, dict) else value
     assert fingerprint(value) == fingerprint(turned)

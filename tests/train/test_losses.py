@@ -31,7 +31,7 @@ def logp(logits, tokens):
     return torch.log_softmax(logits, -1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
-# --- next tokens -------------------------------------------------------------------------------------------------------
+# --- next tokens -----------------------------------------------------------------------------------------------------
 
 
 def test_next_token_loss_by_hand(build):
@@ -107,7 +107,7 @@ def test_batch_logprobs(build):
     assert torch.allclose(found[:, 1:], expected, atol=1e-5)
 
 
-# --- policies ----------------------------------------------------------------------------------------------------------
+# --- policies --------------------------------------------------------------------------------------------------------
 
 
 def policy_batch(seed=0, rows=3, length=10):

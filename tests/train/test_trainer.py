@@ -10,11 +10,11 @@ from ziphius.cost.flops import train_flops_per_token
 from ziphius.text.packing import pad_samples
 from ziphius.train.balance import load_violation
 from ziphius.train.batch import Batch, stack_rows
+from ziphius.train.distributed import World
 from ziphius.train.losses import LossParts, next_token_loss
 from ziphius.train.metrics import read_metrics
 from ziphius.train.settings import LossSettings, TrainSettings
 from ziphius.train.sources import share_rows
-from ziphius.train.distributed import World
 from ziphius.train.state import load_state
 from ziphius.train.trainer import Interrupted, Trainer
 
@@ -119,7 +119,7 @@ def test_spikes_are_skipped(build, tmp_path):
 
 
 def test_steps_without_anything_to_learn_change_nothing_and_do_not_spoil_the_spike_gauge(build, tmp_path):
-    """RL where all answers of all groups earn the same: long stretches of it must not make real steps look like spikes."""
+    """RL where all answers of a group earn the same: long stretches must not make real steps look like spikes."""
     idle = batch_of(2)
     idle.weights = torch.zeros_like(idle.weights)
     idle.normaliser = 10.0
@@ -154,7 +154,12 @@ def test_metrics_of_the_loads_and_the_bias_that_answers_them(build, tmp_path):
 def test_dense_models_and_v2_gates_train(build, tmp_path):
     dense = make(build(n_routed_experts=None), Fixed([[batch_of(2)]]), tmp_path)
     assert dense.step()["load_violation"] == 0.0
-    v2 = {"model_type": "deepseek_v2", "topk_method": "greedy", "scoring_func": "softmax", "num_nextn_predict_layers": 0}
+    v2 = {
+        "model_type": "deepseek_v2",
+        "topk_method": "greedy",
+        "scoring_func": "softmax",
+        "num_nextn_predict_layers": 0,
+    }
     greedy = make(build(**v2), Fixed([[batch_of(2)]]), tmp_path)
     assert greedy.step()["load_violation"] > 0
 
@@ -167,7 +172,7 @@ def test_the_rate_follows_the_schedule(build, tmp_path):
     assert rates[-1] == pytest.approx(0.001)
 
 
-# --- gates -------------------------------------------------------------------------------------------------------------
+# --- gates -----------------------------------------------------------------------------------------------------------
 
 
 def gated(build, folder, readings, **settings):
@@ -207,7 +212,7 @@ def test_without_a_target_the_probe_only_reports(build, tmp_path):
     assert sum("probe" in row for row in rows) == 9
 
 
-# --- stopping ----------------------------------------------------------------------------------------------------------
+# --- stopping --------------------------------------------------------------------------------------------------------
 
 TIMES = ("seconds", "tokens_per_second", "mfu", "rollout_seconds")
 
@@ -273,7 +278,7 @@ def test_another_number_of_processes_is_refused(build, tmp_path):
         trainer._resume()
 
 
-# --- shares ------------------------------------------------------------------------------------------------------------
+# --- shares ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

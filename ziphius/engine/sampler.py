@@ -17,6 +17,7 @@ from ziphius.model.transformer import Transformer
 from ziphius.ops.backend import compute_dtype
 
 _COMPACT_BELOW = 0.75  # finished rows are dropped once fewer than this share still decode
+_ROUND = 16  # rows and prompt lengths are kept at multiples of this: few shapes, few kernels to compile
 
 
 @dataclass
@@ -72,7 +73,7 @@ def _decode(
     samples: int,
 ) -> list[Completion]:
     device = model.lm_head.weight.device
-    longest = max(map(len, prompts))
+    longest = -(-max(map(len, prompts)) // _ROUND) * _ROUND
     tokens = torch.tensor([[prompt[0]] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
     dtype = compute_dtype(model.lm_head.weight)
@@ -97,11 +98,13 @@ def _decode(
         alive = [row for row, owner in enumerate(owners) if owner >= 0]
         if not alive or step + 1 == settings.max_new_tokens:
             break
-        if len(alive) < _COMPACT_BELOW * len(owners):
-            kept = torch.tensor(alive, device=device)
+        if len(alive) < _COMPACT_BELOW * len(owners) and len(owners) > _ROUND:
+            finished = [row for row, owner in enumerate(owners) if owner < 0]
+            rows = sorted(alive + finished[: -len(alive) % _ROUND])
+            kept = torch.tensor(rows, device=device)
             cache.select(kept)
             chosen = chosen.index_select(0, kept)
-            owners = [owners[row] for row in alive]
+            owners = [owners[row] for row in rows]
         logits = _next_logits(model, chosen.unsqueeze(1), cache)
     return completions
 
@@ -124,8 +127,9 @@ def draw(logits_BW: Tensor, settings: SamplingSettings, generator: torch.Generat
     else:
         logprobs = torch.log_softmax(logits_BW / settings.temperature, dim=-1)
         kept = logprobs if settings.top_p == 1 else _nucleus(logprobs, settings.top_p)
-        race = torch.empty_like(logprobs).exponential_(generator=generator)  # the first of W exponential clocks
-        chosen = (kept - race.log()).argmax(-1)
+        mass = kept.exp().cumsum(-1)
+        place = torch.rand(len(mass), 1, generator=generator, device=mass.device) * mass[:, -1:]
+        chosen = torch.searchsorted(mass, place, right=True).squeeze(1).clamp_(max=mass.shape[1] - 1)
     return chosen, logprobs.gather(1, chosen.unsqueeze(1)).squeeze(1)
 
 

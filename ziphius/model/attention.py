@@ -84,6 +84,6 @@ class LatentAttention(nn.Module):
         scores = torch.bmm(q_B_TH_X, cached_BSX.transpose(1, 2)).view(B, T, H, -1)
         scores = scores * config.softmax_scale + mask_BTS.unsqueeze(2)
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype).view(B, T * H, -1)
-        mixed = torch.bmm(weights, cached_BSX[..., :rank]).view(B * T, H, rank).transpose(0, 1)
+        mixed = torch.bmm(weights, cached_BSX)[..., :rank].reshape(B * T, H, rank).transpose(0, 1)
         out = torch.bmm(mixed, w_uv_HVC.transpose(1, 2)).transpose(0, 1)
         return self.o_proj(out.reshape(B, T, -1))

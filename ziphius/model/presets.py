@@ -110,4 +110,4 @@ def ladder(depth: int, vocab_size: int = 1024, **overrides: object) -> ModelConf
         "first_k_dense_replace": 1,
         "max_position_embeddings": 1024,
     }
-    return ModelConfig(**(shape | overrides))  # type: ignore[arg-type]
+    return ModelConfig(**(shape | overrides))

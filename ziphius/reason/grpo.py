@@ -20,6 +20,9 @@ from ziphius.train.distributed import World
 from ziphius.train.losses import batch_logprobs
 from ziphius.train.trainer import StepData
 
+# Sizes of batches are kept at multiples of these: a CPU library compiles a kernel for each new shape.
+_ROWS, _TOKENS = 8, 32
+
 
 class GRPOSource:
     """Rolls out the live model and hands the loop its own answers with their advantages."""
@@ -136,7 +139,7 @@ class GRPOSource:
         batches = []
         while answers:
             longest = len(answers[-1][0]) + len(answers[-1][1].completion.tokens)
-            rows = max(1, s.micro_tokens // longest)
+            rows = max(_ROWS, s.micro_tokens // longest // _ROWS * _ROWS)
             batches.append(self._batch(answers[-rows:]))
             del answers[-rows:]
         if not batches:
@@ -150,7 +153,10 @@ class GRPOSource:
         for prompt, rollout, _ in answers:
             tokens = rollout.completion.tokens
             samples.append((prompt + tokens, [0.0] * len(prompt) + [self._token_weight(len(tokens))] * len(tokens)))
-        batch = stack_rows(pad_samples(samples, self.tokenizer.pad_id, multiple=8), masked=False)
+        filler = [([self.tokenizer.pad_id], [0.0])] * (-len(samples) % _ROWS)
+        batch = stack_rows(pad_samples(samples + filler, self.tokenizer.pad_id, multiple=_TOKENS), masked=False)
+        if filler and batch.valid is not None:
+            batch.valid[len(answers) :] = False
         batch.advantages = torch.zeros_like(batch.weights)
         batch.sampler_logprobs = torch.zeros_like(batch.weights)
         for row, (prompt, rollout, advantage) in enumerate(answers):

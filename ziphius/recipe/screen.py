@@ -110,7 +110,10 @@ def show_findings(run: Path) -> None:
     from ziphius.reason.doctor import diagnose_run
 
     console = Console()
-    for stage, findings in diagnose_run(run).items():
+    diagnosed = diagnose_run(run)
+    if not diagnosed:
+        console.print(f"{run}: no stage of reinforcement learning yet, so there is nothing to examine")
+    for stage, findings in diagnosed.items():
         if not findings:
             console.print(f"[bold]{stage}[/]: healthy")
         for finding in findings:
