@@ -49,7 +49,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     """A parser with the flags that all benchmarks know."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny sizes and few rounds: does it run at all")
-    parser.add_argument("--machine", default=None, help="the machine's name in the result file (default: CPU and cores)")
+    parser.add_argument("--machine", default=None, help="name in the result file (default: CPU and cores)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="cores to use (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     return parser
@@ -86,6 +86,16 @@ class Contestant:
             "per_second": summary,
             "seconds": self.seconds,
         }
+
+
+def revive(row: dict[str, Any]) -> Contestant:
+    """A contestant that ran in another process, from its `as_dict`."""
+    values = [row[key] for key in ("name", "side", "precision")]
+    return Contestant(*values, nothing, row["work_per_run"], row["settings"], row["seconds"])
+
+
+def nothing() -> None:
+    """The work of a contestant that ran elsewhere."""
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -158,7 +168,7 @@ def machine_limits(threads: int, quick: bool = False) -> dict[str, Any]:
 
 
 def medium_error() -> float:
-    """Relative error (Frobenius) of an fp32 product under `set_float32_matmul_precision('medium')`; fp32: about 1e-7."""
+    """Relative error (Frobenius) of an fp32 product under `set_float32_matmul_precision('medium')`; fp32: 1e-7."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(512, 512, generator=generator) for _ in range(2))
     exact = a.double() @ b.double()
@@ -292,7 +302,9 @@ def profile(work: Callable[[], object], top: int = 10) -> list[dict[str, Any]]:
     ]
     seen = sum(event.self_cpu_time_total for event in events) / 1e6
     rest = sum(event.self_cpu_time_total for event in events[top:]) / 1e3
-    rows.append({"name": "all further operations", "calls": len(events[top:]), "ms": rest, "share": rest / 1e3 / seconds})
+    rows.append(
+        {"name": "all further operations", "calls": len(events[top:]), "ms": rest, "share": rest / 1e3 / seconds}
+    )
     left = max(0.0, seconds - seen)
     rows.append({"name": "other (Python)", "calls": 0, "ms": left * 1e3, "share": left / seconds})
     return rows

@@ -38,7 +38,6 @@ from common import (
     SMALL_SHAPE,
     Contestant,
     arguments,
-    best,
     console,
     machine_limits,
     medium_error,
@@ -46,6 +45,7 @@ from common import (
     quiet_libraries,
     ratio_of,
     reason,
+    revive,
     rounds_within,
     run_workers,
     show_contestants,
@@ -103,7 +103,7 @@ class PeerSetting:
 
 
 class Ours:
-    """`ziphius.engine.sampler.sample`. `bf16` is what reinforcement learning uses: BF16 working weights and autocast."""
+    """`ziphius.engine.sampler.sample`. `bf16`, as in reinforcement learning: BF16 working weights and autocast."""
 
     def __init__(self, folder: Path, precision: str) -> None:
         self.precision = precision
@@ -143,7 +143,9 @@ class Peer:
             if self.setting.precision == "medium":
                 torch.set_float32_matmul_precision("medium")
                 stack.callback(torch.set_float32_matmul_precision, "highest")
-            stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=self.setting.precision == "bf16 autocast"))
+            stack.enter_context(
+                torch.autocast("cpu", torch.bfloat16, enabled=self.setting.precision == "bf16 autocast")
+            )
             stack.enter_context(torch.no_grad())
             (self._continuous if self.setting.cache == "continuous batching" else self._padded)(
                 prompts, samples, new_tokens
@@ -208,7 +210,9 @@ def make_folder(folder: Path, seed: int) -> Transformer:
 
 def make_prompts(count: int, seed: int) -> list[list[int]]:
     rng = Random(seed)
-    return [[rng.randrange(2, SMALL_SHAPE["vocab_size"]) for _ in range(rng.randint(*PROMPT_LENGTHS))] for _ in range(count)]
+    return [
+        [rng.randrange(2, SMALL_SHAPE["vocab_size"]) for _ in range(rng.randint(*PROMPT_LENGTHS))] for _ in range(count)
+    ]
 
 
 def contestant(side: Ours | Peer, load: Load, prompts: list[list[int]], new_tokens: int = NEW_TOKENS) -> Contestant:
@@ -315,7 +319,9 @@ def class_ratios(entries: list[Contestant], rows: list[dict[str, Any]] | None = 
     found = []
     for kind in ("fp32", "bf16", "any"):
         among = entries if kind == "any" else [e for e in entries if e.precision == kind]
-        ours, peer = (max((e for e in among if e.side == s), key=lambda e: e.rate, default=None) for s in ("ours", "peer"))
+        ours, peer = (
+            max((e for e in among if e.side == s), key=lambda e: e.rate, default=None) for s in ("ours", "peer")
+        )
         if ours is None or peer is None:
             continue
         ratio = {"precision": kind, **ratio_of(ours, peer), "target": TARGET}
@@ -330,7 +336,9 @@ def run_several(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A single-threaded process per core, each with its share of the prompts."""
     about = {"load": str(load), "layout": f"{options.threads} processes, 1 thread each"}
-    settings = {k: {"ours": c.get("ours"), "peer": asdict(c["peer"]) if "peer" in c else None} for k, c in chosen.items()}
+    settings = {
+        k: {"ours": c.get("ours"), "peer": asdict(c["peer"]) if "peer" in c else None} for k, c in chosen.items()
+    }
     order = {"load": asdict(load), "folder": str(folder), "chosen": settings, "seed": options.seed}
     order["rounds"] = 3 if options.quick else 5
     with tempfile.TemporaryDirectory() as place:
@@ -341,8 +349,7 @@ def run_several(
             console.print(f"{about['layout']}: {problem}")
             return about | {"failed": problem}, []
         rows = json.loads(paths[1].read_text())
-    keys = ("name", "side", "precision")
-    entries = [Contestant(*(row[k] for k in keys), lambda: None, row["work_per_run"], row["settings"], row["seconds"]) for row in rows]  # fmt: skip
+    entries = [revive(row) for row in rows]
     show_contestants(f"{load}, {about['layout']}, {order['rounds']} rounds", entries, "new tokens/s")
     return about | {"contestants": rows}, [about | ratio for ratio in class_ratios(entries)]
 
@@ -376,7 +383,7 @@ def _in_step(run: Callable[[], object], world: World) -> Callable[[], None]:
     return all_of_them
 
 
-# --- in a process of their own: continuous batching and torch.compile ---------------------------------------------------------------------------------------------------
+# --- in a process of their own: continuous batching and torch.compile ------------------------------------------------
 
 
 def run_apart(
@@ -454,7 +461,9 @@ def main() -> None:
         for load in (loads[0],) if options.quick else (loads[0], loads[1]):
             entry = contestant(fastest_of(trials, sides), load, make_prompts(load.prompts, options.seed))
             profiles[str(load)] = rows = profile(entry.run)
-            show_profile(f"Where our sampling goes, {load}, {entry.settings['precision']}, {options.threads} threads", rows)
+            show_profile(
+                f"Where our sampling goes, {load}, {entry.settings['precision']}, {options.threads} threads", rows
+            )
         sides += [Peer(folder, setting["peer"]) for setting in chosen.values() if "peer" in setting]
         for load in loads:
             for threads in sorted({1, options.threads}):
@@ -483,7 +492,12 @@ def main() -> None:
             f"(rounds {r['lowest_round']:.2f} to {r['highest_round']:.2f}{decode}; target {TARGET:g}x {verdict})"
         )
     content = {"limits": limits, "target": TARGET, "ratios": ratios, "trials": trials.outcomes, "loads": results}
-    content |= {"profiles_ours": profiles, "continuous": continuous, "compile": compile_results, "parameters": counts.total}
+    content |= {
+        "profiles_ours": profiles,
+        "continuous": continuous,
+        "compile": compile_results,
+        "parameters": counts.total,
+    }
     content["settings"] = {"shape": SMALL_SHAPE, "new_tokens": NEW_TOKENS, "prompt_lengths": PROMPT_LENGTHS}
     content["wall_seconds"] = time.perf_counter() - began
     write_results("rollout", options, content)

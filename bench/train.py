@@ -43,6 +43,7 @@ from common import (
     quiet_libraries,
     ratio_of,
     reason,
+    revive,
     rounds_within,
     run_workers,
     show_contestants,
@@ -135,9 +136,7 @@ class Peer:
         )
         self.model.train()
         self.setting, self.tokens = setting, batch.tokens
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=LR, betas=BETAS, weight_decay=DECAY, fused=True
-        )
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, betas=BETAS, weight_decay=DECAY, fused=True)
         self.call: Any = self.model
         if world.size > 1:
             self.call = torch.nn.parallel.DistributedDataParallel(self.model)
@@ -299,7 +298,9 @@ def run_size(size: Size, options: argparse.Namespace, limits: dict[str, Any], fo
     show_profile(f"Where our {fastest.settings['precision']} step goes, {size.name}, {one}", rows)
     flops = train_flops_per_token(size.config(), size.length) * fastest.rate
     peak = limits["gemm_gflops"][str(options.threads)]["bf16"] * 1e9
-    console.print(f"Our bf16 step does {flops / 1e9:.0f} GFLOP/s: {flops / peak:.1%} of the measured bf16 GEMM speed.\n")
+    console.print(
+        f"Our bf16 step does {flops / 1e9:.0f} GFLOP/s: {flops / peak:.1%} of the measured bf16 GEMM speed.\n"
+    )
     result = {
         "size": asdict(size),
         "parameters": counts.total,
@@ -342,7 +343,9 @@ def check_same_network(folder: Path, batch: Batch) -> dict[str, float]:
 
 def show_trials(trials: list[dict[str, Any]]) -> None:
     for trial in trials:
-        outcome = f"{trial['seconds'] * 1e3:.0f} ms" if "seconds" in trial else trial.get("failed", trial.get("skipped"))
+        outcome = (
+            f"{trial['seconds'] * 1e3:.0f} ms" if "seconds" in trial else trial.get("failed", trial.get("skipped"))
+        )
         console.print(f"[dim]tried peer: {trial['precision']}, {trial['attention']}, {trial['experts']}: {outcome}[/]")
 
 
@@ -372,7 +375,7 @@ def run_several(
     if problem is not None:
         console.print(f"{layout}: {problem}")
         return {"layout": layout, "failed": problem}, []
-    contestants = [_revive(row) for row in content]
+    contestants = [revive(row) for row in content]
     show_contestants(f"{size.name}, {layout}, {rounds} rounds", contestants, "tokens/s")
     return {"layout": layout, "contestants": content}, [r | {"layout": layout} for r in class_ratios(contestants)]
 
@@ -415,7 +418,7 @@ def run_compile(
             console.print(f"{size.name} {kind}, peer under torch.compile: {problem}")
             results.append({"precision": kind, "peer": asdict(setting), "failed": problem})
             continue
-        contestants = [_revive(row) for row in content["contestants"]]
+        contestants = [revive(row) for row in content["contestants"]]
         title = f"{size.name}, peer under torch.compile (after {content['compile_seconds']:.0f} s of compiling)"
         show_contestants(title, contestants, "tokens/s")
         results.append({"precision": kind, **content, "ratios": class_ratios(contestants)})
@@ -446,16 +449,6 @@ def _child(flag: str, order: dict[str, Any], count: int, limit: float) -> tuple[
         paths[0].write_text(json.dumps(order))
         problem = run_workers([sys.executable, __file__, flag, *map(str, paths)], count, limit)
         return (None, problem) if problem else (json.loads(paths[1].read_text()), None)
-
-
-def _revive(row: dict[str, Any]) -> Contestant:
-    return Contestant(
-        row["name"], row["side"], row["precision"], _nothing, row["work_per_run"], row["settings"], row["seconds"]
-    )
-
-
-def _nothing() -> None:
-    pass
 
 
 # --- main ------------------------------------------------------------------------------------------------------------

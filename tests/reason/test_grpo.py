@@ -304,12 +304,12 @@ def test_it_learns_from_rewards_alone(model, tokenizer, tmp_path, options):
     policy = PolicySettings()
     source = make(model, tokenizer, group_size=8, prompts_per_step=12, max_new_tokens=4, policy=policy, **options)
     loss = lambda m, batch, norm: policy_loss(m, batch, LossSettings(mtp_weight=0.1), policy, norm)
-    settings = TrainSettings(steps=40, precision="fp32", optimizer={"lr": 2e-3, "weight_decay": 0.0})
+    settings = TrainSettings(steps=40, precision="fp32", optimizer={"lr": 5e-3, "weight_decay": 0.0})
     Trainer(model, source, loss, settings, tmp_path / "rl").run()
     rows = [row for row in read_metrics(tmp_path / "rl") if "reward" in row]
     assert 0.1 < rows[0]["reward_accuracy"] < 0.45  # one letter in four
-    assert fmean(row["reward_accuracy"] for row in rows[-4:]) > 0.7
-    assert all(row["mismatch"] < 1e-3 for row in rows)
+    assert fmean(row["reward_accuracy"] for row in rows[-4:]) > 0.85
+    assert all(row["mismatch"] < 1e-3 for row in rows if "mismatch" in row)
 
 
 def test_undecided_answers_do_not_teach(model, tokenizer, tmp_path):

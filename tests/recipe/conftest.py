@@ -102,10 +102,15 @@ def ziphius(monkeypatch, capfd):
 @pytest.fixture
 def start():
     """`start("run", ...)` as a process of its own."""
+    calm = {"COLUMNS": "200", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}  # idle threads leave the cores alone
+    program = "from ziphius.cli import main; main()"
     return lambda *arguments: subprocess.Popen(
-        [sys.executable, "-c", "from ziphius.cli import main; main()", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"},
-    )  # fmt: skip
+        [sys.executable, "-c", program, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | calm,
+    )
 
 
 def read(path: Path):
