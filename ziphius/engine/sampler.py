@@ -128,8 +128,9 @@ def draw(logits_BW: Tensor, settings: SamplingSettings, generator: torch.Generat
         logprobs = torch.log_softmax(logits_BW / settings.temperature, dim=-1)
         kept = logprobs if settings.top_p == 1 else _nucleus(logprobs, settings.top_p)
         mass = kept.exp().cumsum(-1)
-        place = torch.rand(len(mass), 1, generator=generator, device=mass.device) * mass[:, -1:]
-        chosen = torch.searchsorted(mass, place, right=True).squeeze(1).clamp_(max=mass.shape[1] - 1)
+        below_all = mass[:, -1:] * (1 - 2**-20)  # rounding must not reach a token behind the last with any mass
+        place = torch.rand(len(mass), 1, generator=generator, device=mass.device) * below_all
+        chosen = torch.searchsorted(mass, place, right=True).squeeze(1)
     return chosen, logprobs.gather(1, chosen.unsqueeze(1)).squeeze(1)
 
 
