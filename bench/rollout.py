@@ -230,8 +230,8 @@ def contestant(side: Ours | Peer, load: Load, prompts: list[list[int]], new_toke
 class Trials:
     """Tries settings on one load and remembers what each gave."""
 
-    def __init__(self, folder: Path, load: Load, prompts: list[list[int]]) -> None:
-        self.folder, self.load, self.prompts = folder, load, prompts
+    def __init__(self, folder: Path, load: Load, prompts: list[list[int]], quick: bool) -> None:
+        self.folder, self.load, self.prompts, self.quick = folder, load, prompts, quick
         self.outcomes: list[dict[str, Any]] = []
 
     def seconds(self, setting: PeerSetting | str) -> float:
@@ -242,7 +242,7 @@ class Trials:
             side = Ours(self.folder, setting) if isinstance(setting, str) else Peer(self.folder, setting)
             entry = contestant(side, self.load, self.prompts)
             entry.run()
-            outcome["seconds"] = min(timed(entry.run) for _ in range(2))
+            outcome["seconds"] = min(timed(entry.run) for _ in range(1 if self.quick else 2))
         except Exception as error:
             outcome["failed"] = reason(error)
         self.outcomes.append(outcome)
@@ -256,13 +256,8 @@ class Trials:
         """One option after another, each kept where it helps."""
         start = PeerSetting(precision)
         times = {start: self.seconds(start)}
-        for change in (
-            {"experts": "eager"},
-            {"experts": "batched_mm"},
-            {"attention": "eager"},
-            {"cache": "static"},
-            {"stop": "none"},
-        ):
+        changes = [{"experts": "eager"}, {"experts": "batched_mm"}, {"attention": "eager"}]
+        for change in [] if self.quick else [*changes, {"cache": "static"}, {"stop": "none"}]:
             leader = min(times, key=lambda setting: times[setting])
             setting = replace(leader, **change)
             times[setting] = self.seconds(setting)
@@ -454,7 +449,7 @@ def main() -> None:
         counts = count_parameters(make_folder(folder, options.seed).config)
         trial_load = loads[0]
         console.rule(f"{counts.total / 1e6:.2f}M parameters; settings tried on {trial_load}")
-        trials = Trials(folder, trial_load, make_prompts(trial_load.prompts, options.seed))
+        trials = Trials(folder, trial_load, make_prompts(trial_load.prompts, options.seed), options.quick)
         chosen = choose(trials)
         sides: list[Ours | Peer] = [Ours(folder, setting["ours"]) for setting in chosen.values() if "ours" in setting]
         profiles = {}

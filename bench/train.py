@@ -218,7 +218,9 @@ def peer_contestant(
 # --- the peer's best settings ----------------------------------------------------------------------------------------
 
 
-def try_peer_settings(size: Size, folder: Path, batch: Batch) -> tuple[dict[str, PeerSetting], list[dict[str, Any]]]:
+def try_peer_settings(
+    size: Size, folder: Path, batch: Batch, quick: bool
+) -> tuple[dict[str, PeerSetting], list[dict[str, Any]]]:
     """The fastest setting of each class, and what every trial gave (seconds a step, or why there is none)."""
     trials: list[dict[str, Any]] = []
 
@@ -242,8 +244,9 @@ def try_peer_settings(size: Size, folder: Path, batch: Batch) -> tuple[dict[str,
         return seconds
 
     fastest: dict[str, tuple[float, PeerSetting]] = {}
+    experts_kinds = ("grouped_mm",) if quick else ("grouped_mm", "eager", "batched_mm")
     for precision in ("fp32", "medium", "bf16 autocast", "bf16 weights"):
-        settings = [PeerSetting(precision, experts=experts) for experts in ("grouped_mm", "eager", "batched_mm")]
+        settings = [PeerSetting(precision, experts=experts) for experts in experts_kinds]
         ranked = [(attempt(setting), setting) for setting in settings]
         other = PeerSetting(precision, "eager", min(ranked, key=lambda pair: pair[0])[1].experts)
         ranked.append((attempt(other), other))
@@ -276,7 +279,7 @@ def run_size(size: Size, options: argparse.Namespace, limits: dict[str, Any], fo
     console.rule(f"{size.name}: {counts.total / 1e6:.1f}M parameters, {counts.active / 1e6:.1f}M active, "
                  f"batch {size.rows} x {size.length}")  # fmt: skip
     agreement = check_same_network(folder, batch)
-    chosen, trials = try_peer_settings(size, folder, batch)
+    chosen, trials = try_peer_settings(size, folder, batch, options.quick)
     show_trials(trials)
 
     contestants = [our_contestant(size, folder, precision, batch, World()) for precision in ("fp32", "medium", "bf16")]
