@@ -13,7 +13,7 @@ from ziphius import ops
 
 FASTER = ["torch", "auto"]  # auto takes native kernels where there are some
 
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**16)
 sizes = st.integers(1, 9)
 
