@@ -1,41 +1,31 @@
-import pytest
 import torch
 
-from ziphius.engine.cache import SlabCache
+from ziphius.engine.cache import LatentMemory, StepCache
 from ziphius.model.presets import ladder
+from ziphius.ops.paged import Placement
 
 CONFIG = ladder(2, 64)
-WIDTH = CONFIG.kv_lora_rank + CONFIG.qk_rope_head_dim
+RANK, WIDTH = CONFIG.kv_lora_rank, CONFIG.kv_lora_rank + CONFIG.qk_rope_head_dim
 
 
-def test_positions_and_masks_of_ragged_rows():
-    cache = SlabCache(CONFIG, torch.tensor([0, 2]), 6, torch.float32)
-    assert cache.advance(3).tolist() == [[0, 1, 2], [0, 0, 0]]
-    seen = (cache.mask_BTS == 0).int()
-    assert seen[..., 3:].sum() == 0  # columns not yet written
-    seen = seen[..., :3].tolist()
-    assert seen[0] == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
-    assert seen[1] == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]  # padding sees only itself, and nobody sees padding
-    assert cache.advance(1).tolist() == [[3], [1]]
-    assert (cache.mask_BTS == 0)[..., :4].int().tolist() == [[[1, 1, 1, 1]], [[0, 0, 1, 1]]]
+def test_a_step_stores_its_entries_where_the_tables_say():
+    memory = LatentMemory(CONFIG, blocks=3, block_size=4, dtype=torch.float32)
+    tables = torch.tensor([[2, 0], [1, 0]], dtype=torch.int32)
+    placement = Placement.of(torch.tensor([0, 0, 1], dtype=torch.int32), torch.tensor([3, 4, 2]), tables, 4)
+    assert placement.slots_N.tolist() == [2 * 4 + 3, 0, 1 * 4 + 2]
+    entries = torch.randn(3, WIDTH)
+    StepCache(memory, placement).attend(1, torch.randn(3, 2, WIDTH), entries[:, :RANK], entries[:, RANK:], 1.0)
+    assert torch.equal(memory.data[1, placement.slots_N], entries)
+    assert memory.data[0].abs().sum() == 0
+    assert memory.data[1].abs().sum(-1).count_nonzero() == 3
 
 
-def test_update_keeps_and_select_reorders():
-    cache = SlabCache(CONFIG, torch.tensor([0, 1]), 4, torch.float32)
-    entries = torch.randn(2, 3, WIDTH)
-    rank = CONFIG.kv_lora_rank
-    cache.advance(2)
-    assert torch.equal(cache.update(1, entries[:, :2, :rank], entries[:, :2, rank:])[:, :2], entries[:, :2])
-    cache.advance(1)
-    assert torch.equal(cache.update(1, entries[:, 2:, :rank], entries[:, 2:, rank:])[:, :3], entries)
-    assert cache.memory[0].abs().sum() == 0
-    cache.select(torch.tensor([1, 1, 0]))
-    assert torch.equal(cache.memory[1, :, :3], entries[[1, 1, 0]])
-    assert cache.padding.tolist() == [1, 1, 0]
+def test_a_block_is_copied_in_every_layer():
+    memory = LatentMemory(CONFIG, blocks=2, block_size=4, dtype=torch.float32)
+    memory.data[:, :4] = torch.randn(len(memory.data), 4, WIDTH)
+    memory.copy_block(0, 1)
+    assert torch.equal(memory.data[:, 4:], memory.data[:, :4])
 
 
-def test_full():
-    cache = SlabCache(CONFIG, torch.tensor([0]), 3, torch.float32)
-    cache.advance(3)
-    with pytest.raises(ValueError, match="holds 3 tokens a row, 4 were asked for"):
-        cache.advance(1)
+def test_there_is_room_for_the_prediction_modules():
+    assert len(LatentMemory(CONFIG, 1, 4, torch.float32).data) == CONFIG.num_hidden_layers + 1

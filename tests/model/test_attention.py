@@ -12,24 +12,21 @@ from .variants import VARIANTS, network, tokens_of, v3, yarn
 class GrowingCache:
     """The `LatentCache` protocol in its simplest form: rows that grow, every query sees what came before it."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int) -> None:
+        self.batch = rows
         self.rows: dict[int, Tensor] = {}
 
-    def update(self, layer: int, latent_BTC: Tensor, k_rope_BTR: Tensor) -> Tensor:
-        new = torch.cat([latent_BTC, k_rope_BTR], dim=-1)
-        old = self.rows.get(layer)
-        self.rows[layer] = new if old is None else torch.cat([old, new], dim=1)
-        self.new, self.seen = new.shape[1], self.rows[layer].shape[1]
-        return self.rows[layer]
-
-    @property
-    def mask_BTS(self) -> Tensor:
-        blocked = torch.full((1, self.new, self.seen), float("-inf"))
-        return blocked.triu_(self.seen - self.new + 1)
+    def attend(self, layer: int, q_NHX: Tensor, latent_NC: Tensor, k_rope_NR: Tensor, scale: float) -> Tensor:
+        new = torch.cat([latent_NC, k_rope_NR], dim=-1).unflatten(0, (self.batch, -1))
+        seen = self.rows[layer] = torch.cat([self.rows[layer], new], dim=1) if layer in self.rows else new
+        q_BTHX = q_NHX.unflatten(0, (self.batch, -1))
+        blocked = torch.full((new.shape[1], seen.shape[1]), float("-inf")).triu_(seen.shape[1] - new.shape[1] + 1)
+        scores = torch.einsum("bthx,bsx->bhts", q_BTHX, seen) * scale + blocked
+        return torch.einsum("bhts,bsc->bthc", scores.softmax(-1), seen[..., : latent_NC.shape[-1]]).flatten(0, 1)
 
 
 def in_steps(model, tokens, sizes):
-    cache, start, parts = GrowingCache(), 0, []
+    cache, start, parts = GrowingCache(tokens.shape[0]), 0, []
     for size in sizes:
         positions = torch.arange(start, start + size).expand(tokens.shape[0], -1)
         parts.append(model.hidden(tokens[:, start : start + size], positions, cache=cache))
@@ -49,7 +46,7 @@ def test_absorbed_equals_naive(name, sizes):
 @torch.no_grad()
 def test_the_cache_holds_latents_only():
     model = network(v3())
-    cache = GrowingCache()
+    cache = GrowingCache(1)
     tokens = tokens_of(model.config, (1, 5))
     model.hidden(tokens, torch.arange(5).unsqueeze(0), cache=cache)
     width = model.config.kv_lora_rank + model.config.qk_rope_head_dim

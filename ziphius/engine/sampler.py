@@ -5,19 +5,21 @@ B rows, T time, W vocabulary.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ziphius.engine.cache import SlabCache
+from ziphius.engine.cache import LatentMemory
+from ziphius.engine.forward import step_hidden
 from ziphius.engine.settings import SamplingSettings
 from ziphius.model.transformer import Transformer
 from ziphius.ops.backend import compute_dtype
+from ziphius.ops.paged import Placement
 
-_COMPACT_BELOW = 0.75  # finished rows are dropped once fewer than this share still decode
-_ROUND = 16  # rows and prompt lengths are kept at multiples of this: few shapes, few kernels to compile
+_BLOCK = 16  # tokens of a block of the cache
 
 
 @dataclass
@@ -72,48 +74,73 @@ def _decode(
     stop_id: int,
     samples: int,
 ) -> list[Completion]:
-    device = model.lm_head.weight.device
-    longest = -(-max(map(len, prompts)) // _ROUND) * _ROUND
-    tokens = torch.tensor([[prompt[0]] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-    dtype = compute_dtype(model.lm_head.weight)
-    cache = SlabCache(model.config, padding, longest + settings.max_new_tokens, dtype)
-    logits = _next_logits(model, tokens, cache)
-    spread = torch.arange(len(prompts), device=device).repeat_interleave(samples)
-    cache.select(spread)
-    logits = logits.index_select(0, spread)
+    rows = len(prompts) * samples
+    memory, prompt_tables, tables = _lay_out(model, prompts, samples, settings.max_new_tokens)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=tables.device)
+    hidden = _read_prompts(model, prompts, lengths, prompt_tables, memory)
+    for prompt, length in enumerate(lengths.tolist()):  # the samples' own copy of a block the prompt leaves half full
+        if length % _BLOCK:
+            for row in range(prompt * samples, (prompt + 1) * samples):
+                block = length // _BLOCK
+                memory.copy_block(int(prompt_tables[prompt, block]), int(tables[row, block]))
 
-    completions = [Completion() for _ in range(len(prompts) * samples)]
-    owners = list(range(len(completions)))  # completion of each row; -1 once it is finished
+    completions = [Completion() for _ in range(rows)]
+    hidden = hidden[lengths.cumsum(0) - 1].repeat_interleave(samples, dim=0)
+    positions = lengths.repeat_interleave(samples)
+    alive = torch.arange(rows, device=tables.device)
     for step in range(settings.max_new_tokens):
-        chosen, logprobs = draw(logits, settings, generator)
-        for row, (token, logprob) in enumerate(zip(chosen.tolist(), logprobs.tolist(), strict=True)):
-            if owners[row] >= 0:
-                completion = completions[owners[row]]
-                completion.tokens.append(token)
-                completion.logprobs.append(logprob)
-                if token == stop_id:
-                    completion.finished = True
-                    owners[row] = -1
-        alive = [row for row, owner in enumerate(owners) if owner >= 0]
-        if not alive or step + 1 == settings.max_new_tokens:
+        chosen, logprobs = draw(model.lm_head(hidden).float(), settings, generator)
+        ended = []
+        owners = alive.tolist()
+        for owner, token, logprob in zip(owners, chosen.tolist(), logprobs.tolist(), strict=True):
+            completion = completions[owner]
+            completion.tokens.append(token)
+            completion.logprobs.append(logprob)
+            completion.finished = token == stop_id
+            ended.append(completion.finished)
+        going = [i for i, over in enumerate(ended) if not over]
+        if not going or step + 1 == settings.max_new_tokens:
             break
-        if len(alive) < _COMPACT_BELOW * len(owners) and len(owners) > _ROUND:
-            finished = [row for row, owner in enumerate(owners) if owner < 0]
-            rows = sorted(alive + finished[: -len(alive) % _ROUND])
-            kept = torch.tensor(rows, device=device)
-            cache.select(kept)
-            chosen = chosen.index_select(0, kept)
-            owners = [owners[row] for row in rows]
-        logits = _next_logits(model, chosen.unsqueeze(1), cache)
+        if len(going) < len(ended):
+            kept = torch.tensor(going, device=alive.device)
+            alive, chosen = alive[kept], chosen[kept]
+        placement = Placement.of(alive.int(), positions[alive] + step, tables, _BLOCK)
+        hidden = step_hidden(model, chosen, placement, memory)
     return completions
 
 
-def _next_logits(model: Transformer, tokens_BT: Tensor, cache: SlabCache) -> Tensor:
-    """fp32 logits [B, W] after the last of `tokens_BT`, whose entries join the cache."""
-    positions = cache.advance(tokens_BT.shape[1])
-    hidden = model.hidden(tokens_BT, positions, cache=cache)
-    return model.lm_head(hidden[:, -1]).float()
+def _lay_out(
+    model: Transformer, prompts: Sequence[Sequence[int]], samples: int, room: int
+) -> tuple[LatentMemory, Tensor, Tensor]:
+    """Memory with the block tables of the prompts and of their samples, which share the blocks that a prompt fills."""
+    device = model.lm_head.weight.device
+    free = itertools.count()
+    prompt_rows, sample_rows = [], []
+    for prompt in prompts:
+        full, blocks = len(prompt) // _BLOCK, -(-len(prompt) // _BLOCK)
+        row = list(itertools.islice(free, blocks))
+        prompt_rows.append(row)
+        for _ in range(samples):
+            own = -(-(len(prompt) + room) // _BLOCK) - full
+            sample_rows.append(row[:full] + list(itertools.islice(free, own)))
+    memory = LatentMemory(model.config, next(free), _BLOCK, compute_dtype(model.lm_head.weight), device)
+    return memory, _table(prompt_rows, device), _table(sample_rows, device)
+
+
+def _table(rows: list[list[int]], device: torch.device) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.int32, device=device)
+
+
+def _read_prompts(
+    model: Transformer, prompts: Sequence[Sequence[int]], lengths: Tensor, tables: Tensor, memory: LatentMemory
+) -> Tensor:
+    """Hidden states of all prompts' tokens, one after the other."""
+    device = tables.device
+    rows = torch.arange(len(prompts), dtype=torch.int32, device=device).repeat_interleave(lengths)
+    positions = torch.cat([torch.arange(len(prompt), device=device) for prompt in prompts])
+    tokens = torch.tensor([token for prompt in prompts for token in prompt], device=device)
+    return step_hidden(model, tokens, Placement.of(rows, positions, tables, _BLOCK), memory)
 
 
 def draw(logits_BW: Tensor, settings: SamplingSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,6 @@
 """Multi-head latent attention (V2 §2.1; V3 §2.1.1, equations 1–11).
 
-B batch, T time (queries), S time (cached keys), D model, H heads, N no-position part, R rope part,
-V value head, C latent (kv_lora_rank).
+B batch, T time, D model, H heads, N no-position part, R rope part, V value head, C latent (kv_lora_rank).
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ziphius import ops
+from ziphius.model.cache import LatentCache
 from ziphius.model.config import ModelConfig
 from ziphius.model.layers import Linear, RMSNorm
 
@@ -66,24 +66,19 @@ class LatentAttention(nn.Module):
         latent, k_rope = self.kv_a_proj_with_mqa(x_BTD).split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
         return self.kv_a_layernorm(latent), ops.apply_rope(k_rope, cos, sin)
 
-    def absorbed(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, cached_BSX: Tensor, mask_BTS: Tensor) -> Tensor:
+    def absorbed(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, cache: LatentCache, layer: int) -> Tensor:
         """Absorbed form, for decoding: attend to the cached [latent; rope key] themselves, X = C + R.
 
         W_UK is folded into the query and W_UV into the output (V2 §2.1.2), so nothing is expanded per cached token.
-        `cached_BSX` already holds this step's tokens; `mask_BTS` is additive.
         """
         config = self.config
-        rank, nope = config.kv_lora_rank, config.qk_nope_head_dim
-        q_nope, q_rope = self.queries(x_BTD, cos, sin)
-        up_HXC = self.kv_b_proj.weight.to(q_nope.dtype).view(config.num_attention_heads, -1, rank)
-        w_uk_HNC, w_uv_HVC = up_HXC.split([nope, config.v_head_dim], dim=1)
-        B, T, H, _ = q_nope.shape
-        q_latent = torch.bmm(q_nope.permute(2, 0, 1, 3).reshape(H, B * T, nope), w_uk_HNC)
-        q = torch.cat([q_latent.view(H, B, T, rank), q_rope.permute(2, 0, 1, 3)], dim=-1)
-        q_B_TH_X = q.permute(1, 2, 0, 3).reshape(B, T * H, -1)
-        scores = torch.bmm(q_B_TH_X, cached_BSX.transpose(1, 2)).view(B, T, H, -1)
-        scores = scores * config.softmax_scale + mask_BTS.unsqueeze(2)
-        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype).view(B, T * H, -1)
-        mixed = torch.bmm(weights, cached_BSX)[..., :rank].reshape(B * T, H, rank).transpose(0, 1)
-        out = torch.bmm(mixed, w_uv_HVC.transpose(1, 2)).transpose(0, 1)
+        B, T, _ = x_BTD.shape
+        latent, k_rope = self.latents(x_BTD, cos, sin)
+        q_nope, q_rope = (q.flatten(0, 1) for q in self.queries(x_BTD, cos, sin))
+        up_HXC = self.kv_b_proj.weight.to(q_nope.dtype).view(config.num_attention_heads, -1, config.kv_lora_rank)
+        w_uk_HNC, w_uv_HVC = up_HXC.split([config.qk_nope_head_dim, config.v_head_dim], dim=1)
+        q_latent = torch.bmm(q_nope.transpose(0, 1), w_uk_HNC).transpose(0, 1)
+        q = torch.cat([q_latent, q_rope], dim=-1)
+        mixed = cache.attend(layer, q, latent.flatten(0, 1), k_rope.flatten(0, 1), config.softmax_scale)
+        out = torch.bmm(mixed.transpose(0, 1), w_uv_HVC.transpose(1, 2)).transpose(0, 1)
         return self.o_proj(out.reshape(B, T, -1))

@@ -8,16 +8,11 @@ from torch import Tensor
 
 
 class LatentCache(Protocol):
-    """The network's view of a cache; `ziphius.engine` provides the memory behind it.
+    """The network's view of a cache during one step; `ziphius.engine` provides the memory behind it.
 
-    B batch, T new tokens, S tokens visible, X = kv_lora_rank + qk_rope_head_dim.
+    N tokens of the step over all sequences, H heads, C = kv_lora_rank, R rope part, X = C + R.
     """
 
-    def update(self, layer: int, latent_BTC: Tensor, k_rope_BTR: Tensor) -> Tensor:
-        """Store this step's entries of `layer` and return everything visible, [B, S, X]."""
-        ...
-
-    @property
-    def mask_BTS(self) -> Tensor:
-        """Additive mask of this step: −inf on entries that a query may not see."""
+    def attend(self, layer: int, q_NHX: Tensor, latent_NC: Tensor, k_rope_NR: Tensor, scale: float) -> Tensor:
+        """Store the step's entries of `layer`, then attend: each query to its own sequence up to itself -> [N, H, C]."""
         ...

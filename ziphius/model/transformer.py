@@ -52,8 +52,7 @@ class Block(nn.Module):
         if cache is None:
             attended = self.self_attn(normed, cos, sin, segments_BT)
         else:
-            cached = cache.update(self.layer, *self.self_attn.latents(normed, cos, sin))
-            attended = self.self_attn.absorbed(normed, cos, sin, cached, cache.mask_BTS)
+            attended = self.self_attn.absorbed(normed, cos, sin, cache, self.layer)
         x_BTD = x_BTD + attended
         normed = self.post_attention_layernorm(x_BTD)
         mixed = self.mlp(normed, stats) if isinstance(self.mlp, MoE) else self.mlp(normed)
@@ -106,7 +105,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """The final hidden states [B, T, D], after the last norm.
 
-        `segments_BT` keeps packed samples apart; `cache` switches to the absorbed form and needs `positions_BT`.
+        `segments_BT` keeps packed samples apart. `cache` switches to the absorbed form and needs `positions_BT`; its
+        placement, not the shape [B, T], then says which sequence a token belongs to.
         """
         cos, sin = self.rope(positions_BT, tokens_BT.shape[1])
         x_BTD = self.model.embed_tokens(tokens_BT)
