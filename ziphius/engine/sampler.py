@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ziphius.engine.cache import LatentMemory
-from ziphius.engine.forward import step_hidden
+from ziphius.engine.forward import next_logits, step_hidden
 from ziphius.engine.settings import SamplingSettings
 from ziphius.model.transformer import Transformer
 from ziphius.ops.backend import compute_dtype
@@ -89,7 +89,7 @@ def _decode(
     positions = lengths.repeat_interleave(samples)
     alive = torch.arange(rows, device=tables.device)
     for step in range(settings.max_new_tokens):
-        chosen, logprobs = draw(model.lm_head(hidden).float(), settings, generator)
+        chosen, logprobs = draw(next_logits(model, hidden), settings, generator)
         ended = []
         owners = alive.tolist()
         for owner, token, logprob in zip(owners, chosen.tolist(), logprobs.tolist(), strict=True):

@@ -87,6 +87,8 @@ _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float, "i": c
 _SIGNATURES = {
     "attention_forward": "ppppppppp" + "nnnnnnn" + "fii",
     "attention_backward": "ppppppppppppp" + "nnnnnnn" + "fii",
+    "decoder_linear": "pp" + "nnn" + "pi",
+    "decoder_run": "pp" + "nn" + "ppppppp" + "nii",
     "experts_gather": "ppp" + "nnn" + "i",
     "experts_layout": "pppp" + "nnn",
     "experts_sum": "ppp" + "nnn" + "ii",
