@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ziphius import ops
 from ziphius.engine.cache import LatentMemory
 from ziphius.engine.forward import next_logits, step_hidden
 from ziphius.engine.settings import SamplingSettings
@@ -148,16 +149,11 @@ def draw(logits_BW: Tensor, settings: SamplingSettings, generator: torch.Generat
 
     The log-probability is that of the whole distribution, before top-p cuts its tail.
     """
-    if settings.temperature == 0:
-        logprobs = torch.log_softmax(logits_BW, dim=-1)
-        chosen = logits_BW.argmax(-1)
-    else:
-        logprobs = torch.log_softmax(logits_BW / settings.temperature, dim=-1)
-        kept = logprobs if settings.top_p == 1 else _nucleus(logprobs, settings.top_p)
-        mass = kept.exp().cumsum(-1)
-        below_all = mass[:, -1:] * (1 - 2**-20)  # rounding must not reach a token behind the last with any mass
-        place = torch.rand(len(mass), 1, generator=generator, device=mass.device) * below_all
-        chosen = torch.searchsorted(mass, place, right=True).squeeze(1)
+    place = torch.rand(len(logits_BW), generator=generator, device=logits_BW.device)
+    if settings.temperature == 0 or settings.top_p == 1:
+        return ops.draw_tokens(logits_BW, settings.temperature, place)
+    logprobs = torch.log_softmax(logits_BW / settings.temperature, dim=-1)
+    chosen, _ = ops.draw_tokens(_nucleus(logprobs, settings.top_p), 1.0, place)
     return chosen, logprobs.gather(1, chosen.unsqueeze(1)).squeeze(1)
 
 

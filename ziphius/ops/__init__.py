@@ -6,6 +6,7 @@ backends.
 
 from ziphius.ops.attention import causal_attention, latent_attention
 from ziphius.ops.backend import backend, current_backend
+from ziphius.ops.draw import draw_tokens
 from ziphius.ops.experts import grouped_experts
 from ziphius.ops.loss import linear_cross_entropy
 from ziphius.ops.norm import rms_norm
@@ -18,6 +19,7 @@ __all__ = [
     "backend",
     "causal_attention",
     "current_backend",
+    "draw_tokens",
     "grouped_experts",
     "latent_attention",
     "linear_cross_entropy",
