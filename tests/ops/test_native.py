@@ -133,6 +133,19 @@ def test_rms_norm(seed, x, weight, rows, width, sliced):
 
 
 @few
+@given(seed=seeds, delta=dtypes, weight=dtypes, rows=st.integers(1, 80), width=st.integers(1, 150), used=st.booleans())
+def test_add_rms_norm(seed, delta, weight, rows, width, used):
+    """`used`: whether the sum goes on beside its norm, and brings a gradient of its own."""
+
+    def operation(x, delta, w):
+        total, y = ops.add_rms_norm(x, delta, w, 1e-6)
+        return torch.cat([total, y.float() * 2]) if used else y
+
+    x, delta = normal(seed, rows, width), normal(seed + 2, rows, width, dtype=delta)
+    agree(operation, [x, delta, normal(seed + 1, width, dtype=weight)])
+
+
+@few
 @given(seed=seeds, dtype=dtypes, rows=st.integers(1, 40), width=st.integers(1, 70), strided=st.booleans())
 def test_swiglu(seed, dtype, rows, width, strided):
     x = normal(seed, 2 * width, rows, dtype=dtype).t() if strided else normal(seed, rows, 2 * width, dtype=dtype)

@@ -95,6 +95,8 @@ _SIGNATURES = {
     "experts_sum": "ppp" + "nnn" + "ii",
     "loss_backward": "pppp" + "nn" + "fii",
     "loss_forward": "ppppp" + "nn" + "fii",
+    "norm_add_backward": "ppppppppp" + "nn" + "iiii",
+    "norm_add_forward": "pppppp" + "nn" + "fiiii",
     "norm_backward": "pnpppppp" + "nn" + "iiii",
     "norm_forward": "pnppp" + "nn" + "fiiii",
     "balance_backward": "ppppp" + "nnn",
