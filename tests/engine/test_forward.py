@@ -113,8 +113,8 @@ def test_drafts_equal_the_prediction_modules(backend):
         main = model.hidden(tokens)
         expected = model.mtp_hidden(main, tokens)
         memory = LatentMemory(model.config, 9, BLOCK, torch.float32)
-        first = draft_hidden(model, 0, main[0, :-1], tokens[0, 1:], placed([11]), memory)
-        second = draft_hidden(model, 1, first[:-1], tokens[0, 2:], placed([10]), memory)
+        first = draft_hidden(model, 1, main[0, :-1], tokens[0, 1:], placed([11]), memory)
+        second = draft_hidden(model, 2, first[:-1], tokens[0, 2:], placed([10]), memory)
     torch.testing.assert_close(first, expected[0][0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(second, expected[1][0], rtol=1e-4, atol=1e-5)
 

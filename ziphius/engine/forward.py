@@ -1,5 +1,6 @@
-"""One step of the network over a latent cache, by the native kernels where the model and the machine allow it.
+"""One step of the network over a latent cache: every pass of the engine goes through here.
 
+The native kernels serve where the model and the machine allow it, the network's own modules elsewhere.
 N tokens of a step, D model, W vocabulary.
 """
 
@@ -34,29 +35,34 @@ def step_hidden(model: Transformer, tokens_N: Tensor, placement: Placement, memo
 def draft_hidden(
     model: Transformer, depth: int, hidden_ND: Tensor, tokens_N: Tensor, placement: Placement, memory: LatentMemory
 ) -> Tensor:
-    """Hidden states [N, D] of prediction module `depth` (0-based), which looks one token further than `hidden_ND`.
+    """States [N, D] of prediction module `depth` (from 1) for hidden states and the tokens that follow them.
 
-    `tokens_N` are the tokens after those that `hidden_ND` (of the main network, or of the module before) stands for;
-    the placement's positions are those of `hidden_ND`. Source: V3 §2.2, equations 21–23.
+    Entries of the module's layer join the cache at the hidden states' positions. Source: V3 equations 21–22.
     """
-    module = model.mtp[depth]
+    module = model.mtp[depth - 1]
     assert isinstance(module, MTPModule)
     embedded = model.model.embed_tokens(tokens_N)
-    x_ND = module.eh_proj(torch.cat([module.enorm(embedded), module.hnorm(hidden_ND)], dim=-1))
     decoder = _decoder(model, memory)
-    layer = model.config.num_hidden_layers + depth
     if decoder is None:
         cos, sin = model.rope(placement.positions_N.unsqueeze(0), len(tokens_N))
-        return module.norm(module.block(x_ND.unsqueeze(0), cos, sin, cache=StepCache(memory, placement)))[0]
-    return decoder.run(x_ND.float().contiguous(), memory.data, placement, module.norm.weight, layer, 1)
+        cache = StepCache(memory, placement)
+        return module(hidden_ND.unsqueeze(0), embedded.unsqueeze(0), cos, sin, cache=cache)[0]
+    x_ND = module.join(hidden_ND.to(embedded.dtype), embedded).float().contiguous()
+    layer = model.config.num_hidden_layers + depth - 1
+    return decoder.run(x_ND, memory.data, placement, module.norm.weight, layer, 1)
 
 
 def next_logits(model: Transformer, hidden_ND: Tensor) -> Tensor:
-    """fp32 logits [N, W] of the tokens after `hidden_ND`."""
+    """fp32 logits [N, W] of the token behind each hidden state."""
     weight = model.lm_head.weight
     if hidden_ND.dtype == torch.float32 and backend_for(hidden_ND, weight) == "native":
         return native.linear(hidden_ND.contiguous(), weight)
     return model.lm_head(hidden_ND).float()
+
+
+def is_batch_invariant(model: Transformer, memory: LatentMemory) -> bool:
+    """Whether a token's results are the same bits in any company: the native step's are, a matrix library's are not."""
+    return _decoder(model, memory) is not None
 
 
 def _decoder(model: Transformer, memory: LatentMemory) -> native.Decoder | None:

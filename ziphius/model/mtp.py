@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ziphius.model.cache import LatentCache
 from ziphius.model.config import ModelConfig
 from ziphius.model.experts import RouterStats
 from ziphius.model.layers import Linear, RMSNorm
@@ -32,7 +33,12 @@ class MTPModule(nn.Module):
         cos: Tensor,
         sin: Tensor,
         segments_BT: Tensor | None = None,
+        cache: LatentCache | None = None,
         stats: RouterStats | None = None,
     ) -> Tensor:
-        joined = torch.cat([self.enorm(embedded_BTD), self.hnorm(hidden_BTD)], dim=-1)
-        return self.norm(self.block(self.eh_proj(joined), cos, sin, segments_BT, stats=stats))
+        joined = self.join(hidden_BTD, embedded_BTD)
+        return self.norm(self.block(joined, cos, sin, segments_BT, cache, stats))
+
+    def join(self, hidden: Tensor, embedded: Tensor) -> Tensor:
+        """What enters the block, [..., D] (equation 21)."""
+        return self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(hidden)], dim=-1))

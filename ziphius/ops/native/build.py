@@ -89,7 +89,7 @@ _SIGNATURES = {
     "attention_backward": "ppppppppppppp" + "nnnnnnn" + "fii",
     "decoder_linear": "pp" + "nnn" + "pi",
     "decoder_run": "pp" + "nn" + "ppppppp" + "nii",
-    "draw_tokens": "pppp" + "nn" + "f",
+    "draw_tokens": "ppppp" + "nn",
     "experts_gather": "ppp" + "nnn" + "i",
     "experts_layout": "pppp" + "nnn",
     "experts_sum": "ppp" + "nnn" + "ii",
