@@ -16,13 +16,16 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from ziphius.cost.rows import Accelerator, ApiPrice, Energy, Overhead, Purchase, Rental, Row
+from ziphius.cost.rows import Accelerator, ApiPrice, Energy, ModelShape, Overhead, Purchase, Rental, Row
+from ziphius.cost.shape import Shape, shape_from_folder, shape_from_hf, shape_of
+from ziphius.model.presets import preset, preset_names
 
 R = TypeVar("R", bound=Row)
 
 # table: the file that holds it and what a row is
 TABLES: dict[str, tuple[str, type[Row]]] = {
     "accelerator": ("accelerators.toml", Accelerator),
+    "model": ("models.toml", ModelShape),
     "rental": ("prices.toml", Rental),
     "purchase": ("prices.toml", Purchase),
     "overhead": ("prices.toml", Overhead),
@@ -56,6 +59,21 @@ class Data:
     @cached_property
     def accelerators(self) -> dict[str, Accelerator]:
         return {row.name: row for row in self.rows("accelerator", Accelerator)}
+
+    def shape(self, model: str) -> Shape:
+        """The shape of a model by its name, or of a folder with a `config.json`. Raises DataError listing the names."""
+        if model in preset_names():
+            return shape_of(preset(model))
+        rows = {row.name: row for row in self.rows("model", ModelShape)}
+        if model in rows:
+            try:
+                return shape_from_hf(rows[model].config)
+            except ValueError as error:
+                raise DataError(f"model {model}: {error}") from None
+        if Path(model).exists():
+            return shape_from_folder(Path(model))
+        known = ", ".join(sorted((*preset_names(), *rows)))
+        raise DataError(f"no model called {model!r}, and no such folder; there are {known}")
 
     @cached_property
     def rentals(self) -> list[Rental]:

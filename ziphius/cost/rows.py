@@ -46,6 +46,13 @@ class Accelerator(Row):
     units: int = Field(ge=1)
 
 
+class ModelShape(Row):
+    """A published network: keys of its `config.json`."""
+
+    name: Name
+    config: dict[str, str | int | float | bool]
+
+
 class _Quoted(Row):
     """A figure with the range of its quotes, where there were several."""
 
