@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ziphius.cost.commands import plan
+from ziphius.cost.owner_commands import fleet
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,6 +19,7 @@ app = typer.Typer(
     help="Make, run and price DeepSeek-style reasoning models.",
 )
 app.add_typer(plan, name="plan")
+plan.command()(fleet)
 _debug = False
 
 

@@ -94,7 +94,7 @@ def _style() -> Iterator[None]:
     import matplotlib as mpl
     from cycler import cycler
 
-    look: dict[str, Any] = {
+    look: Any = {
         "svg.hashsalt": "ziphius",  # the same page, the same bytes
         "font.size": 9,
         "text.color": INK,
