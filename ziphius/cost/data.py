@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from ziphius.cost.rows import Accelerator, ApiPrice, Energy, ModelShape, Overhead, Purchase, Rental, Row
+from ziphius.cost.rows import Accelerator, ApiPrice, Energy, ModelShape, Overhead, Purchase, Rental, Row, Software
 from ziphius.cost.shape import Shape, shape_from_folder, shape_from_hf, shape_of
 from ziphius.model.presets import preset, preset_names
 
@@ -26,6 +26,7 @@ R = TypeVar("R", bound=Row)
 TABLES: dict[str, tuple[str, type[Row]]] = {
     "accelerator": ("accelerators.toml", Accelerator),
     "model": ("models.toml", ModelShape),
+    "software": ("software.toml", Software),
     "rental": ("prices.toml", Rental),
     "purchase": ("prices.toml", Purchase),
     "overhead": ("prices.toml", Overhead),
@@ -102,6 +103,18 @@ class Data:
             raise DataError(f"no accelerator called {name!r}; there are {', '.join(sorted(self.accelerators))}")
         return found
 
+    def software(self, day: Date | None = None) -> Software:
+        """What the software of `day` reaches, interpolated between the dated rows; without a day, the newest row."""
+        rows = sorted(self.rows("software", Software), key=lambda row: row.date)
+        if day is None or day >= rows[-1].date:
+            return rows[-1]
+        after = next(number for number, row in enumerate(rows) if row.date > day)
+        if after == 0:
+            return rows[0]
+        older, newer = rows[after - 1], rows[after]
+        weight = (day - older.date).days / (newer.date - older.date).days
+        return older.model_copy(update=_between(older.model_dump(), newer.model_dump(), weight) | {"date": day})
+
     def rental(self, gpu: str, market: str | None = None) -> Rental:
         """What `gpu` rents for on `market`; without one, the first row of that GPU. Raises DataError."""
         offers = [row for row in self.rentals if row.gpu == gpu]
@@ -120,6 +133,17 @@ class Data:
             models = ", ".join(sorted({row.model for row in self.api_prices}))
             raise DataError(f"no {band} price of {model!r} on {day}; known since: {since} (models: {models})")
         return max(valid, key=lambda row: row.since)
+
+
+def _between(older: dict[str, Any], newer: dict[str, Any], weight: float) -> dict[str, Any]:
+    """Numbers on the line from `older` to `newer`; what is no number stays as it was."""
+    mixed = {}
+    for key, value in older.items():
+        if isinstance(value, dict):
+            mixed[key] = _between(value, newer[key], weight)
+        else:
+            mixed[key] = value + weight * (newer[key] - value) if isinstance(value, (int, float)) else value
+    return mixed
 
 
 def _existing(path: Path) -> Path:
