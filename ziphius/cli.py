@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ziphius.cost.commands import plan
-from ziphius.cost.owner_commands import fleet
+from ziphius.cost.owner_commands import claims, fleet
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.add_typer(plan, name="plan")
 plan.command()(fleet)
+app.command()(claims)
 _debug = False
 
 
