@@ -16,7 +16,7 @@ Clock = Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
 class Row(BaseModel):
     """`confidence`: read in the primary source, second-hand, computed from such figures, or from memory."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # a plan uses few of these tables
 
     date: Date
     source: str = Field(min_length=4)

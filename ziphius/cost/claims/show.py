@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from ziphius.cost.claims.all import all_claims, answer
 from ziphius.cost.claims.claim import Claim, Evidence, Verdict
@@ -33,24 +37,25 @@ def claims_json(evidence: Evidence, claims: Sequence[Claim]) -> dict[str, Any]:
 
 def show_claims(evidence: Evidence, claims: Sequence[Claim]) -> None:
     """Print what was said, the arithmetic, the verdict and why; then the sources."""
-    from rich.console import Console
-    from rich.markup import escape
-
-    console = Console(highlight=False)
-    console.print(escape(answer(evidence)))
+    _say(answer(evidence))
     for claim in claims:
-        console.print(f"\n[bold]{escape(claim.title)}[/]  [dim]({claim.name})[/]")
-        console.print(f"[dim]{escape(claim.who)}:[/] {escape(claim.said)}")
-        colour = _COLOURS[TONES[claim.verdict]]
-        console.print(f"[bold {colour}]{claim.verdict}[/]{' ' + escape(claim.only_for) if claim.only_for else ''}")
+        _say(f"\n{claim.title}  ({claim.name})", bold=True)
+        _say(f"{claim.who}: {claim.said}", dim=True)
+        _say(claim.words, bold=True, fg=_COLOURS[TONES[claim.verdict]])
         for step in claim.working.steps:
-            console.print(f"    {escape(step.label)}: {escape(step.formula)}", style="dim", soft_wrap=True)
-        console.print(escape(claim.because))
+            typer.secho(f"    {step.label}: {step.formula}", dim=True)
+        _say(claim.because)
     sources = sorted({line for claim in claims for line in _sources(claim)})
     if sources:
-        console.print("\n[bold]Inputs and their sources[/]")
+        _say("\nInputs and their sources", bold=True)
     for line in sources:
-        console.print(f"  {escape(line)}", soft_wrap=True)
+        typer.echo(f"  {line}")
+
+
+def _say(text: str, **style: Any) -> None:
+    """A paragraph as wide as the terminal, up to what is good to read; rich would take longer than the arithmetic."""
+    width = min(shutil.get_terminal_size().columns, 100)
+    typer.secho("\n".join(textwrap.fill(line, width) for line in text.split("\n")), **style)
 
 
 def write_claims_page(evidence: Evidence, claims: Sequence[Claim], path: Path) -> None:
