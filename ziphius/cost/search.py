@@ -61,6 +61,7 @@ def search_layouts(request: TrainRequest, data: Data, schedule: Schedule | None 
     smaller = [
         Candidate(c.layout, c.seconds, c.memory_gib, f"{c.memory_gib - limit / GIB:.1f} GiB too large")
         for c in sorted(large, key=lambda c: c.seconds)
+        if c.memory_gib < 1.3 * limit / GIB and c.seconds < fastest
     ]
     return Search([first, *told], _distinct(smaller)[:3], tried)
 
