@@ -82,7 +82,9 @@ def layer_cost(machine: Machine, shape: Shape, layout: Layout, work: Work, moe: 
     flash_back = machine.attention(2.5 * flops, work.context, shape.v_head_dim, backward=True, plain=work.plain)
     traffic = _elementwise_bytes(machine.software.routing_traffic, shape, layout, work, moe)
     stream = machine.stream(traffic.once + traffic.casts)
-    tensor = _tensor_messages(machine, shape, layout, work)
+    tensor = _tensor_messages(machine, shape, layout, work) + max(
+        0.0, _ring_seconds(machine, shape, layout, work) - flash
+    )
     out, back = _expert_messages(machine, shape, layout, work) if moe else (0.0, 0.0)
     return LayerCost(
         forward=Pass(forward, experts[0], flash, stream, tensor, out, up + machine.stream(traffic.again)),
@@ -159,17 +161,23 @@ def _elementwise_bytes(routing: float, shape: Shape, layout: Layout, work: Work,
 
 
 def _tensor_messages(machine: Machine, shape: Shape, layout: Layout, work: Work) -> float:
-    """Two gathers and two scatters of the hidden state a layer; context parallelism passes keys and values round."""
-    time = 0.0
-    if layout.tp > 1:
-        inside = layout.tp <= machine.accelerator.nvlink_domain
-        amount = 4 * work.tokens * shape.hidden * 2 * (layout.tp - 1) / layout.tp
-        time += amount / (machine.nvlink() if inside else machine.nic())
-    if layout.cp > 1:
-        inside = layout.cp * layout.tp <= machine.accelerator.nvlink_domain
-        keys = shape.kv_heads * (shape.qk_head_dim + shape.v_head_dim) / layout.tp
-        time += work.tokens * keys * 2 * (layout.cp - 1) / (machine.nvlink() if inside else machine.nic())
-    return time
+    """Two gathers and two scatters of the hidden state a layer, in BF16."""
+    if layout.tp == 1:
+        return 0.0
+    inside = layout.tp <= machine.accelerator.nvlink_domain
+    amount = 4 * work.tokens * shape.hidden * 2 * (layout.tp - 1) / layout.tp
+    return amount / (machine.nvlink() if inside else machine.nic())
+
+
+def _ring_seconds(machine: Machine, shape: Shape, layout: Layout, work: Work) -> float:
+    """Context parallelism: each device's keys and values go round the ring while attention works; MLA sends latents."""
+    if layout.cp == 1:
+        return 0.0
+    inside = layout.cp * layout.tp <= machine.accelerator.nvlink_domain
+    width = shape.kv_heads * (shape.qk_head_dim + shape.v_head_dim) / layout.tp
+    if shape.kv_lora_rank is not None:
+        width = shape.kv_lora_rank + shape.rope_dim
+    return work.tokens * width * 2 * (layout.cp - 1) / (machine.nvlink() if inside else machine.nic())
 
 
 def _expert_messages(machine: Machine, shape: Shape, layout: Layout, work: Work) -> tuple[float, float]:
