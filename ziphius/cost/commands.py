@@ -84,3 +84,61 @@ def train(
         as_json=json_,
         html=html,
     )  # fmt: skip
+
+
+@plan.command()
+def serve(
+    model: Model,
+    gpu: Gpu,
+    input_: Annotated[float, typer.Option("--input", min=1, help="Tokens of a request, e.g. 3600.")] = 2000,
+    output: Annotated[float, typer.Option(min=1, help="Tokens of an answer, e.g. 1000.")] = 1000,
+    hit: Annotated[float, typer.Option(min=0, max=0.999, help="Share of input that is cached, e.g. 0.563.")] = 0.0,
+    context: Annotated[
+        float | None, typer.Option(min=1, help="Mean tokens attended to while writing; input + output/2 otherwise.")
+    ] = None,
+    user_speed: Annotated[float, typer.Option(min=0, help="Tokens/s that a user must get, e.g. 20.")] = 20.0,
+    ttft: Annotated[float | None, typer.Option(min=0, help="Seconds to the first token at most, e.g. 2.")] = None,
+    requests: Annotated[
+        float | None, typer.Option(min=0, help="Requests a second, the day's mean, e.g. 1944: sizes the fleet.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Of weights and products: bf16, fp8 or fp4.")] = "fp8",
+    kv: Annotated[str, typer.Option(help="Of keys and values: bf16 or fp8.")] = "bf16",
+    acceptance: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of MTP-drafted tokens kept, e.g. 0.85; 0 drafts none.")
+    ] = 0.0,
+    prefill_gpus: Annotated[int | None, typer.Option(min=1, help="Devices of a prefill pool, e.g. 32.")] = None,
+    prefill_tp: Annotated[int, typer.Option(min=1, help="Tensor parallelism of its attention, e.g. 1.")] = 1,
+    decode_gpus: Annotated[int | None, typer.Option(min=1, help="Devices of a decoding pool, e.g. 144.")] = None,
+    decode_tp: Annotated[int, typer.Option(min=1, help="Tensor parallelism of its attention, e.g. 1.")] = 1,
+    utilisation: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="Fleet average over full pools, e.g. 0.74.")
+    ] = None,
+    price_list: Annotated[
+        str | None, typer.Option("--price", help="Sold at a list price: MODEL@DAY, e.g. deepseek-r1@2025-02-28.")
+    ] = None,
+    imbalance: Annotated[float, typer.Option(min=1, help="Load of the busiest experts over the mean.")] = 1.15,
+    software: SoftwareOption = None,
+    rate: RateOption = None,
+    market: Market = None,
+    data: DataFiles = None,
+    json_: AsJson = False,
+    html: Html = None,
+) -> None:
+    """Prefill and decoding pools, batch, speed, latency, cost per million tokens and margin, with 80% intervals.
+
+    Example, DeepSeek's published day: `ziphius plan serve --model deepseek-r1 --gpu h800 --prefill-gpus 32
+    --decode-gpus 144 --input 3619 --hit 0.5625 --output 1000 --context 4989 --user-speed 20 --requests 1944
+    --software 2025-02 --rate 2 --price deepseek-r1@2025-02-27`
+    """
+    from ziphius.cost.serve_verb import ServeOptions, run_serve
+
+    run_serve(
+        ServeOptions(
+            model=model, gpu=gpu, input=input_, output=output, hit=hit, context=context, user_speed=user_speed,
+            ttft=ttft, requests=requests, precision=precision, kv=kv, acceptance=acceptance, prefill_gpus=prefill_gpus,
+            prefill_tp=prefill_tp, decode_gpus=decode_gpus, decode_tp=decode_tp, utilisation=utilisation,
+            price=price_list, imbalance=imbalance, software=software, rate=rate, market=market, data=data or [],
+        ),
+        as_json=json_,
+        html=html,
+    )  # fmt: skip

@@ -60,17 +60,17 @@ class Work:
 
 def layer_cost(machine: Machine, shape: Shape, layout: Layout, work: Work, moe: bool) -> LayerCost:
     """One layer's cost on one device under `layout`."""
-    dense, up = _attention_products(shape, layout.tp), 0.0
+    dense, up = attention_products(shape, layout.tp), 0.0
     ffn = shape.shared_experts * shape.moe_intermediate if moe else shape.intermediate
     if ffn:
-        dense += _mlp_products(shape, ffn / layout.tp)
+        dense += mlp_products(shape, ffn / layout.tp)
     forward, inputs, weights = _three_passes(machine, dense, work.tokens, 1, work.precision)
     if shape.mla:
         up = sum(machine.gemm(work.tokens, n, k, work.precision) for n, k in _up_products(shape, layout.tp))
     experts = (0.0, 0.0, 0.0)
-    local_experts = shape.experts / layout.ep if moe else 0
+    local_experts = max(1.0, shape.experts / layout.ep) if moe else 0.0
     if moe:
-        products = _mlp_products(shape, shape.moe_intermediate)
+        products = mlp_products(shape, shape.moe_intermediate)
         per_expert = work.tokens / layout.tp * shape.top_k / local_experts * work.imbalance
         times = _three_passes(machine, products, per_expert, round(local_experts), work.precision)
         experts = tuple(time / machine.software.grouped for time in times)  # type: ignore[assignment]
@@ -98,7 +98,7 @@ def layer_cost(machine: Machine, shape: Shape, layout: Layout, work: Work, moe: 
     )
 
 
-def _attention_products(shape: Shape, tp: int) -> list[tuple[float, float]]:
+def attention_products(shape: Shape, tp: int) -> list[tuple[float, float]]:
     """(columns, depth) of the projections around attention on one of `tp` devices."""
     out = (shape.hidden, shape.heads * shape.v_head_dim / tp)
     if shape.kv_lora_rank is None:
@@ -116,7 +116,7 @@ def _up_products(shape: Shape, tp: int) -> list[tuple[float, float]]:
     ]
 
 
-def _mlp_products(shape: Shape, width: float) -> list[tuple[float, float]]:
+def mlp_products(shape: Shape, width: float) -> list[tuple[float, float]]:
     return [((shape.mlp_matrices - 1) * width, shape.hidden), (shape.hidden, width)]
 
 

@@ -28,6 +28,13 @@ def parse_day(text: str, option: str) -> Date:
         raise ValueError(f"{option} {text}: write a date such as 2024-12 or 2024-12-27") from None
 
 
+def choice(value: str, known: tuple[str, ...], option: str) -> str:
+    """`value` where it is `known`. Raises ValueError listing what there is."""
+    if value.lower() not in known:
+        raise ValueError(f"{option} {value}: it is one of {', '.join(known)}")
+    return value.lower()
+
+
 def short(value: float) -> str:
     """A number in few characters: 1,542 or 2.79M or 14.8T."""
     for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "K")):

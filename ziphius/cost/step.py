@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal, get_args
 
@@ -50,16 +50,8 @@ class Job:
 
     @cached_property
     def kernels(self) -> Machine:
-        """The machine as this stack drives it: DeepSeek's kernels were ahead of their time in routing."""
-        if self.stack != "deepseek":
-            return self.machine
-        ahead = {
-            "all_to_all": 1.0,
-            "deduplicated": 1.0,
-            "routing_traffic": 6.0,
-            "traffic": min(1.2, self.machine.software.traffic),
-        }
-        return replace(self.machine, software=self.machine.software.model_copy(update=ahead))
+        """The machine as this stack drives it."""
+        return self.machine.with_deepseek_kernels() if self.stack == "deepseek" else self.machine
 
 
 @dataclass(frozen=True)

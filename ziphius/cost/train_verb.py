@@ -11,7 +11,7 @@ from ziphius.cost.data import Data
 from ziphius.cost.layout import RECOMPUTES, SCHEDULES, Layout, Schedule, parse_layout
 from ziphius.cost.machine import BYTES
 from ziphius.cost.money import rental_rate
-from ziphius.cost.quantity import parse_amount, parse_day
+from ziphius.cost.quantity import choice, parse_amount, parse_day
 from ziphius.cost.step import STACKS
 from ziphius.cost.train import TrainPlan, TrainRequest, train_plan
 
@@ -71,7 +71,7 @@ def make_plan(options: TrainOptions) -> tuple[TrainPlan, Search | None]:
         return train_plan(request, _layout(options), data, rate), None
     from ziphius.cost.search import search_layouts  # a given layout answers without it
 
-    schedule = _choice(options.schedule, SCHEDULES, "--schedule") if options.schedule else None
+    schedule = choice(options.schedule, SCHEDULES, "--schedule") if options.schedule else None
     search = search_layouts(request, data, schedule)  # type: ignore[arg-type]
     return train_plan(request, search.best[0].layout, data, rate, searched=True), search
 
@@ -99,9 +99,9 @@ def _request(options: TrainOptions, data: Data, tokens: str | None) -> TrainRequ
         tokens=parse_amount(tokens, "--tokens"),
         seq=options.seq,
         batch=options.batch,
-        precision=_choice(options.precision, tuple(BYTES), "--precision"),
+        precision=choice(options.precision, tuple(BYTES), "--precision"),
         software=parse_day(options.software, "--software") if options.software else None,
-        stack=_choice(options.stack, STACKS, "--stack") if options.stack else _default_stack(options),  # type: ignore[arg-type]
+        stack=choice(options.stack, STACKS, "--stack") if options.stack else _default_stack(options),  # type: ignore[arg-type]
         imbalance=options.imbalance if shape.experts else 1.0,
         watts=options.watts,
     )
@@ -113,19 +113,13 @@ def _default_stack(options: TrainOptions) -> str:
 
 
 def _schedule(options: TrainOptions) -> Schedule:
-    return _choice(options.schedule or "1f1b", SCHEDULES, "--schedule")  # type: ignore[return-value]
+    return choice(options.schedule or "1f1b", SCHEDULES, "--schedule")  # type: ignore[return-value]
 
 
 def _layout(options: TrainOptions) -> Layout:
-    recompute = _choice(options.recompute, RECOMPUTES, "--recompute")
+    recompute = choice(options.recompute, RECOMPUTES, "--recompute")
     layout = parse_layout(options.parallel, schedule=_schedule(options), recompute=recompute)
     return replace(layout, microbatch=options.microbatch) if options.microbatch else layout
-
-
-def _choice(value: str, known: tuple[str, ...], option: str) -> str:
-    if value.lower() not in known:
-        raise ValueError(f"{option} {value}: it is one of {', '.join(known)}")
-    return value.lower()
 
 
 def _scaling(options: TrainOptions, plan: TrainPlan) -> list[tuple[int, TrainPlan]]:
