@@ -142,3 +142,49 @@ def serve(
         as_json=json_,
         html=html,
     )  # fmt: skip
+
+
+@plan.command()
+def rl(
+    model: Model,
+    gpu: Gpu,
+    gpus: Annotated[int, typer.Option(min=1, help="How many, e.g. 512.")],
+    steps: Annotated[int, typer.Option(min=1, help="Updates, e.g. 10400.")],
+    questions: Annotated[int, typer.Option(min=1, help="Questions a step, e.g. 32.")] = 32,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to each, e.g. 16.")] = 16,
+    rollout: Annotated[int, typer.Option(min=1, help="Answers written before they are trained on.")] = 8192,
+    prompt: Annotated[float, typer.Option(min=1, help="Tokens of a question, e.g. 512.")] = 512,
+    length: Annotated[float, typer.Option(min=1, help="Mean tokens of an answer over the stage, e.g. 6000.")] = 6000,
+    max_length: Annotated[float, typer.Option(min=1, help="Tokens of the longest answer, e.g. 32768.")] = 32768,
+    reward_seconds: Annotated[float, typer.Option(min=0, help="Checking a rollout, beyond what writing hides.")] = 60,
+    precision: Annotated[str, typer.Option(help="Of the matrix products: bf16 or fp8.")] = "fp8",
+    acceptance: Annotated[float, typer.Option(min=0, max=1, help="Share of MTP-drafted tokens kept, e.g. 0.85.")] = 0.0,
+    decode_gpus: Annotated[int, typer.Option(min=1, help="Devices of a pool that writes, e.g. 32.")] = 32,
+    parallel: Annotated[str, typer.Option(help="Layout of the updates, e.g. pp16,ep32,zero1.")] = "pp16,ep32,zero1",
+    software: SoftwareOption = None,
+    rate: RateOption = None,
+    market: Market = None,
+    data: DataFiles = None,
+    json_: AsJson = False,
+) -> None:
+    """GPU-hours and money of a GRPO stage: rollouts with their long tail, rewards, log-probabilities, updates.
+
+    Unset options are R1-Zero's (Nature 2025, Methods); the mean length is assumed.
+
+    Example: `ziphius plan rl --model deepseek-v3 --gpu h800 --gpus 512 --steps 10400 --software 2024-12 --rate 2`
+    """
+    from ziphius.cost.data import Data
+    from ziphius.cost.machine import BYTES
+    from ziphius.cost.money import rental_rate
+    from ziphius.cost.quantity import choice, parse_day
+    from ziphius.cost.rl import RLRequest, rl_plan
+    from ziphius.cost.rl_screen import show_rl
+
+    tables = Data(data or [])
+    accelerator, shape = tables.accelerator(gpu), tables.shape(model)
+    request = RLRequest(
+        model, shape, accelerator, gpus, steps, questions, samples, rollout, prompt, length, max_length, reward_seconds,
+        choice(precision, tuple(BYTES), "--precision"), acceptance, decode_gpus, parallel,
+        parse_day(software, "--software") if software else None,
+    )  # fmt: skip
+    show_rl(rl_plan(request, tables, rental_rate(accelerator, tables, rate, market)), as_json=json_)
