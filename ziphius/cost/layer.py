@@ -48,7 +48,7 @@ class LayerCost:
 class Work:
     """A microbatch: tokens on this device, mean tokens attended to, precision, unevenness of the experts' load.
 
-    `plain`: attention by PyTorch's own kernels.
+    `plain`: attention by PyTorch's own kernels. `thrifty`: gates' inputs are cached in FP8 too (V3 §3.3.3).
     """
 
     tokens: float
@@ -56,6 +56,7 @@ class Work:
     precision: str
     imbalance: float = 1.0
     plain: bool = False
+    thrifty: bool = False
 
 
 def layer_cost(machine: Machine, shape: Shape, layout: Layout, work: Work, moe: bool) -> LayerCost:
@@ -92,7 +93,7 @@ def layer_cost(machine: Machine, shape: Shape, layout: Layout, work: Work, moe: 
             inputs, experts[1], flash_back, machine.stream(2 * traffic.once + traffic.casts), 1.5 * tensor, back
         ),
         weights=Pass(weights, experts[2]),
-        saved_bytes_per_token=_saved_bytes(shape, layout, work.precision, moe),
+        saved_bytes_per_token=_saved_bytes(shape, layout, work, moe),
         dense_weights=sum(n * k for n, k in dense) + (shape.experts * shape.hidden if moe else 0),
         expert_weights=shape.mlp_matrices * shape.hidden * shape.moe_intermediate * local_experts,
     )
@@ -216,9 +217,9 @@ def expert_copies(shape: Shape, ep: int, domain: int, deduplicated: float = 1.0)
     return (between if domains > 1 else 0.0), within
 
 
-def _saved_bytes(shape: Shape, layout: Layout, precision: str, moe: bool) -> float:
+def _saved_bytes(shape: Shape, layout: Layout, work: Work, moe: bool) -> float:
     """Bytes a token keeps for the backward pass under the layout's recomputation; FP8 products' inputs are kept FP8."""
-    D, kept = shape.hidden, 1.0 if BYTES[precision] < 2 else 2.0
+    D, kept = shape.hidden, 1.0 if BYTES[work.precision] < 2 else 2.0
     if layout.recompute == "full":
         return 2 * D / layout.tp
     heads = shape.heads * (shape.qk_head_dim + shape.v_head_dim) + shape.kv_heads * shape.v_head_dim
@@ -233,7 +234,7 @@ def _saved_bytes(shape: Shape, layout: Layout, precision: str, moe: bool) -> flo
         if moe
         else shape.intermediate
     )
-    gate = (shape.mlp_matrices - 1) * ffn * (kept if layout.recompute == "selective" else 2.0)
+    gate = (shape.mlp_matrices - 1) * ffn * (kept if work.thrifty and layout.recompute == "selective" else 2.0)
     routed = shape.top_k * D * kept if moe else 0.0
     norms = 0.0 if layout.recompute == "selective" else 2 * D * kept + ffn * kept
     return (4 * D + qkv + gate + routed + norms) / layout.tp

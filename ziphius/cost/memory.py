@@ -7,20 +7,21 @@ from ziphius.cost.machine import BYTES
 from ziphius.cost.step import Job, Stage, moment_bytes, optimiser_share, stage_cost
 
 CONTEXT_BYTES = 3 * 2**30  # driver, libraries, communicators
-USABLE = 0.94  # of the card before the allocator's gaps stop a run
+USABLE = 0.92  # of the card before the allocator's gaps stop a run
 
 
 def memory_parts(job: Job, layout: Layout) -> dict[str, float]:
     """Bytes on one device: weights, gradients, master weights, moments, activations, buffers. They add up to the need.
 
-    FP32 master weights and gradients, moments as `moment_bytes`; FP8 training keeps a one-byte working copy (V3 §3.3).
+    FP32 master weights and gradients, moments as `moment_bytes`; DeepSeek's FP8 training keeps a one-byte working
+    copy (V3 §3.3), other stacks BF16 weights.
     DualPipe holds two copies of its stage and pp + 1 activations, 1F1B and ZB1P pp (V3 table 2).
     """
     stage = stage_cost(job, layout)
     held = stage.dense_weights + stage.expert_weights
     share = optimiser_share(job, layout, stage)
     copies = 2 if layout.schedule == "dualpipe" else 1
-    width = 1.0 if BYTES[job.precision] < 2 else 2.0
+    width = 1.0 if BYTES[job.precision] < 2 and job.stack == "deepseek" else 2.0
     tokens = layout.microbatch * job.seq / layout.cp
     parts = {
         "weights": held * width * copies,

@@ -35,8 +35,8 @@ def show_rl(plan: RLPlan, as_json: bool) -> None:
     asked, console = plan.request, Console()
     console.print(
         f"[bold]RL of {asked.model} on {asked.gpus:,} {asked.accelerator.name.upper()}: {asked.steps:,} steps of "
-        f"{asked.questions} × {asked.samples} answers, {asked.mean_length:,.0f} tokens each, {asked.max_length:,.0f} at "
-        f"most[/]",
+        f"{asked.questions} × {asked.samples} answers, {asked.mean_length:,.0f} tokens each, {asked.max_length:,.0f} "
+        "at most[/]",
         highlight=False,
     )
     table = Table(show_header=False, box=None, pad_edge=False)

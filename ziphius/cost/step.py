@@ -21,6 +21,8 @@ Stack = Literal["deepseek", "tuned", "compiled", "eager"]
 STACKS: tuple[str, ...] = get_args(Stack)
 UNFUSED = {"deepseek": 1.0, "tuned": 1.0, "compiled": 1.15, "eager": 1.8}  # small kernels' bytes over hand-fused ones'
 LAUNCHES = {"deepseek": 0.0, "tuned": 1.0, "compiled": 1.0, "eager": 2.0}
+LAUNCHES_ALONE = 0.3  # of `moe_launches` does not depend on the microbatch; the rest grows with its tokens (a guess:
+LAUNCHES_TOKENS = 4096  # all published rows have this many)
 TENSOR_OVERLAP = {
     "deepseek": 1.0,
     "tuned": 1.0,
@@ -28,6 +30,7 @@ TENSOR_OVERLAP = {
     "eager": 0.0,
 }  # of what the software of the time hides
 PYTORCH = ("compiled", "eager")
+FRAMEWORK = 0.04  # of a step that plain PyTorch loses besides: allocator, FSDP's copies, hooks (torchtitan's rows)
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,12 @@ def stage_cost(job: Job, layout: Layout) -> Stage:
     """The mean stage: layers, prediction modules and head spread evenly over the pipeline."""
     shape, machine = job.shape, job.kernels
     work = Work(
-        layout.microbatch * job.seq / layout.cp, shape.mean_causal_context(job.seq), job.precision, job.imbalance
+        tokens=layout.microbatch * job.seq / layout.cp,
+        context=shape.mean_causal_context(job.seq),
+        precision=job.precision,
+        imbalance=job.imbalance,
+        plain=job.stack in PYTORCH,
+        thrifty=job.stack == "deepseek",
     )
     counts = {moe: 0 for moe in (False, True)}
     for layer in range(shape.layers + shape.mtp_layers):
@@ -109,6 +117,7 @@ def stage_cost(job: Job, layout: Layout) -> Stage:
     )
     rack = machine.accelerator.nvlink_domain > 8
     moe_launches = machine.software.moe_launches_rack if rack else machine.software.moe_launches
+    waits = LAUNCHES_ALONE + (1 - LAUNCHES_ALONE) * work.tokens / LAUNCHES_TOKENS
     ends = shape.vocab * shape.hidden / layout.tp * (1 if shape.tied or layout.pp > 1 else 2)  # the fullest stage
     return Stage(
         forward=total.forward,
@@ -118,7 +127,7 @@ def stage_cost(job: Job, layout: Layout) -> Stage:
         dense_weights=total.dense_weights + ends,
         expert_weights=total.expert_weights,
         dense_launches=machine.software.dense_launches * counts[False] / layout.pp * LAUNCHES[job.stack],
-        moe_launches=moe_launches * counts[True] / layout.pp * LAUNCHES[job.stack],
+        moe_launches=moe_launches * waits * counts[True] / layout.pp * LAUNCHES[job.stack],
         head=heads * (sum(products) + loss) + joining / layout.pp,
     )
 
@@ -183,7 +192,10 @@ def step_time(job: Job, layout: Layout) -> StepTime:
         "optimiser": _optimiser_seconds(job, layout, stage),
     }
     lost = STRAGGLERS + STRAGGLERS_PER_DOUBLING * max(0.0, math.log2(job.gpus / 8))
-    parts["stragglers"] = lost * sum(parts.values())
+    total = sum(parts.values())
+    parts["stragglers"] = lost * total
+    if job.stack in PYTORCH:
+        parts["framework"] = FRAMEWORK * total
     return StepTime(parts, forward, backward, weights, count)
 
 
@@ -244,5 +256,5 @@ def optimiser_share(job: Job, layout: Layout, stage: Stage) -> float:
 
 
 def moment_bytes(job: Job) -> float:
-    """Both of Adam's moments per weight: BF16 beside FP8 training (V3 §3.3.2), FP32 otherwise."""
-    return 4.0 if BYTES[job.precision] < 2 else 8.0
+    """Both of Adam's moments per weight: BF16 on DeepSeek's stack (V3 §3.3.2), FP32 otherwise."""
+    return 4.0 if job.stack == "deepseek" else 8.0
