@@ -188,3 +188,24 @@ def rl(
         parse_day(software, "--software") if software else None,
     )  # fmt: skip
     show_rl(rl_plan(request, tables, rental_rate(accelerator, tables, rate, market)), as_json=json_)
+
+
+@plan.command()
+def accuracy(
+    data: DataFiles = None,
+    own: Annotated[bool, typer.Option("--own", help="Only the published rows of your --data files.")] = False,
+    leave_out: Annotated[bool, typer.Option(help="Also set the fitted constants again without each row.")] = True,
+    json_: AsJson = False,
+) -> None:
+    """Every published result that the planner can express: predicted, published, inside the interval or not.
+
+    Example: `ziphius plan accuracy --data my-results.toml --own`, with rows such as those of cost/data/published.toml
+    """
+    import json
+
+    from ziphius.cost.accuracy import accuracy as measure
+    from ziphius.cost.accuracy import accuracy_json, show_accuracy
+    from ziphius.cost.data import Data
+
+    found = measure(Data(data or []), own, leave_out)
+    print(json.dumps(accuracy_json(found), indent=1)) if json_ else show_accuracy(found)

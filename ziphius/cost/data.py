@@ -33,6 +33,7 @@ TABLES: dict[str, tuple[str, type[Row]]] = {
     "energy": ("energy.toml", Energy),
     "api": ("api.toml", ApiPrice),
 }
+PUBLISHED = ("published_train", "published_phases", "published_rl", "published_serve")
 
 
 class DataError(ValueError):
@@ -47,12 +48,14 @@ class Data:
         for path, text, tables in self._extra:
             _refuse_unknown_tables(path, text, tables)
             for table in tables:  # a wrong row is refused now, whether this plan needs it or not
-                list(_rows(path, text, tables, table, TABLES[table][1]))
+                list(_rows(path, text, tables, table, _kind(table)))
         self._files: dict[str, tuple[str, str, dict[str, Any]]] = {}
 
-    def rows(self, table: str, kind: type[R]) -> list[R]:
-        """All rows of `table`, the package's first."""
-        name = TABLES[table][0]
+    def rows(self, table: str, kind: type[R], extra_only: bool = False) -> list[R]:
+        """All rows of `table`, the package's first; with `extra_only` only those of the user's files."""
+        if extra_only:
+            return [row for source in self._extra for row in _rows(*source, table, kind)]
+        name = TABLES[table][0] if table in TABLES else "published.toml"
         if name not in self._files:
             self._files[name] = _parse(name, files("ziphius.cost").joinpath("data", name).read_text("utf-8"))
         return [row for source in (self._files[name], *self._extra) for row in _rows(*source, table, kind)]
@@ -146,6 +149,15 @@ def _between(older: dict[str, Any], newer: dict[str, Any], weight: float) -> dic
     return mixed
 
 
+def _kind(table: str) -> type[Row]:
+    """What a row of `table` is; published results know the whole planner, and are imported only where they occur."""
+    if table in TABLES:
+        return TABLES[table][1]
+    from ziphius.cost.published import KINDS
+
+    return KINDS[table]
+
+
 def _existing(path: Path) -> Path:
     if not path.is_file():
         raise DataError(f"{path}: no such data file")
@@ -161,9 +173,9 @@ def _parse(path: Path | str, text: str) -> tuple[str, str, dict[str, Any]]:
 
 def _refuse_unknown_tables(path: str, text: str, tables: dict[str, Any]) -> None:
     for name, rows in tables.items():
-        if name not in TABLES:
+        if name not in (*TABLES, *PUBLISHED):
             line = _line_of(text, rf"^\s*\[*\s*{re.escape(name)}\b")
-            raise DataError(f"{path}:{line}: no table is called {name!r}; there are {', '.join(TABLES)}")
+            raise DataError(f"{path}:{line}: no table is called {name!r}; there are {', '.join((*TABLES, *PUBLISHED))}")
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             line = _line_of(text, rf"^\s*\[*\s*{re.escape(name)}\b")
             raise DataError(f"{path}:{line}: write each row of {name} under a heading [[{name}]]")
