@@ -51,7 +51,10 @@ def train(
     ),
     stack: Annotated[
         str | None,
-        typer.Option(help="Kernels: deepseek, tuned (Megatron), compiled or eager (PyTorch); e.g. compiled."),
+        typer.Option(
+            help="Kernels: deepseek (unset: for DeepSeek's models on H800, and dualpipe), tuned (Megatron; else), "
+            "compiled or eager (PyTorch); e.g. compiled."
+        ),
     ] = None,
     software: SoftwareOption = None,
     mtp: Annotated[bool, typer.Option(help="Train the model's prediction modules too.")] = True,

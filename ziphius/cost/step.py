@@ -21,8 +21,8 @@ Stack = Literal["deepseek", "tuned", "compiled", "eager"]
 STACKS: tuple[str, ...] = get_args(Stack)
 UNFUSED = {"deepseek": 1.0, "tuned": 1.0, "compiled": 1.15, "eager": 1.8}  # small kernels' bytes over hand-fused ones'
 LAUNCHES = {"deepseek": 0.0, "tuned": 1.0, "compiled": 1.0, "eager": 2.0}
-LAUNCHES_ALONE = 0.3  # of `moe_launches` does not depend on the microbatch; the rest grows with its tokens (a guess:
-LAUNCHES_TOKENS = 4096  # all published rows have this many)
+LAUNCHES_ALONE = 0.3  # of `moe_launches` does not depend on the microbatch; the rest grows with its routed copies. The
+LAUNCHES_COPIES = 4096 * 8  # share is a guess: all published rows have this many
 TENSOR_OVERLAP = {
     "deepseek": 1.0,
     "tuned": 1.0,
@@ -117,7 +117,7 @@ def stage_cost(job: Job, layout: Layout) -> Stage:
     )
     rack = machine.accelerator.nvlink_domain > 8
     moe_launches = machine.software.moe_launches_rack if rack else machine.software.moe_launches
-    waits = LAUNCHES_ALONE + (1 - LAUNCHES_ALONE) * work.tokens / LAUNCHES_TOKENS
+    waits = LAUNCHES_ALONE + (1 - LAUNCHES_ALONE) * work.tokens * shape.top_k / LAUNCHES_COPIES
     ends = shape.vocab * shape.hidden / layout.tp * (1 if shape.tied or layout.pp > 1 else 2)  # the fullest stage
     return Stage(
         forward=total.forward,

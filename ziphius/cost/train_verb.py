@@ -108,8 +108,9 @@ def _request(options: TrainOptions, data: Data, tokens: str | None) -> TrainRequ
 
 
 def _default_stack(options: TrainOptions) -> str:
-    """DualPipe is DeepSeek's own: it comes with their kernels."""
-    return "deepseek" if options.schedule == "dualpipe" else "tuned"
+    """DualPipe is DeepSeek's own and comes with their kernels; so do their models on the GPUs that they have."""
+    own = options.model.startswith("deepseek") and options.gpu.lower() == "h800"
+    return "deepseek" if own or options.schedule == "dualpipe" else "tuned"
 
 
 def _schedule(options: TrainOptions) -> Schedule:
