@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -46,17 +50,27 @@ def answer(
     prompt = tokenizer.encode(tokenizer.render(messages, thinking=thinking))
     screen = _Screen(tokenizer, console, thinking)
     id = engine.add(Request(prompt, settings, thinking=thinking))
-    try:
+    with _interrupts() as interrupted:
         while engine.has_work:
             for update in engine.step():
                 if update.error is not None:
                     raise RuntimeError(update.error)
                 screen.show(update.token_ids)
-    except KeyboardInterrupt:
-        engine.cancel(id)
-        engine.updates()
+            if interrupted.is_set():
+                engine.cancel(id)
     screen.finish()
     return screen.reply
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Ctrl-C as an event, so that it falls between two steps."""
+    event = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Screen:
@@ -83,7 +97,7 @@ class _Screen:
         self._end_part()
         self.reply = self.reply.strip()
         if not self.reply:
-            self.console.print("(no answer within the limit; raise --max-new-tokens)", style="bold")
+            self.console.print("(no answer; --max-new-tokens may be too low)", style="bold")
 
     def _print(self, text: str) -> None:
         if not self._thinking:

@@ -156,7 +156,7 @@ class Engine:
         read = time.perf_counter()
         if decoding:
             self.pace.note_step(len(hidden_ND), read - began)
-        drafting = [span for span in spans if span.sequence.drafting]
+        drafting = [span for span in spans if span.sequence.drafting and span.sequence.error is None]
         if depth and drafting:
             self.drafter.draft(hidden_ND, drafting, depth, self.scheduler.tables_RM)
             if decoding:
