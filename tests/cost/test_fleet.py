@@ -184,6 +184,7 @@ def test_json_and_screen_and_page(load, tmp_path, capsys):
     show_fleet(fleet, [1.0])
     out = capsys.readouterr().out
     assert "TCO" in out
+    assert len(re.findall(r"h100 +│ here +│ +8 ", out)) == 1
     assert "no job known" in out
     write_fleet_page(fleet, [1.0], tmp_path / "fleet.html")
     page = (tmp_path / "fleet.html").read_text()
