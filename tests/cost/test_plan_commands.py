@@ -56,6 +56,15 @@ def test_phases_and_their_json(verb):
     assert "pretraining: published" in verb(*arguments, "--phases", "deepseek-v3")[1]
 
 
+def test_counts(verb):
+    code, out, _ = verb("plan", "count", "--model", "deepseek-v3", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["kv_bytes_per_token"] == {"bf16": 70272, "fp8": 35136}
+    assert found["parameters"]["total"] == 671_026_404_352
+    assert "70,272 bytes a token" in verb("plan", "count", "--model", "deepseek-v3")[1]
+
+
 def test_rl_json(verb):
     asked = ("--model", "deepseek-v3", "--gpu", "h800", "--gpus", 512, "--steps", 10400)
     code, out, _ = verb("plan", "rl", *asked, "--json")
