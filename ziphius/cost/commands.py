@@ -212,3 +212,21 @@ def accuracy(
 
     found = measure(Data(data or []), own, leave_out)
     print(json.dumps(accuracy_json(found), indent=1)) if json_ else show_accuracy(found)
+
+
+@plan.command()
+def count(
+    model: Model,
+    seq: Annotated[int, typer.Option(min=2, help="Tokens of a training sequence, e.g. 4096.")] = 4096,
+    context: Annotated[int, typer.Option(min=1, help="Tokens attended to while serving, e.g. 8192.")] = 4096,
+    data: DataFiles = None,
+    json_: AsJson = False,
+) -> None:
+    """Parameters, FLOPs per token, bytes of weights and of the cache: exact counts, no prediction.
+
+    Example: `ziphius plan count --model deepseek-v3`
+    """
+    from ziphius.cost.count_screen import show_counts
+    from ziphius.cost.data import Data
+
+    show_counts(model, Data(data or []).shape(model), seq, context, as_json=json_)

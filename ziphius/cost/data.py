@@ -186,7 +186,8 @@ def _rows(path: str, text: str, tables: dict[str, Any], table: str, kind: type[R
         try:
             yield kind(**raw)
         except ValidationError as error:
-            first = error.errors()[0]
+            errors = error.errors()  # a misspelt key says more than the one that it leaves missing
+            first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
             key = str(first["loc"][0]) if first["loc"] else None
             what = first["msg"].removeprefix("Value error, ")
             got = f" (got {first['input']!r})" if key in raw else ""

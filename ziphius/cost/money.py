@@ -20,13 +20,16 @@ class Rate:
 
 
 def rental_rate(accelerator: Accelerator, data: Data, dollars: float | None = None, market: str | None = None) -> Rate:
-    """The rate that was given, or the first quote of the tables. Raises DataError where there is none."""
+    """The rate that was given, or the first quote of the tables. Raises DataError where there is none.
+
+    The rate is a choice, not a prediction: the interval of dollars is that of the hours; a range of quotes is told.
+    """
     if dollars is not None:
         return Rate(Interval.exactly(dollars), f"${dollars:g} per GPU-hour as given")
     row = data.rental(accelerator.name, market)
-    low, high = row.low or row.dollars_per_hour, row.high or row.dollars_per_hour
-    point = row.dollars_per_hour
-    return Rate(Interval(point, low, high), f"${point:g} per GPU-hour, {row.market}, {row.date} ({row.source})")
+    quotes = f", quotes from ${row.low:g} to ${row.high:g}" if row.low and row.high else ""
+    what = f"${row.dollars_per_hour:g} per GPU-hour, {row.market}{quotes}, {row.date} ({row.source})"
+    return Rate(Interval.exactly(row.dollars_per_hour), what)
 
 
 def energy_per_gpu_hour(accelerator: Accelerator, data: Data) -> Interval:

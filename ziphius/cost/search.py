@@ -120,7 +120,7 @@ def _why(winner: dict[str, float], loser: dict[str, float]) -> str:
     """The part that costs the loser most."""
     part = max(loser, key=lambda name: loser[name] - winner[name])
     extra = (loser[part] - winner[part]) / sum(winner.values())
-    return f"{part.replace('_', ' ')} +{extra:.0%} of the step"
+    return f"{part.replace('_', ' ')} +{extra:.1%} of the step"
 
 
 def _nothing_fits(request: TrainRequest, large: list[Candidate], limit: float) -> str:

@@ -26,6 +26,7 @@ WIDEST = math.log(1.41)
 UTILISATION = Interval(0.74, 0.62, 0.86)
 CLOSE = 0.97  # a smaller pool within 3% of the best is taken
 DAY = 86400
+_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7)  # of the largest batch that are tried
 _WIDTHS = (1, 2, 4, 8, 16, 32, 64, 72, 144, 288, 320)
 
 
@@ -263,6 +264,11 @@ def _fill(request: ServeRequest, serving: Serving, pool: Pool) -> DecodePlan | N
             middle = (low + high) / 2
             low, high = (middle, high) if written / step(middle) >= work.user_speed else (low, middle)
         sequences, limit = float(math.floor(low)), "the user's speed"
+    # a smaller batch can fill the last wave of tiles better
+    sequences = max(
+        (float(math.ceil(sequences * share)) if share < 1 else sequences for share in _SHARES),
+        key=lambda n: n / step(n),
+    )
     seconds = step(sequences)
     return DecodePlan(
         pool, sequences / pool.tp, seconds, sequences / pool.tp * written / seconds, written / seconds, room, limit

@@ -175,6 +175,8 @@ def _draw_speeds(axes: Axes, speeds: Sequence[tuple[float, ServePlan]]) -> None:
     costs = [plan.dollars_per_million_output for _, plan in speeds]
     axes.fill_between(asked, [c.low for c in costs], [c.high for c in costs], alpha=0.2)
     axes.plot(asked, [c.point for c in costs], marker="o")
-    axes.set_ylim(bottom=0)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"${value:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"${value:g}" if f"{value:e}"[0] in "25" else "")
     axes.set_xlabel("tokens per second for each user")
     axes.set_ylabel("dollars per million output tokens")
