@@ -9,9 +9,8 @@ from pathlib import Path
 from ziphius.cost.data import Data
 from ziphius.cost.decode import Pool
 from ziphius.cost.interval import Interval
-from ziphius.cost.machine import BYTES
 from ziphius.cost.money import rental_rate
-from ziphius.cost.quantity import choice, parse_day
+from ziphius.cost.quantity import choice, parse_day, precision
 from ziphius.cost.serve import UTILISATION, ServePlan, ServeRequest, Workload, serve_plan
 from ziphius.cost.shape import Shape
 
@@ -77,7 +76,7 @@ def make_serve_plan(options: ServeOptions) -> ServePlan:
             options.input, options.output, options.hit, options.context, options.user_speed, options.ttft,
             options.requests,
         ),
-        precision=choice(options.precision, tuple(BYTES), "--precision"),
+        precision=precision(options.precision),
         kv_precision=choice(options.kv, ("bf16", "fp8"), "--kv"),
         acceptance=options.acceptance,
         software=parse_day(options.software, "--software") if options.software else None,
