@@ -111,6 +111,10 @@ def serve(
     prefill_tp: Annotated[int, typer.Option(min=1, help="Tensor parallelism of its attention, e.g. 1.")] = 1,
     decode_gpus: Annotated[int | None, typer.Option(min=1, help="Devices of a decoding pool, e.g. 144.")] = None,
     decode_tp: Annotated[int, typer.Option(min=1, help="Tensor parallelism of its attention, e.g. 1.")] = 1,
+    colocated: Annotated[bool, typer.Option("--colocated", help="One pool reads and writes (--decode-gpus).")] = False,
+    concurrency: Annotated[
+        float | None, typer.Option(min=1, help="Requests that a decoding pool works on, e.g. 64; else the best.")
+    ] = None,
     utilisation: Annotated[
         float | None, typer.Option(min=0.01, max=1, help="Fleet average over full pools, e.g. 0.74.")
     ] = None,
@@ -137,7 +141,8 @@ def serve(
         ServeOptions(
             model=model, gpu=gpu, input=input_, output=output, hit=hit, context=context, user_speed=user_speed,
             ttft=ttft, requests=requests, precision=precision, kv=kv, acceptance=acceptance, prefill_gpus=prefill_gpus,
-            prefill_tp=prefill_tp, decode_gpus=decode_gpus, decode_tp=decode_tp, utilisation=utilisation,
+            prefill_tp=prefill_tp, decode_gpus=decode_gpus, decode_tp=decode_tp, colocated=colocated,
+            concurrency=concurrency, utilisation=utilisation,
             price=price_list, imbalance=imbalance, software=software, rate=rate, market=market, data=data or [],
         ),
         as_json=json_,
