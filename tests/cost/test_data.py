@@ -131,3 +131,17 @@ def test_unknown_names_list_what_there_is(tables):
         tables.shape("gpt-9")
     with pytest.raises(DataError, match="on demand"):
         tables.rental("h100", "on the moon")
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("deepseek-ai/DeepSeek-R1", "deepseek-r1"),
+        ("deepseek-ai/DeepSeek-V3-0324", "deepseek-v3"),
+        ("meta-llama/Meta-Llama-3.1-8B-Instruct", "llama-3.1-8b"),
+        ("Qwen/Qwen3-30B-A3B", "qwen3-30b-a3b"),
+        ("llama3-70b", "llama-3-70b"),
+    ],
+)
+def test_names_of_hugging_face_are_known(tables, name, plain):
+    assert tables.shape(name) == tables.shape(plain)

@@ -119,7 +119,7 @@ def test_pages_stand_alone(verb, tmp_path):
         ({"--schedule": "gpipe"}, "--schedule gpipe: it is one of 1f1b, zb1p, dualpipe"),
         ({"--software": "soon"}, "--software soon: write a date such as 2024-12"),
         ({"--gpu": "a100"}, "a100 has no fp8 arithmetic"),
-        ({"--parallel": "pp4,ep64,zero1", "--schedule": "1f1b"}, "too much"),
+        ({"--parallel": "pp2,ep8,zero1", "--schedule": "1f1b"}, "too much"),
     ],
 )
 def test_mistakes_are_one_line(verb, change, says):

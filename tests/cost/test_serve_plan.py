@@ -12,7 +12,8 @@ from ziphius.cost.decode import Pool, Serving, cache_room, decode_seconds, weigh
 from ziphius.cost.interval import Interval
 from ziphius.cost.machine import SUSTAINED, Machine
 from ziphius.cost.money import rental_rate
-from ziphius.cost.serve import ServeRequest, Workload, serve_plan
+from ziphius.cost.serve import serve_plan
+from ziphius.cost.workload import ServeRequest, Workload
 
 DATA = Data()
 R1 = DATA.shape("deepseek-r1")
@@ -136,3 +137,27 @@ def test_dense_models_are_served_too():
 def test_what_cannot_be_is_refused(change, says):
     with pytest.raises(ValueError, match=says):
         plan(replace(ASKED, **change))
+
+
+def test_a_colocated_pool_takes_turns():
+    llama = DATA.shape("llama-3.1-70b")
+    asked = ServeRequest(
+        "llama-3.1-70b", llama, DATA.accelerator("h100"), Workload(1000, 500, user_speed=0.1), decode=Pool(8, 8)
+    )
+    apart, together = plan(asked), plan(replace(asked, colocated=True))
+    one, two = together.decode, apart.decode
+    assert one.tokens_per_second < one.alone_tokens_per_second
+    assert two.tokens_per_second == two.alone_tokens_per_second
+    seconds_a_token = 1 / one.alone_tokens_per_second + 1000 / 500 / together.prefill.tokens_per_second
+    assert one.tokens_per_second == pytest.approx(1 / seconds_a_token)
+    assert together.prefill.pool == one.pool
+
+
+def test_concurrency_is_kept():
+    for asked in (32, 1440, 14400):
+        found = plan(replace(ASKED, workload=replace(DAY, user_speed=0.1, concurrency=asked)))
+        assert found.decode.sequences * 144 == pytest.approx(asked)
+    with pytest.raises(ValueError, match="no pool gives a user 40 tokens/s"):
+        plan(replace(ASKED, workload=replace(DAY, user_speed=40, concurrency=14400)))
+    with pytest.raises(ValueError, match="does not fit"):
+        plan(replace(ASKED, workload=replace(DAY, concurrency=1e6)))

@@ -34,11 +34,7 @@ def counts_json(model: str, shape: Shape, seq: int, context: int) -> dict[str, A
             "decode": forward_flops_per_token(shape, context, absorbed=True),
         },
         "kv_bytes_per_token": {"bf16": kv_bytes_per_token(shape, 2), "fp8": kv_bytes_per_token(shape, 1)},
-        "weight_bytes": {
-            "bf16": weight_bytes(shape, 2),
-            "fp8": weight_bytes(shape, 1),
-            "fp4": weight_bytes(shape, 0.5),
-        },
+        "weight_bytes": {name: weight_bytes(shape, BYTES[name]) for name in ("bf16", "fp8", "fp4")},
     }
 
 

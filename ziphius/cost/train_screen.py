@@ -107,7 +107,7 @@ def summary_rows(plan: TrainPlan) -> list[tuple[str, str]]:
     ]
     if plan.dollars_owned is not None and plan.owned is not None:
         rows.append(("dollars, owned", f"{spread(plan.dollars_owned, dollars)}: {plan.owned.what}"))
-    fit = "fits" if plan.fits else "does NOT fit"
+    fit = "fits" if plan.fits else "may NOT fit"
     rows.append(("memory", f"{spread(plan.memory_gib, '{:.1f} GiB'.format)} of {plan.capacity_gib:.1f}: {fit}"))
     return rows
 
