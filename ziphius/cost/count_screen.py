@@ -13,6 +13,7 @@ from ziphius.cost.flops import (
     train_flops_per_token,
     weight_bytes,
 )
+from ziphius.cost.machine import BYTES
 from ziphius.cost.quantity import short
 from ziphius.cost.shape import Shape
 
