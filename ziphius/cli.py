@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ziphius.cost.commands import AsJson, DataFiles, Market, RateOption, plan
+from ziphius.cost.commands import AsJson, DataFiles, Html, Market, RateOption, plan
 from ziphius.cost.owner_commands import claims, fleet
 
 app = typer.Typer(
@@ -80,6 +80,7 @@ def budget(
     force: Annotated[bool, typer.Option("--force", help="Write over a file that exists.")] = False,
     data: DataFiles = None,
     json_: AsJson = False,
+    html: Html = None,
 ) -> None:
     """What an amount of money buys: model, tokens and batch by a scaling rule, with a smaller and a larger neighbour.
 
@@ -90,7 +91,7 @@ def budget(
     from ziphius.recipe.budget import BudgetOptions, run_budget
 
     options = BudgetOptions(dollars, gpu, hours, rate, market, seq, corpus or [], out, force, data or [])
-    run_budget(options, as_json=json_)
+    run_budget(options, json_, html)
 
 
 @app.command("eval")

@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ziphius.cost.budget import Money, choose, measured_speed, network, planned_speed, power_of_two, split_money
+from ziphius.cost.budget import (
+    Money,
+    choose,
+    ladder_of_losses,
+    measured_speed,
+    network,
+    planned_speed,
+    power_of_two,
+    split_money,
+)
 from ziphius.cost.budget_screen import budget_json, show_budget
 from ziphius.cost.data import Data
 from ziphius.cost.flops import count_parameters
@@ -162,6 +171,17 @@ def test_the_largest_that_fits_where_memory_is_the_limit():
     choices = choose(hours(1e6), cramped, 512)
     assert choices[-1].depth == 9
     assert choices[-1].off_rule < 0.8
+
+
+def test_the_same_money_at_every_size():
+    money = hours(1000)
+    best = choose(money, SLOW, 512)[1]
+    curve = ladder_of_losses(money, SLOW, 512, best)
+    sizes = [choice.scale for choice in curve]
+    assert sizes == sorted(set(sizes))
+    assert len(curve) >= 6
+    assert sizes[0] < 0.3 * best.scale < 3 * best.scale < sizes[-1]
+    assert [c.tokens.point for c in curve] == sorted((c.tokens.point for c in curve), reverse=True)
 
 
 def test_measured_speed_reads_between_the_sizes_that_were_measured():

@@ -71,6 +71,7 @@ def test_node_limited_routing_sends_a_token_to_four_nodes_at_most():
 
 def test_other_ways_of_writing_an_axis():
     assert parse_layout("tp2,vp4,fsdp") == Layout(tp=2, vpp=4, zero=3)
+    assert parse_layout("fsdp8") == Layout(zero=3)
     assert parse_layout("tp2,dp4,mbs2").data_parallel(8) == 4
     with pytest.raises(ValueError, match="dp4 with tp2,zero1 takes 8 GPUs, not 16; leave dp out"):
         parse_layout("tp2,dp4").data_parallel(16)

@@ -64,6 +64,15 @@ def test_the_probe_measures_training():
     assert 1e8 < flops < 1e14
 
 
+def test_page(ziphius, tmp_path):
+    page = tmp_path / "b.html"
+    out = tmp_path / "b.toml"
+    assert ziphius("plan", "budget", "--dollars", 20, "--gpu", "h100", "--out", out, "--html", page)[0] == 0
+    text = page.read_text()
+    assert text.count("data:image/svg+xml;base64,") == 1
+    assert "A model for $20.00" in text
+
+
 def test_own_text(tmp_path, capsys):
     text = tmp_path / "whales.txt"
     text.write_text("Whales dive.\n")

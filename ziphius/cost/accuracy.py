@@ -119,7 +119,7 @@ def accuracy_json(found: Accuracy) -> dict[str, Any]:
             "name": o.row.name, "group": o.row.group, "unit": o.unit, "predicted": o.predicted.as_dict(),
             "published": o.published, "ratio": o.ratio, "inside": o.inside, "naive": o.naive,
             "left_out_ratio": found.left_out.get(o.row.name), "fitted": list(o.row.fitted), "layout": o.row.layout,
-            "confidence": o.row.confidence, "bound": o.row.bound, "source": o.row.source,
+            "confidence": o.row.confidence, "bound": o.row.bound, "blind": o.row.blind, "source": o.row.source,
         }
         for o in found.outcomes
     ]  # fmt: skip
@@ -133,11 +133,12 @@ def accuracy_json(found: Accuracy) -> dict[str, Any]:
 
 
 def groups(found: Accuracy) -> dict[str, list[Outcome]]:
-    """The judged rows: all, those that helped to set a constant, and the others."""
+    """The judged rows: all, those that helped to set a constant, the others, and those of which no constant knew."""
     return {
         "all": found.judged,
         "in-sample": [o for o in found.judged if o.row.fitted],
         "out of sample": [o for o in found.judged if not o.row.fitted],
+        "blind": [o for o in found.judged if o.row.blind],
     }
 
 

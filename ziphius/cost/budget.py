@@ -134,9 +134,21 @@ def choose(money: Money, speed: Speed, seq_len: int) -> list[Choice]:
     return [found for depth in sorted({best.depth, *filter(None, others)}) if (found := weigh(depth))]
 
 
+def ladder_of_losses(money: Money, speed: Speed, seq_len: int, around: Choice) -> list[Choice]:
+    """What the same money makes of smaller and larger networks than `around`, from a tenth to ten times its size."""
+    sizes = {_rung(around.depth, 10 ** (power / 4), seq_len) for power in range(-4, 5) if power} | {around.depth}
+    found = []
+    for depth in sorted(filter(None, sizes)):
+        try:
+            found.append(_choice(money, speed, seq_len, depth))
+        except ValueError:  # does not fit
+            continue
+    return found
+
+
 def _rung(depth: int, factor: float, seq_len: int) -> int | None:
     """The rung of the ladder whose size is nearest `factor` times that of `depth`, but never itself."""
-    rungs = range(SHALLOWEST, depth) if factor < 1 else range(depth + 1, min(2 * depth + 2, DEEPEST) + 1)
+    rungs = range(SHALLOWEST, depth) if factor < 1 else range(depth + 1, min(3 * depth + 2, DEEPEST) + 1)
     aim = factor * model_scale(network(depth, seq_len), seq_len)
     return min(
         rungs, key=lambda other: abs(math.log(model_scale(network(other, seq_len), seq_len) / aim)), default=None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ziphius.cost.budget import Choice, Money
 from ziphius.cost.interval import Interval
 from ziphius.cost.quantity import short
 from ziphius.cost.scaling import FITTED, RULE, stretched
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def budget_json(money: Money, choices: Sequence[Choice], best: Choice, how: str, recipe: Path) -> dict[str, Any]:
@@ -53,10 +56,7 @@ def show_budget(money: Money, choices: Sequence[Choice], best: Choice, how: str,
     from rich.table import Table
 
     console = Console(highlight=False)
-    console.print(
-        f"${money.dollars:,.2f} at {money.rate.what}: {money.devices * money.hours:,.1f} device-hours, "
-        f"{money.devices} for {_clock(money.hours)}, ${money.spent:,.2f} spent. {how[0].upper()}{how[1:]}."
-    )
+    console.print(_opening(money, how))
     table = Table()
     table.add_column("")
     for name in _names(choices, best):
@@ -64,19 +64,78 @@ def show_budget(money: Money, choices: Sequence[Choice], best: Choice, how: str,
     for label, show in _ROWS.items():
         table.add_row(label, *[show(choice) for choice in choices])
     console.print(table)
-    console.print(f"Rule: {RULE}; batch and learning rate by the same paper.")
-    console.print(
-        "Loss: nats per token of web text that a dense model with as many active parameters would reach, by two fits "
-        "of the same runs (arXiv 2404.10102, 2203.15556); experts do better, other text has another floor."
+    for line in _remarks(choices, best):
+        console.print(line)
+    console.print(f"Recipe:  {recipe}\nNext:    ziphius run {recipe} --dry-run", soft_wrap=True)
+
+
+def write_budget_page(
+    money: Money, choices: Sequence[Choice], best: Choice, curve: Sequence[Choice], how: str, path: Path
+) -> None:
+    """Write the page: the table, and the loss that the same money buys at each size (`curve`)."""
+    from ziphius.cost.page import Figure, Section, Table, write_page
+
+    rows = [[label, *[show(choice) for choice in choices]] for label, show in _ROWS.items()]
+    figure = Figure(
+        "The same money at every size",
+        "Expected loss of the networks that this money trains: small ones see many tokens, large ones few. The line "
+        "is one fit of the published runs, the band spans two. The point is the choice, by the scaling rule.",
+        "; ".join(f"{short(c.counts.total)} parameters: {c.loss.point:.2f}" for c in curve),
+        lambda axes: _draw_curve(axes, curve, best),
     )
+    section = Section("What it buys", tables=[Table(["", *_names(choices, best)], rows)], figures=[figure])
+    section.small = _remarks(choices, best)
+    write_page(path, f"A model for ${money.dollars:,.2f}", [_opening(money, how)], [section])
+
+
+def _opening(money: Money, how: str) -> str:
+    return (
+        f"${money.dollars:,.2f} at {money.rate.what}: {money.devices * money.hours:,.1f} device-hours, "
+        f"{money.devices} for {_clock(money.hours)}, ${money.spent:,.2f} spent. {how[0].upper()}{how[1:]}."
+    )
+
+
+def _remarks(choices: Sequence[Choice], best: Choice) -> list[str]:
+    lines = [
+        f"Rule: {RULE}; batch and learning rate by the same paper.",
+        "Loss: nats per token of web text that a dense model with as many active parameters would reach, by two fits "
+        "of the same runs (arXiv 2404.10102, 2203.15556); experts do better, other text has another floor.",
+    ]
+    least = min(choices, key=lambda choice: choice.loss.point)
+    if least is not best:
+        lines.append(
+            f"By the loss alone {short(least.counts.total)} parameters would do better here ({least.loss.point:.2f} "
+            f"against {best.loss.point:.2f}): the rule does not know that a device runs networks of different sizes "
+            "at different shares of its peak."
+        )
     times = stretched(best.compute)
     if times > 1:
         low, high = FITTED
-        console.print(
-            f"[yellow]The rule was fitted between {low:.0e} and {high:.0e} FLOPs; this is {short(times)} times "
-            "outside.[/] Sizes are a starting point there, and losses below 44M parameters mean little."
+        lines.append(
+            f"The rule was fitted between {low:.0e} and {high:.0e} FLOPs; this is {short(times)} times outside. Sizes "
+            "are a starting point there, and losses below 44M parameters mean little."
         )
-    console.print(f"Recipe:  {recipe}\nNext:    ziphius run {recipe} --dry-run", soft_wrap=True)
+    return lines
+
+
+def _draw_curve(axes: Axes, curve: Sequence[Choice], best: Choice) -> None:
+    sizes = [choice.counts.total for choice in curve]
+    axes.plot(sizes, [choice.loss.point for choice in curve], marker="o", markersize=3)
+    axes.fill_between(sizes, [c.loss.low for c in curve], [c.loss.high for c in curve], alpha=0.15, linewidth=0)
+    axes.plot([best.counts.total], [best.loss.point], marker="o", markersize=9, color="#c2500a", linestyle="none")
+    axes.annotate(
+        f"{short(best.counts.total)} parameters, {short(best.tokens.point)} tokens",
+        (best.counts.total, best.loss.point),
+        xytext=(0, -22),
+        textcoords="offset points",
+        ha="center",
+    )
+    axes.set_xscale("log")
+    axes.set_xticks(sizes[::2], [short(size) for size in sizes[::2]])
+    axes.minorticks_off()
+    axes.set_xlabel("parameters")
+    axes.set_ylabel("expected loss, nats per token")
+    axes.grid()
 
 
 _ROWS = {

@@ -105,7 +105,7 @@ class Data:
 
     def accelerator(self, name: str) -> Accelerator:
         """The accelerator called `name`. Raises DataError listing the names when there is none."""
-        found = self.accelerators.get(name.lower())
+        found = self.accelerators.get({"cpu": "cpu-2core"}.get(name.lower(), name.lower()))
         if found is None:
             raise DataError(f"no accelerator called {name!r}; there are {', '.join(sorted(self.accelerators))}")
         return found

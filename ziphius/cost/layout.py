@@ -83,7 +83,7 @@ def parse_layout(text: str, **others: object) -> Layout:
     """Read `pp16,ep64,zero1`; fsdp is zero3, vp is vpp. Raises ValueError naming the part that is no axis."""
     found: dict[str, int] = {}
     for part in filter(None, re.split(r"[,\s]+", text.strip().lower())):
-        plain = "zero3" if part == "fsdp" else re.sub(r"^vp(?=\d)", "vpp", part)
+        plain = "zero3" if re.fullmatch(r"fsdp\d*", part) else re.sub(r"^vp(?=\d)", "vpp", part)
         match = re.fullmatch(r"(tp|cp|pp|vpp|ep|dp|zero|mbs)(\d+)", plain)
         if not match:
             raise ValueError(

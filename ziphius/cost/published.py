@@ -30,7 +30,11 @@ NODE = 8
 
 
 class Published(Row):
-    """What all published results say. `fitted` names the planner's constants that the row helped to set."""
+    """What all published results say. `fitted` names the planner's constants that the row helped to set.
+
+    `bound`: the result bounds what the planner predicts, and is shown but not judged. `blind`: the row came to
+    hand after the last change of a constant.
+    """
 
     name: str
     group: str = ""
@@ -40,6 +44,7 @@ class Published(Row):
     layout: Literal["published", "assumed"] = "assumed"
     fitted: tuple[str, ...] = ()
     bound: bool = False
+    blind: bool = False
     note: str = ""
 
 

@@ -11,8 +11,18 @@ from typing import Any
 
 import tomli_w
 
-from ziphius.cost.budget import Choice, Money, Speed, choose, measured_speed, network, planned_speed, split_money
-from ziphius.cost.budget_screen import budget_json, show_budget
+from ziphius.cost.budget import (
+    Choice,
+    Money,
+    Speed,
+    choose,
+    ladder_of_losses,
+    measured_speed,
+    network,
+    planned_speed,
+    split_money,
+)
+from ziphius.cost.budget_screen import budget_json, show_budget, write_budget_page
 from ziphius.cost.data import Data
 from ziphius.cost.interval import Interval
 from ziphius.cost.money import Rate, rental_rate
@@ -41,23 +51,29 @@ class BudgetOptions:
     data: list[Path] = field(default_factory=list)
 
 
-def run_budget(options: BudgetOptions, as_json: bool = False, measure: Measure | None = None) -> None:
-    """Choose, write the recipe and print. `measure` stands in for the probe of this machine's speed."""
+def run_budget(
+    options: BudgetOptions, as_json: bool = False, html: Path | None = None, measure: Measure | None = None
+) -> None:
+    """Choose, write the recipe (and the page `html`) and print. `measure` stands in for the probe of this machine."""
     if options.out.exists() and not options.force:
         raise RecipeError(f"{options.out} exists already; name another with --out, or write over it with --force")
     data = Data(options.data)
     if options.gpu.lower() == "cpu":
         rate = _cpu_rate(options, data)
         money = split_money(options.dollars, rate, options.hours, most=1)
-        choices, how = _on_this_machine(money, options.seq, measure or _probe)
+        speed, how = _speed_of_this_machine(money, options.seq, measure or _probe)
     else:
         accelerator = data.accelerator(options.gpu)
         rate = rental_rate(accelerator, data, options.rate, options.market)
         money = split_money(options.dollars, rate, options.hours)
-        choices = choose(money, planned_speed(accelerator, money.devices, data, rate), options.seq)
+        speed = planned_speed(accelerator, money.devices, data, rate)
         how = f"speed planned for {money.devices} × {accelerator.title}, PyTorch run eagerly in BF16"
+    choices = choose(money, speed, options.seq)
     best = chosen(choices)
     write_recipe(options, money, best)
+    if html is not None:
+        curve = ladder_of_losses(money, speed, options.seq, best)
+        write_budget_page(money, choices, best, curve, how, html)
     if as_json:
         print(json.dumps(budget_json(money, choices, best, how, options.out), indent=1))
     else:
@@ -79,8 +95,8 @@ def _cpu_rate(options: BudgetOptions, data: Data) -> Rate:
     return Rate(Interval.exactly(price), f"${price:g} an hour of {cores} cores ({row.source}, {row.date})")
 
 
-def _on_this_machine(money: Money, seq_len: int, measure: Measure) -> tuple[list[Choice], str]:
-    """Probe a small network, choose by it, then probe the chosen one and choose again: ten seconds in all."""
+def _speed_of_this_machine(money: Money, seq_len: int, measure: Measure) -> tuple[Speed, str]:
+    """Probe a small network, choose by it, and probe the one chosen: ten seconds in all."""
     found: dict[float, float] = {}
     for depth, seconds in ((FIRST_DEPTH, FIRST_SECONDS), (None, SECOND_SECONDS)):
         if depth is None:
@@ -88,8 +104,7 @@ def _on_this_machine(money: Money, seq_len: int, measure: Measure) -> tuple[list
         config = network(depth, seq_len)
         found[model_scale(config, seq_len)] = measure(config, seq_len, seconds)
     speeds = " and ".join(f"{flops / 1e9:.1f} GFLOP/s" for flops in found.values())
-    speed: Speed = measured_speed(found)
-    return choose(money, speed, seq_len), f"speed measured on this machine by training steps: {speeds}"
+    return measured_speed(found), f"speed measured on this machine by training steps: {speeds}"
 
 
 def _probe(config: Any, seq_len: int, seconds: float) -> float:
