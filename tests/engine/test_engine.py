@@ -148,7 +148,7 @@ def test_bf16_follows_autocast(model):
     with torch.autocast("cpu", torch.bfloat16):
         engine = Engine(model, None, small())
         found = complete(engine, [ask(prompt) for prompt in PROMPTS])
-    assert engine.memory.data.dtype == torch.bfloat16
+    assert engine.stepper.memory.data.dtype == torch.bfloat16
     for prompt, (completion,) in zip(PROMPTS, found, strict=True):
         assert completion.logprobs[0] == pytest.approx(naive(model, prompt, 1).logprobs[0], abs=0.2)
 
@@ -163,7 +163,7 @@ def test_a_network_that_breaks_leaves_no_trace(tokenizer):
         for update in engine.step():
             assert (update.finish_reason, update.error) == ("error", "the network gave no finite numbers")
     assert engine.stats().blocks_used == engine.stats().blocks_cached == 0
-    assert engine.memory.data.isfinite().all()
+    assert engine.stepper.memory.data.isfinite().all()
     assert complete(engine, [ask([5, 9])])[0][0].tokens == naive(model, [5, 9], 12).tokens
     with pytest.raises(RuntimeError, match="prompt 0: the network gave no finite"):
         complete(engine, [ask([50]), ask([5])])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TypeVar
 
 from ziphius.engine.settings import EngineSettings
 
-_Key = TypeVar("_Key")
-
 _DEEPEST = 3  # of what 'auto' tries
-_PERIOD = 16  # steps between two choices
+_PERIOD = 8  # steps between two choices
 _RENEWAL = 128  # choices after which old experience is dropped and everything tried again
 _HOPE = 0.8  # acceptance of a draft before any was seen
 
@@ -48,10 +46,10 @@ class Pace:
 
     def note_step(self, tokens: int, seconds: float) -> None:
         """A step of running answers alone read `tokens` and drew from all of them."""
-        _note(self._step_seconds, _bucket(tokens), seconds)
+        self._step_seconds.setdefault(_bucket(tokens), _Time()).note(seconds)
 
     def note_drafting(self, rows: int, depth: int, seconds: float) -> None:
-        _note(self._draft_seconds, (_bucket(rows), depth), seconds)
+        self._draft_seconds.setdefault((_bucket(rows), depth), _Time()).note(seconds)
 
     def note_drafts(self, offered: Sequence[int], accepted: Sequence[int]) -> None:
         """Of each sample's drafts, how many there were and how many were right."""
@@ -64,7 +62,8 @@ class Pace:
                 self._acceptance[place] += 0.05 * (share - self._acceptance[place])
 
     def _choose(self, rows: int) -> int:
-        depths = [d for d in range(_DEEPEST + 1) if rows * (1 + d) <= self._widest]
+        tried = min(self._depth + 1, _DEEPEST)  # one deeper at a time
+        depths = [d for d in range(tried + 1) if rows * (1 + d) <= self._widest]
         return max(depths, key=lambda depth: (self._tokens(depth) / self._seconds(rows, depth), -depth), default=0)
 
     def _tokens(self, depth: int) -> float:
@@ -80,12 +79,12 @@ class Pace:
         read = _nearest(self._step_seconds, _bucket(rows * (1 + depth)))
         if not depth:
             return read
-        key = (_bucket(rows), depth)
-        return read + self._draft_seconds.get(key, depth * read / (self._layers + 1))
+        drafting = self._draft_seconds.get((_bucket(rows), depth))
+        return read + (depth * read / (self._layers + 1) if drafting is None else drafting.seconds)
 
     def _forget(self) -> None:
-        self._step_seconds: dict[int, float] = {}
-        self._draft_seconds: dict[tuple[int, int], float] = {}
+        self._step_seconds: dict[int, _Time] = {}
+        self._draft_seconds: dict[tuple[int, int], _Time] = {}
         self._acceptance = [_HOPE] * _DEEPEST
 
 
@@ -93,14 +92,23 @@ def _bucket(n: int) -> int:
     return (n - 1).bit_length()
 
 
-def _note(table: dict[_Key, float], key: _Key, seconds: float) -> None:
-    old = table.get(key, seconds)
-    table[key] = old + 0.2 * (min(seconds, 2 * old) - old)  # a step that the machine held up counts little
+class _Time:
+    """What something takes of late: steps that the machine held up count little, first ones only if they are best."""
+
+    def __init__(self) -> None:
+        self.seconds, self._count = math.inf, 0
+
+    def note(self, seconds: float) -> None:
+        self._count += 1
+        if self._count < 4:
+            self.seconds = min(self.seconds, seconds)
+        else:
+            self.seconds += 0.2 * (min(seconds, 2 * self.seconds) - self.seconds)
 
 
-def _nearest(table: dict[int, float], bucket: int) -> float:
+def _nearest(table: dict[int, _Time], bucket: int) -> float:
     """The entry of the bucket; without one as much as the next below, or its share of the next above."""
     if not table:
         return 1.0
     below = [key for key in table if key <= bucket]
-    return table[max(below)] if below else table[min(table)] / 2.0 ** (min(table) - bucket)
+    return table[max(below)].seconds if below else table[min(table)].seconds / 2.0 ** (min(table) - bucket)

@@ -75,6 +75,13 @@ class Scheduler:
         self._admit(budget, lookahead, plan)
         return list(plan.values())
 
+    def is_closed(self, ends: bool) -> bool:
+        """Whether nobody can join those who run; `ends` says that someone leaves them."""
+        if not self.waiting:
+            return True
+        first = self.waiting[0].request.priority
+        return not (ends or self._rows) and first <= self.running[-1].request.priority
+
     def grow(self, sequences: list[Sequence]) -> bool:
         """Give each a block more, if there is one for all of them without taking any from others."""
         if self.pool.available < len(sequences):
