@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,19 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of some ids; bytes that are not UTF-8 become U+FFFD. Skipping drops bos, eos and pad only."""
         return self.inner.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes one id stands for, none for an id without a token; several ids may make up one character."""
+        return self._bytes[token] if 0 <= token < len(self._bytes) else b""
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        spellings = map(self.inner.id_to_token, range(self.vocab_size))
+        added = self.inner.get_added_tokens_decoder()
+        return [
+            b"" if text is None else text.encode() if token in added else _to_bytes(text)
+            for token, text in enumerate(spellings)
+        ]
 
     def render(
         self,
@@ -202,6 +216,24 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     inner.train_from_iterator((piece for text in texts for piece in special.split(text)), trainer)
     inner.add_tokens([AddedToken(token, normalized=False, special=False) for token in tokens.MARKUP])
     return Tokenizer(inner)
+
+
+def _to_bytes(text: str) -> bytes:
+    """Undoes the byte-level alphabet, as its decoder does."""
+    try:
+        return bytes(_ALPHABET[letter] for letter in text)
+    except KeyError:
+        return text.encode()
+
+
+def _alphabet() -> dict[str, int]:
+    """The character that byte-level BPE writes for each byte (GPT-2's): printable ones as they are, others from 256."""
+    kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(BYTES) if byte not in kept]
+    return {chr(byte): byte for byte in kept} | {chr(BYTES + place): byte for place, byte in enumerate(others)}
+
+
+_ALPHABET = _alphabet()
 
 
 def _write(path: Path, text: str) -> None:

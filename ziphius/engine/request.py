@@ -1,0 +1,80 @@
+"""What is asked of the engine and what it gives back. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ziphius.engine.settings import SamplingSettings
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt (token ids) and how to continue it.
+
+    `thinking` says that the prompt leaves a thinking block open, so that the answer begins after `</think>`.
+    `samples` continuations are drawn, which share the prompt's memory. A higher `priority` goes first. Without
+    `stream`, a sample comes back in one piece when it ends.
+    """
+
+    prompt: Sequence[int]
+    settings: SamplingSettings = field(default_factory=SamplingSettings)
+    priority: int = 0
+    thinking: bool = False
+    samples: int = 1
+    stream: bool = True
+
+
+@dataclass(slots=True)
+class Update:
+    """What a step added to one sample of a request.
+
+    `token_ids` are new; the end or stop token is among them. Where a stop string ended the answer, `stop_string` names
+    it and `token_ids` run up to the token that completed it: the text is to be cut before it. `logprobs` holds each
+    token's log-probability in the network's own distribution at the sampling temperature (at 1 where that is 0),
+    before penalties, biases, constraints and cuts; `top_logprobs`, where asked for, the likeliest tokens of the same
+    distribution, best first. `cached_tokens` of the prompt were found in the prefix cache. `drafted` and
+    `accepted_drafts` count the sample's speculation so far. `error` says what went wrong with finish reason `error`.
+    """
+
+    id: int
+    sample: int
+    token_ids: list[int]
+    logprobs: list[float]
+    top_logprobs: list[list[tuple[int, float]]] | None = None
+    finish_reason: FinishReason | None = None
+    stop_string: str | None = None
+    cached_tokens: int = 0
+    accepted_drafts: int = 0
+    drafted: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """The engine's state and its counts since it was made.
+
+    Blocks are `used` by running samples, `cached` for later ones, or free. `hit_tokens` of the prompts were found in
+    the prefix cache, `miss_tokens` were not. Of `drafted_tokens`, `accepted_tokens` were right.
+    """
+
+    blocks_total: int
+    blocks_used: int
+    blocks_cached: int
+    running: int
+    waiting: int
+    preemptions: int
+    hit_tokens: int
+    miss_tokens: int
+    generated_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
+    steps: int
+
+    @property
+    def acceptance(self) -> float | None:
+        """Share of the drafted tokens that were right; None before the first draft."""
+        return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else None
