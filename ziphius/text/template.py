@@ -58,7 +58,8 @@ CHAT_TEMPLATE = f"""\
         {{%- if message['tool_calls'] -%}}
             {{{{ '{CALLS_BEGIN}' }}}}
             {{%- for call in message['tool_calls'] -%}}
-                {{{{ '{CALL_BEGIN}' + call['function']['name'] + '{TOOL_SEP}' + call['function']['arguments'] + '{CALL_END}' }}}}
+                {{%- set function = call['function'] -%}}
+                {{{{ '{CALL_BEGIN}' + function['name'] + '{TOOL_SEP}' + function['arguments'] + '{CALL_END}' }}}}
             {{%- endfor -%}}
             {{{{ '{CALLS_END}' }}}}
         {{%- endif -%}}
