@@ -9,12 +9,17 @@ from typing import Annotated
 
 import typer
 
+from ziphius.cost.commands import plan
+from ziphius.cost.owner_commands import fleet
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     help="Make, run and price DeepSeek-style reasoning models.",
 )
+app.add_typer(plan, name="plan")
+plan.command()(fleet)
 _debug = False
 
 
@@ -122,15 +127,20 @@ def doctor(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run
 @app.command()
 def cost(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    rate: Annotated[
+        float | None, typer.Option(min=0, help="Dollars an hour of the machine, instead of the recipe's; e.g. 2.5.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON; docs/COST.md has the schema.")] = False,
 ) -> None:
-    """What a run took and cost, stage by stage.
+    """What a run took and cost, in the form of the V3 report's table, beside what was planned.
 
-    Example: `ziphius cost runs/r1-cpu-seed0`
+    Work that such tables leave out (data, evaluation, lost and replaced work) has columns of its own.
+
+    Example: `ziphius cost runs/r1-cpu-seed0 --rate 0.12`
     """
-    from ziphius.recipe.screen import show_cost
+    from ziphius.recipe.costs import show_cost
 
-    show_cost(run_folder, as_json=json_)
+    show_cost(run_folder, json_, rate)
 
 
 def main() -> None:

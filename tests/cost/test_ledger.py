@@ -2,21 +2,48 @@ import json
 
 import pytest
 
-from ziphius.cost.ledger import LedgerRow, append_row, read_rows
+from ziphius.cost.ledger import (
+    ABANDONED,
+    LedgerRow,
+    append_row,
+    left_out,
+    like_with_like,
+    read_abandoned,
+    read_rows,
+    table_of_costs,
+)
 
 
-def test_bills_count_lost_time():
-    row = LedgerRow("rl", "grpo", 1800.0, tokens=5, lost_seconds=900.0).priced(4.0)
-    assert row.device_hours == 0.75
-    assert row.dollars == 3.0
+def write(run, folder, *rows):
+    (run / "stages" / folder).mkdir(parents=True)
+    for row in rows:
+        append_row(run / "stages" / folder / "ledger.jsonl", row)
+
+
+def test_bills():
+    row = LedgerRow("rl", "grpo", 1800.0, tokens=5).priced(4.0)
+    assert (row.device_hours, row.dollars) == (0.5, 2.0)
     assert LedgerRow("rl", "grpo", 1800.0).priced(0.0).dollars == 0.0
+
+
+def test_devices_multiply_hours_and_the_rate_is_the_machines():
+    row = LedgerRow("rl", "grpo", 1800.0, device="H100", devices=8).priced(16.0)
+    assert (row.device_hours, row.dollars) == (4.0, 8.0)
+
+
+def test_data_is_taken_out_of_a_stage():
+    whole = LedgerRow("pretrain", "pretrain", 100.0, tokens=7, mfu=0.3, energy_kwh=2.0, device="H100", devices=2)
+    work, data = whole.without_data(25.0)
+    assert (work.seconds, work.tokens, work.mfu, work.energy_kwh) == (75.0, 7, 0.3, 1.5)
+    assert (data.name, data.kind, data.seconds, data.energy_kwh) == ("data of pretrain", "data", 25.0, 0.5)
+    assert (data.device, data.devices) == ("H100", 2)
+    assert whole.without_data(1e9)[0].seconds == 0.0
+    assert LedgerRow("sft", "sft", 10.0).without_data(1.0)[1].energy_kwh is None
 
 
 def test_rows_are_read_in_the_order_of_the_stages(tmp_path):
     for folder, names in [("02-b", ["b", "evaluate b"]), ("01-a", ["a"]), ("10-j", ["j"])]:
-        (tmp_path / "stages" / folder).mkdir(parents=True)
-        for name in names:
-            append_row(tmp_path / "stages" / folder / "ledger.jsonl", LedgerRow(name, "sft", 1.5, mfu=0.25))
+        write(tmp_path, folder, *[LedgerRow(name, "sft", 1.5, mfu=0.25) for name in names])
     rows = read_rows(tmp_path)
     assert [row.name for row in rows] == ["a", "b", "evaluate b", "j"]
     assert rows[0] == LedgerRow("a", "sft", 1.5, mfu=0.25)
@@ -24,6 +51,75 @@ def test_rows_are_read_in_the_order_of_the_stages(tmp_path):
     assert json.loads(line)["device_hours"] == 0.0
 
 
-def test_other_folders_are_refused(tmp_path):
+def test_abandoned_work_is_read_apart(tmp_path):
+    assert read_abandoned(tmp_path) == []
+    append_row(tmp_path / ABANDONED, LedgerRow("rl (replaced)", "abandoned", 9.0))
+    assert [row.seconds for row in read_abandoned(tmp_path)] == [9.0]
+
+
+def test_other_folders_and_broken_lines_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no run folder .* give the folder that `ziphius run` wrote"):
         read_rows(tmp_path)
+    write(tmp_path, "01-a", LedgerRow("a", "sft", 1.0))
+    with (tmp_path / "stages" / "01-a" / "ledger.jsonl").open("a") as file:
+        file.write('{"name": "a", "whales": 3}\n')
+    with pytest.raises(ValueError, match=r"ledger.jsonl:2: no row of a ledger"):
+        read_rows(tmp_path)
+
+
+ROWS = [
+    LedgerRow("tokenizer", "tokenizer", 36.0),
+    LedgerRow("pretrain", "pretrain", 3600.0, tokens=100),
+    LedgerRow("data of pretrain", "data", 360.0),
+    LedgerRow("rl", "grpo", 1800.0, tokens=50, energy_kwh=0.25),
+    LedgerRow("evaluate rl", "evaluation", 180.0),
+    LedgerRow("lost in rl", "lost", 90.0),
+    LedgerRow("rl (replaced)", "abandoned", 54.0),
+    LedgerRow("dive", "distil", 72.0),
+]
+
+
+def columns(rows=ROWS, plan=()):
+    return {column.name: column for column in table_of_costs([row.priced(2.0) for row in rows], plan)}
+
+
+def test_table_of_costs():
+    found = columns()
+    names = ["pre-training", "reinforcement", "distil", "data", "evaluation", "lost or redone", "total"]
+    assert list(found) == names
+    hours = {name: column.device_hours for name, column in found.items()}
+    assert hours["data"] == pytest.approx(0.11)
+    assert hours["lost or redone"] == pytest.approx(0.04)
+    assert hours["total"] == pytest.approx(sum(hours[name] for name in names[:-1]))
+    assert found["total"].dollars == pytest.approx(2 * hours["total"])
+    assert (found["total"].tokens, found["total"].energy_kwh) == (150, 0.25)
+    assert found["pre-training"].energy_kwh is None
+    unseen = sum(hours[name] for name in ("data", "evaluation", "lost or redone"))
+    assert left_out(list(found.values())) == pytest.approx(unseen / hours["total"])
+
+
+def test_a_column_for_lost_work_even_where_nothing_was_lost():
+    assert columns(ROWS[:1])["lost or redone"].seconds == 0.0
+
+
+def test_ratios_compare_what_was_planned_and_has_run():
+    plan = [
+        {"name": "tokenizer", "kind": "tokenizer", "seconds": 0.0},
+        {"name": "pretrain", "kind": "pretrain", "seconds": 1800.0},
+        {"name": "rl", "kind": "grpo", "seconds": 3600.0},
+        {"name": "later", "kind": "sft", "seconds": 999.0},
+    ]
+    found = columns(plan=plan)
+    assert found["pre-training"].ratio == 2.0
+    assert found["reinforcement"].ratio == 0.5
+    assert found["data"].ratio is None
+    assert "fine-tuning" not in found
+    assert like_with_like(list(found.values())) == pytest.approx(1.5 / 1.5)
+    assert like_with_like(list(columns().values())) is None
+
+
+def test_a_plan_is_in_the_hours_of_the_same_devices():
+    rows = [LedgerRow("rl", "grpo", 3600.0, device="H100", devices=8)]
+    found = columns(rows, [{"name": "rl", "kind": "grpo", "seconds": 3600.0}])
+    assert found["reinforcement"].planned_device_hours == 8.0
+    assert found["reinforcement"].ratio == 1.0

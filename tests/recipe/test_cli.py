@@ -63,7 +63,8 @@ def test_the_dry_run_names_the_parameters_that_the_network_has(recipe, ziphius):
 
 def test_plan(recipe):
     plans = {plan.name: plan for plan in plan_stages(load_recipe(recipe))}
-    assert list(plans) == ["tokenizer", "pretrain", "cold_start", "rl"]
+    assert list(plans) == ["tokenizer", "pretrain", "cold_start", "evaluate cold_start", "rl", "evaluate rl"]
+    assert plans["evaluate rl"].tokens == 4 * (2 + 1) * 8
     assert plans["tokenizer"].seconds == 0
     assert plans["pretrain"].tokens == 6 * 4 * 48
     assert plans["rl"].tokens >= 3 * 2 * 2 * 8

@@ -57,7 +57,7 @@ def _write_stages(run, stages, rl_rows, response, skill):
         folder.mkdir(parents=True)
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         bill = {"name": name, "kind": kind, "seconds": seconds, "tokens": steps * 1024, "steps": steps, "skipped": 0}
-        bill |= {"device_hours": seconds / 3600, "dollars": seconds / 3600 * 0.0425, "lost_seconds": 0.0, "gate": None}
+        bill |= {"device_hours": seconds / 3600, "dollars": seconds / 3600 * 0.0425, "energy_kwh": None, "gate": None}
         bill["mfu"] = 0.213 if steps else None
         write(folder / "stage.json", bill | {"fingerprint": "0"})
         ledger.append(bill)

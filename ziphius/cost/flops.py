@@ -7,8 +7,13 @@ arithmetic), causal or not, with or without multi-token prediction. One multiply
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
+from ziphius.cost.shape import Shape, shape_of
 from ziphius.model.config import ModelConfig
+
+
+Network = ModelConfig | Shape
 
 
 @dataclass(frozen=True)
@@ -35,36 +40,41 @@ class ParameterCounts:
     expert: int
 
 
-def count_parameters(config: ModelConfig) -> ParameterCounts:
-    """Count the weights that `Transformer(config)` has, and those that one token meets."""
-    D, experts = config.hidden_size, config.n_routed_experts or 0
-    embedding = config.vocab_size * D
+def count_parameters(network: Network) -> ParameterCounts:
+    """Count the weights that a network has, and those that one token meets."""
+    return _count(network if isinstance(network, Shape) else shape_of(network))
+
+
+@lru_cache(maxsize=64)
+def _count(shape: Shape) -> ParameterCounts:
+    D, experts = shape.hidden, shape.experts
+    embedding = shape.vocab * D
     head = embedding  # the product with the head is computed whether or not the matrix is the embedding's own
-    attention = _attention(config)
-    dense_mlp = 3 * D * config.intermediate_size
-    expert = 3 * D * config.moe_intermediate_size
+    attention = _attention(shape)
+    dense_mlp = shape.mlp_matrices * D * shape.intermediate
+    expert = shape.mlp_matrices * D * shape.moe_intermediate
     gate = experts * D
-    shared = config.n_shared_experts * expert
+    shared = shape.shared_experts * expert
     moe = gate + shared + experts * expert
-    moe_active = gate + shared + config.num_experts_per_tok * expert
+    moe_active = gate + shared + shape.top_k * expert
 
     def layers(first: int, count: int, experts_of_a_layer: int) -> int:
         """Blocks `first` … `first + count − 1`: attention, two norms, and an MLP or experts."""
-        moe_layers = sum(config.is_moe_layer(layer) for layer in range(first, first + count))
+        moe_layers = sum(shape.is_moe_layer(layer) for layer in range(first, first + count))
         return count * (attention + 2 * D) + moe_layers * experts_of_a_layer + (count - moe_layers) * dense_mlp
 
-    depth, modules = config.num_hidden_layers, config.num_nextn_predict_layers
+    depth, modules = shape.layers, shape.mtp_layers
     joining = modules * (2 * D * D + 3 * D)  # eh_proj and the norms around it
     active_without_embedding = layers(0, depth, moe_active) + D + head
     mtp_active_without_embedding = layers(depth, modules, moe_active) + joining + modules * head
-    has_moe = any(config.is_moe_layer(layer) for layer in range(depth + modules))
-    has_dense = not all(config.is_moe_layer(layer) for layer in range(depth + modules))
+    has_moe = any(shape.is_moe_layer(layer) for layer in range(depth + modules))
+    has_dense = not all(shape.is_moe_layer(layer) for layer in range(depth + modules))
     return ParameterCounts(
-        total=layers(0, depth, moe) + D + embedding + (0 if config.tie_word_embeddings else head),
-        active=active_without_embedding + (0 if config.tie_word_embeddings else embedding),
+        total=layers(0, depth, moe) + D + embedding + (0 if shape.tied else head),
+        active=active_without_embedding + (0 if shape.tied else embedding),
         active_without_embedding=active_without_embedding,
         mtp_total=layers(depth, modules, moe) + joining,
-        mtp_active=mtp_active_without_embedding + (0 if config.tie_word_embeddings else modules * embedding),
+        mtp_active=mtp_active_without_embedding + (0 if shape.tied else modules * embedding),
         mtp_active_without_embedding=mtp_active_without_embedding,
         embedding=embedding,
         head=head,
@@ -75,7 +85,7 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
     )
 
 
-def train_flops_per_token(config: ModelConfig, seq_len: int, causal: bool = True, mtp: bool = False) -> float:
+def train_flops_per_token(network: Network, seq_len: int, causal: bool = True, mtp: bool = False) -> float:
     """FLOPs of forward and backward per token of sequences of `seq_len` tokens.
 
     6 × active parameters without the input embedding + 6·L·H·(qk_head_dim + v_head_dim)·s, where s is the mean number
@@ -83,45 +93,70 @@ def train_flops_per_token(config: ModelConfig, seq_len: int, causal: bool = True
     not counted. `mtp` adds the prediction modules, each with its own pass through the head. V3 at 4,096: 250.5 GF
     causal and 281.1 not; ISCA (arXiv 2505.09343) table 2 prints 250.
     """
-    counts = count_parameters(config)
-    weights, layers = counts.active_without_embedding, config.num_hidden_layers
+    shape = network if isinstance(network, Shape) else shape_of(network)
+    counts = _count(shape)
+    weights, layers = counts.active_without_embedding, shape.layers
     if mtp:
         weights += counts.mtp_active_without_embedding
-        layers += config.num_nextn_predict_layers
-    attended = seq_len / 2 if causal else seq_len
-    heads = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
+        layers += shape.mtp_layers
+    attended = shape.mean_causal_context(seq_len) if causal else shape.mean_context(seq_len)
+    heads = shape.heads * (shape.qk_head_dim + shape.v_head_dim)
     return 6 * weights + 6 * layers * heads * attended
 
 
-def forward_flops_per_token(config: ModelConfig, context: float, absorbed: bool = False) -> float:
+def forward_flops_per_token(network: Network, context: float, absorbed: bool = False) -> float:
     """FLOPs of one token's forward pass that attends to `context` tokens; without the prediction modules.
 
     2 × active parameters without the input embedding + 2·L·H·w·context. The width w per head is
     qk_head_dim + v_head_dim on expanded keys and values (training, prefill); `absorbed` decoding works on the latents
     themselves, w = 2·kv_lora_rank + qk_rope_head_dim: more arithmetic for far fewer bytes (V2 §2.1.2).
     """
-    width = config.qk_head_dim + config.v_head_dim
-    if absorbed:
-        width = 2 * config.kv_lora_rank + config.qk_rope_head_dim
-    attention = 2 * config.num_hidden_layers * config.num_attention_heads * width * context
-    return 2 * count_parameters(config).active_without_embedding + attention
+    shape = network if isinstance(network, Shape) else shape_of(network)
+    width = shape.qk_head_dim + shape.v_head_dim
+    if absorbed and shape.kv_lora_rank is not None:
+        width = 2 * shape.kv_lora_rank + shape.rope_dim
+    attention = 2 * shape.layers * shape.heads * width * shape.mean_context(context)
+    return 2 * _count(shape).active_without_embedding + attention
 
 
-def kv_bytes_per_token(config: ModelConfig, bytes_per_value: float = 2) -> float:
-    """Bytes the latent cache keeps per token: (kv_lora_rank + qk_rope_head_dim)·L·bytes, without prediction modules.
+def kv_bytes_per_token(network: Network, bytes_per_value: float = 2) -> float:
+    """Bytes that the cache keeps per token, without prediction modules; BF16 is 2 bytes a value, FP8 1.
 
-    BF16 is 2 bytes a value. V3: 70,272 (ISCA table 1).
+    MLA: (kv_lora_rank + qk_rope_head_dim)·L·bytes, V3 70,272. Grouped-query attention: 2·kv_heads·head_dim·L·bytes,
+    Qwen2.5-72B 327,680 and Llama-3.1-405B 516,096 (all ISCA table 1).
     """
-    return (config.kv_lora_rank + config.qk_rope_head_dim) * config.num_hidden_layers * bytes_per_value
-
-
-def _attention(config: ModelConfig) -> int:
-    """One layer's latent attention with the norms on its latents."""
-    D, heads, rank = config.hidden_size, config.num_attention_heads, config.kv_lora_rank
-    if config.q_lora_rank is None:
-        query = D * heads * config.qk_head_dim
+    shape = network if isinstance(network, Shape) else shape_of(network)
+    if shape.kv_lora_rank is not None:
+        per_layer = shape.kv_lora_rank + shape.rope_dim
     else:
-        query = config.q_lora_rank * (D + 1 + heads * config.qk_head_dim)
-    down = D * (rank + config.qk_rope_head_dim) + rank
-    up = rank * heads * (config.qk_nope_head_dim + config.v_head_dim)
-    return query + down + up + heads * config.v_head_dim * D
+        per_layer = shape.kv_heads * (shape.qk_head_dim + shape.v_head_dim)
+    return per_layer * shape.layers * bytes_per_value
+
+
+def weight_bytes(network: Network, bytes_per_weight: float = 2, mtp: bool = False) -> float:
+    """Bytes of all weights; with FP8 (1 byte) embedding, head and gates stay BF16 and blocks of 128×128 carry a scale."""
+    shape = network if isinstance(network, Shape) else shape_of(network)
+    counts = _count(shape)
+    total = counts.total + (counts.mtp_total if mtp else 0)
+    if bytes_per_weight >= 2:
+        return total * bytes_per_weight
+    kept = counts.embedding * (1 if shape.tied else 2) + shape.moe_layers * shape.experts * shape.hidden
+    return (total - kept) * (bytes_per_weight + 4 / 128**2) + kept * 2
+
+
+def _attention(shape: Shape) -> int:
+    """One layer's attention with the norms on its latents (MLA) or heads (`qk_norm`), and its biases."""
+    D, heads = shape.hidden, shape.heads
+    out = heads * shape.v_head_dim * D
+    if shape.kv_lora_rank is None:
+        rows = heads * shape.qk_head_dim + shape.kv_heads * (shape.qk_head_dim + shape.v_head_dim)
+        norms = 2 * shape.qk_head_dim if shape.qk_norm else 0
+        return D * rows + (rows if shape.qkv_bias else 0) + norms + out
+    rank = shape.kv_lora_rank
+    if shape.q_lora_rank is None:
+        query = D * heads * shape.qk_head_dim
+    else:
+        query = shape.q_lora_rank * (D + 1 + heads * shape.qk_head_dim)
+    down = D * (rank + shape.rope_dim) + rank
+    up = rank * heads * (shape.qk_head_dim - shape.rope_dim + shape.v_head_dim)
+    return query + down + up + out

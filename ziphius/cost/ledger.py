@@ -1,24 +1,38 @@
-"""What a run took and cost, one row a stage, in the form of the V3 report's Table 1. Imports no torch."""
+"""What a run took and cost, row by row, and as the V3 report's table of costs prints it. Imports no torch."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+ABANDONED = "abandoned.jsonl"
+MFU_BASIS = "causal model FLOPs with MTP, over the measured GEMM peak of the stage's precision, for the whole stage"
+
+# The columns of the table: the V3 report's first, then the work that such tables leave out. A kind that stands in no
+# column gets one of its own.
+REPORTED = {"pre-training": ("pretrain",), "fine-tuning": ("sft",), "reinforcement": ("grpo",)}
+LEFT_OUT = {"data": ("tokenizer", "data"), "evaluation": ("evaluation",), "lost or redone": ("lost", "abandoned")}
 
 
 @dataclass
 class LedgerRow:
-    """One stage's bill. Device-hours count the machine as one device; `dollars` = device_hours × the stated rate.
+    """One bill: a stage, its evaluation, the making of its data, or work that was lost.
 
-    `mfu`: model FLOPs (causal attention, without input embedding, with MTP) per second of the whole stage over the
-    machine's measured GEMM peak in the stage's precision. `lost_seconds`: work that a kill threw away.
+    `kind` is the stage's own (tokenizer, pretrain, sft, grpo) or `data` (reading, cutting, packing text), `evaluation`,
+    `lost` (thrown away by a kill and done again) or `abandoned` (finished or not, and replaced by other settings).
+    `device_hours` count `devices` devices of the kind `device`; the CPU of a machine is one. `dollars` = hours × the
+    machine's rate. `mfu` has the basis `MFU_BASIS`; `energy_kwh` is the machine's counters', None where it has none.
     """
 
     name: str
     kind: str
     seconds: float
     tokens: int = 0
+    device: str = "cpu"
+    devices: int = 1
     device_hours: float = 0.0
     dollars: float = 0.0
     steps: int = 0
@@ -26,14 +40,26 @@ class LedgerRow:
     model_flops: float = 0.0
     mfu: float | None = None
     peak_memory_gib: float = 0.0
-    lost_seconds: float = 0.0
+    energy_kwh: float | None = None
     gate: float | None = None
 
     def priced(self, dollars_per_hour: float) -> LedgerRow:
-        """The row with its device-hours and dollars filled in from the seconds, lost ones included."""
-        self.device_hours = (self.seconds + self.lost_seconds) / 3600
-        self.dollars = self.device_hours * dollars_per_hour
+        """The row with its device-hours and dollars filled in from the seconds and the machine's rate."""
+        self.device_hours = self.seconds / 3600 * self.devices
+        self.dollars = self.seconds / 3600 * dollars_per_hour
         return self
+
+    def without_data(self, seconds: float) -> list[LedgerRow]:
+        """The row less `seconds` that went into making its batches, and a row of kind `data` that holds them."""
+        seconds = min(seconds, self.seconds)
+        share = seconds / self.seconds if self.seconds else 0.0
+        energy = self.energy_kwh
+        data = LedgerRow(f"data of {self.name}", "data", seconds, device=self.device, devices=self.devices)
+        data.energy_kwh = None if energy is None else energy * share
+        work = replace(
+            self, seconds=self.seconds - seconds, energy_kwh=None if energy is None else energy * (1 - share)
+        )
+        return [work, data]
 
 
 def append_row(path: Path, row: LedgerRow) -> None:
@@ -46,7 +72,96 @@ def read_rows(run: Path) -> list[LedgerRow]:
     """All rows of a run's stages in order. Raises ValueError where `run` is no run folder."""
     if not (run / "stages").is_dir():
         raise ValueError(f"{run}: no run folder (it has no stages/); give the folder that `ziphius run` wrote")
-    rows = []
-    for ledger in sorted((run / "stages").glob("*/ledger.jsonl")):
-        rows += [LedgerRow(**json.loads(line)) for line in ledger.read_text().splitlines()]
+    return [row for ledger in sorted((run / "stages").glob("*/ledger.jsonl")) for row in read_ledger(ledger)]
+
+
+def read_abandoned(run: Path) -> list[LedgerRow]:
+    """Rows of work that other settings have replaced; [] where there was none."""
+    return read_ledger(run / ABANDONED)
+
+
+def read_ledger(path: Path) -> list[LedgerRow]:
+    """The rows of one file, [] where it is missing. Raises ValueError naming a line that is no row."""
+    rows: list[LedgerRow] = []
+    if not path.exists():
+        return rows
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            rows.append(LedgerRow(**json.loads(line)))
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{path}:{number}: no row of a ledger as this version writes them; `ziphius run` on a new folder does"
+            ) from None
     return rows
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Column:
+    """A column of the table: what its rows took, and what the plan said before the run (None: it said nothing)."""
+
+    name: str
+    seconds: float = 0.0
+    device_hours: float = 0.0
+    dollars: float = 0.0
+    tokens: int = 0
+    energy_kwh: float | None = None
+    planned_device_hours: float | None = None
+    kinds: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def ratio(self) -> float | None:
+        """Actual over planned device-hours."""
+        return self.device_hours / self.planned_device_hours if self.planned_device_hours else None
+
+    def add(self, row: LedgerRow) -> None:
+        self.seconds += row.seconds
+        self.device_hours += row.device_hours
+        self.dollars += row.dollars
+        self.tokens += row.tokens
+        if row.energy_kwh is not None:
+            self.energy_kwh = (self.energy_kwh or 0.0) + row.energy_kwh
+
+    def as_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if key != "kinds"} | {"ratio": self.ratio}
+
+
+def table_of_costs(rows: Sequence[LedgerRow], plan: Iterable[dict[str, Any]] = ()) -> list[Column]:
+    """The rows by column, in the order of V3's Table 1 (arXiv 2412.19437), then what it leaves out, then the total.
+
+    `plan` is a run's `plan.json`: {name, kind, seconds} a row. Columns that nothing was spent on are left out, but for
+    lost work, whose 0 is worth a word. The total's ratio compares only columns that were planned and that have run.
+    """
+    known = REPORTED | LEFT_OUT
+    strangers = {row.kind: (row.kind,) for row in rows if all(row.kind not in kinds for kinds in known.values())}
+    columns = [Column(name, kinds=kinds) for name, kinds in (REPORTED | strangers | LEFT_OUT).items()]
+    machine_devices = max((row.devices for row in rows), default=1)
+    ran = {row.name for row in rows}
+    for column in columns:
+        for row in rows:
+            if row.kind in column.kinds:
+                column.add(row)
+        planned = [p["seconds"] for p in plan if p["kind"] in column.kinds and p["seconds"] and p["name"] in ran]
+        if planned:
+            column.planned_device_hours = sum(planned) / 3600 * machine_devices
+    columns = [column for column in columns if column.seconds or column.name == "lost or redone"]
+    total = Column("total")
+    for row in rows:
+        total.add(row)
+    return [*columns, total]
+
+
+def like_with_like(columns: Sequence[Column]) -> float | None:
+    """Actual over planned device-hours of all planned columns together."""
+    planned = [column for column in columns if column.planned_device_hours]
+    if not planned:
+        return None
+    return sum(c.device_hours for c in planned) / sum(c.planned_device_hours or 0.0 for c in planned)
+
+
+def left_out(columns: Sequence[Column]) -> float:
+    """Share of the device-hours that a table such as V3's would not show."""
+    total = columns[-1].device_hours
+    return sum(c.device_hours for c in columns[:-1] if c.name in LEFT_OUT) / total if total else 0.0

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from ziphius.cost.flops import count_parameters, train_flops_per_token
+from ziphius.cost.flops import count_parameters, forward_flops_per_token, train_flops_per_token
 from ziphius.model.config import ModelConfig
 from ziphius.recipe.schema import GRPOStage, PretrainStage, Recipe, SFTStage, TokenizerStage
 
@@ -53,7 +53,17 @@ def plan_stages(recipe: Recipe) -> list[StagePlan]:
         flops = tokens * train_flops_per_token(config, length, mtp=True)
         seconds = flops / _CPU_FLOPS_PER_SECOND + rollout / _CPU_DECODE_TOKENS_PER_SECOND
         plans.append(StagePlan(name, stage.kind, steps, tokens, flops, seconds))
+        if isinstance(stage, SFTStage | GRPOStage) and recipe.evaluation.tasks:
+            plans.append(_plan_evaluation(recipe, config, name))
     return plans
+
+
+def _plan_evaluation(recipe: Recipe, config: ModelConfig, after: str) -> StagePlan:
+    """Every answer as long as it may be, each problem's samples and one greedy answer."""
+    asked = recipe.evaluation
+    tokens = float(len(asked.tasks) * asked.n * (asked.samples + 1) * asked.max_new_tokens)
+    flops = tokens * forward_flops_per_token(config, asked.max_new_tokens)
+    return StagePlan(f"evaluate {after}", "evaluation", 0, tokens, flops, tokens / _CPU_DECODE_TOKENS_PER_SECOND)
 
 
 def memory_gib(recipe: Recipe, config: ModelConfig) -> float:

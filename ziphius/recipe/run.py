@@ -19,10 +19,13 @@ from typing import Any
 import torch
 
 from ziphius.checkpoint.folder import load_config
+from ziphius.cost.energy import EnergyMeter
 from ziphius.cost.flops import count_parameters
-from ziphius.cost.ledger import LedgerRow, append_row, read_rows
+from ziphius.cost.ledger import LedgerRow, append_row, read_abandoned, read_rows
 from ziphius.reason.doctor import reading
 from ziphius.recipe import stages as work
+from ziphius.recipe.bills import bill, book_abandoned, lost_seconds, measured_energy, stage_energy
+from ziphius.recipe.plan import plan_stages
 from ziphius.recipe.schema import GRPOStage, PretrainStage, Recipe, SFTStage, TokenizerStage, fingerprint
 from ziphius.recipe.screen import one_line
 from ziphius.report import write_report
@@ -31,7 +34,7 @@ from ziphius.train.choose import processes_are_faster
 from ziphius.train.distributed import World, join_world, leave_world
 from ziphius.train.machine import describe, measure_gemm, peak_memory_gib
 from ziphius.train.metrics import read_metrics
-from ziphius.train.state import load_state, write_atomically
+from ziphius.train.state import write_atomically
 from ziphius.train.trainer import Interrupted, TrainResult
 
 _DONE = "stage.json"
@@ -53,6 +56,7 @@ def run_recipe(recipe: Recipe, run: Path, until: str | None = None, control: boo
         peaks = dict(world.broadcast(peaks))  # type: ignore[call-overload]
         if world.is_main:
             _write_json(run / "recipe.json", recipe.model_dump(mode="json"))
+            _write_json(run / "plan.json", [asdict(stage) for stage in plan_stages(recipe)])
         job = work.Job(recipe, world, thinking=True, peak_flops=peaks)
         _run_stages(job, run, until)
         if control:
@@ -144,6 +148,7 @@ def _set_aside(job: work.Job, run: Path) -> None:
             if folder.name not in names:
                 shutil.rmtree(run / "replaced" / folder.name, ignore_errors=True)
                 (run / "replaced").mkdir(exist_ok=True)
+                book_abandoned(run, folder, job.recipe.price.dollars_per_hour, job.world)
                 folder.rename(run / "replaced" / folder.name)
     job.world.barrier()
 
@@ -157,31 +162,41 @@ def _run_stage(
         _say(job, f"{name}: done before, {done['seconds']:.0f} s")
         return
     _begin_folder(job, folder, print_)
-    began, lost = time.perf_counter(), _lost_seconds(job, folder)
     title = name if job.thinking else f"{name} (without thinking)"
-    result = _train(job, stage, folder, before, tokenizer, title)
-    seconds = time.perf_counter() - began + result.earlier_seconds
-    row = LedgerRow(name, stage.kind, seconds, result.tokens, lost_seconds=lost)
+    began = time.perf_counter()
+    lost = bill(job.world, f"lost in {name}", "lost", lost_seconds(folder) if job.world.is_main else 0.0)
+    with measured_energy(folder, job.world) as meter:
+        result = _train(job, stage, folder, before, tokenizer, title)
+    row = bill(job.world, name, stage.kind, time.perf_counter() - began + result.earlier_seconds, result.tokens)
     row.steps, row.skipped, row.gate, row.model_flops = result.steps, result.skipped, result.gate, result.model_flops
     row.peak_memory_gib = sum(job.world.gather(peak_memory_gib()))
+    row.energy_kwh = stage_energy(folder, meter, result.earlier_seconds > 0)
     if result.model_flops:
         row.mfu = result.model_flops / row.seconds / job.peak_flops[stage.train.precision]
-    rows = [row]
+    rows = row.without_data(result.batch_seconds) if isinstance(stage, PretrainStage | SFTStage) else [row]
     if isinstance(stage, SFTStage | GRPOStage) and job.recipe.evaluation.tasks:
         assert tokenizer is not None
-        began = time.perf_counter()
-        _say(job, f"{title}: asking {job.recipe.evaluation.n} held-out problems")
-        found = work.run_evaluation(job, folder, name, tokenizer)
-        rows.append(LedgerRow(f"evaluate {name}", "evaluation", time.perf_counter() - began))
-        if job.world.is_main:
-            _write_json(folder / "evaluation.json", found)
-        for entry in found:
-            _say(job, f"{title}: {entry['task']} pass@1 {entry['pass_at_1']:.1%}, greedy {entry['greedy']:.1%}")
+        rows.append(_evaluate(job, folder, name, title, tokenizer))
     if job.world.is_main:
-        for bill in rows:
-            append_row(folder / "ledger.jsonl", bill.priced(job.recipe.price.dollars_per_hour))
+        for each in rows + ([lost] if lost.seconds else []):
+            append_row(folder / "ledger.jsonl", each.priced(job.recipe.price.dollars_per_hour))
         _write_json(folder / _DONE, asdict(row) | {"fingerprint": print_})
     job.world.barrier()
+
+
+def _evaluate(job: work.Job, folder: Path, name: str, title: str, tokenizer: Tokenizer) -> LedgerRow:
+    """Ask the recipe's problems, write what was found and return the bill."""
+    began = time.perf_counter()
+    _say(job, f"{title}: asking {job.recipe.evaluation.n} held-out problems")
+    with EnergyMeter(None if job.world.is_main else []) as meter:
+        found = work.run_evaluation(job, folder, name, tokenizer)
+    row = bill(job.world, f"evaluate {name}", "evaluation", time.perf_counter() - began)
+    row.energy_kwh = meter.kwh
+    if job.world.is_main:
+        _write_json(folder / "evaluation.json", found)
+    for entry in found:
+        _say(job, f"{title}: {entry['task']} pass@1 {entry['pass_at_1']:.1%}, greedy {entry['greedy']:.1%}")
+    return row
 
 
 def _train(
@@ -201,28 +216,16 @@ def _train(
 def _begin_folder(job: work.Job, folder: Path, print_: str) -> None:
     """Keep what an unfinished start with the same settings left; remove what other settings left."""
     if job.world.is_main:
-        marker = folder / "fingerprint.txt"
+        marker, rate = folder / "fingerprint.txt", job.recipe.price.dollars_per_hour
         if folder.exists() and (not marker.exists() or marker.read_text() != print_):
-            for stale in folder.parent.iterdir():  # what was built on it goes with it
+            for stale in sorted(folder.parent.iterdir()):  # what was built on it goes with it
                 if stale.name >= folder.name:
+                    book_abandoned(folder.parents[1], stale, rate, job.world)
                     shutil.rmtree(stale)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(marker, lambda file: file.write(print_.encode()))
         (folder / "ledger.jsonl").unlink(missing_ok=True)
     job.world.barrier()
-
-
-def _lost_seconds(job: work.Job, folder: Path) -> float:
-    """Training time that kills threw away: what was logged after the last saved state, added up over all starts."""
-    if not job.world.is_main:
-        return 0.0
-    path = folder / "lost_seconds.json"
-    lost = _read_json(path) or 0.0
-    if rows := read_metrics(folder):
-        state = load_state(folder / "state")
-        lost += max(0.0, rows[-1]["seconds"] - (state["progress"]["seconds"] if state else 0.0))
-        _write_json(path, lost)
-    return lost
 
 
 # --- what is left behind ---------------------------------------------------------------------------------------------
@@ -254,13 +257,15 @@ def summarise(recipe: Recipe, run: Path, machine: dict[str, Any]) -> dict[str, A
 
 
 def _summarise_stages(run: Path) -> dict[str, Any]:
-    rows = [asdict(row) for row in read_rows(run)]
-    keys = ("name", "kind", "seconds", "tokens", "device_hours", "dollars", "steps", "mfu", "gate", "lost_seconds")
+    rows, abandoned = read_rows(run), read_abandoned(run)
+    keys = ("name", "kind", "seconds", "tokens", "device_hours", "dollars", "steps", "mfu", "gate", "energy_kwh")
     evaluations = []
     for path in sorted((run / "stages").glob("*/evaluation.json")):
         for entry in json.loads(path.read_text()):
             evaluations.append({key: value for key, value in entry.items() if key != "examples"})
-    return {"stages": [{key: row[key] for key in keys} for row in rows], "evaluations": evaluations}
+    bills = {"stages": rows} | ({"abandoned": abandoned} if abandoned else {})
+    shown = {name: [{key: getattr(row, key) for key in keys} for row in part] for name, part in bills.items()}
+    return shown | {"evaluations": evaluations}
 
 
 def _stage_folders(run: Path, kind: str) -> list[Path]:

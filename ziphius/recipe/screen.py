@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from ziphius.cost.ledger import LedgerRow, read_rows
+from ziphius.recipe.costs import show_ledger
 
 
 def one_line(error: Exception) -> str:
@@ -32,15 +30,11 @@ def show_summary(run: Path) -> None:
     console = Console()
     summary = json.loads((run / "summary.json").read_text())
     _evaluations(console, summary)
-    _ledger(console, [LedgerRow(**_row_fields(stage)) for stage in summary["stages"]], summary["price"])
+    show_ledger(console, run, summary["price"])
     last = sorted(path.parent for path in (run / "stages").glob("*/config.json"))
     console.print(f"Report:  {run / 'report.html'}")
     if last:
         console.print(f"Ask it:  ziphius chat {last[-1]}", soft_wrap=True)
-
-
-def _row_fields(stage: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in stage.items() if key in LedgerRow.__dataclass_fields__}
 
 
 def _evaluations(console: Console, summary: dict[str, Any]) -> None:
@@ -64,45 +58,6 @@ def _evaluations(console: Console, summary: dict[str, Any]) -> None:
             f"{e['response_length']:.0f}",
         )
     console.print(table)
-
-
-def _ledger(console: Console, rows: Sequence[LedgerRow], price: dict[str, Any] | None = None) -> None:
-    table = Table(title="Ledger")
-    for heading in ("stage", "seconds", "tokens", "device-hours", "dollars", "MFU"):
-        table.add_column(heading, justify="left" if heading == "stage" else "right")
-    for row in rows:
-        mfu = "" if row.mfu is None else f"{row.mfu:.1%}"
-        tokens = f"{row.tokens:,}" if row.tokens else ""
-        table.add_row(row.name, f"{row.seconds:.0f}", tokens, f"{row.device_hours:.4f}", f"{row.dollars:.4f}", mfu)
-    lost = sum(row.lost_seconds for row in rows)
-    if lost:
-        table.add_row("of it lost to restarts", f"{lost:.0f}", "", f"{lost / 3600:.4f}", "", "")
-    table.add_section()
-    table.add_row(
-        "total",
-        f"{sum(row.seconds for row in rows):.0f}",
-        f"{sum(row.tokens for row in rows):,}",
-        f"{sum(row.device_hours for row in rows):.4f}",
-        f"{sum(row.dollars for row in rows):.4f}",
-        "",
-    )
-    console.print(table)
-    rate = f"${price['dollars_per_hour']}/h ({price['what']}). " if price and price["dollars_per_hour"] else ""
-    console.print(f"{rate}MFU: causal model FLOPs with MTP over the measured GEMM peak of the stage's precision.")
-
-
-def show_cost(run: Path, as_json: bool) -> None:
-    """The ledger of a run, and of its control where there is one."""
-    rows = read_rows(run)
-    control = read_rows(run / "control") if (run / "control").is_dir() else []
-    if as_json:
-        print(json.dumps({"stages": [asdict(r) for r in rows], "control": [asdict(r) for r in control]}, indent=1))
-        return
-    recipe = run / "recipe.json"
-    price = json.loads(recipe.read_text())["price"] if recipe.exists() else None
-    _ledger(Console(), rows, price)
-    if control:
-        _ledger(Console(), control, price)
 
 
 def show_findings(run: Path) -> None:

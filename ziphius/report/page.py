@@ -23,6 +23,9 @@ KINDS = {
     "sft": "imitating worked solutions",
     "grpo": "reinforcement learning",
     "evaluation": "held-out questions",
+    "data": "reading, cutting and packing text",
+    "lost": "thrown away by a stop, and done again",
+    "abandoned": "done with other settings, and replaced",
 }
 
 
@@ -47,9 +50,9 @@ def render(run: Run) -> str:
     template = environment.from_string(files("ziphius.report").joinpath("report.html").read_text(encoding="utf-8"))
     summary = run.summary
     findings = diagnose_run(run.folder)
-    ledgers = [("", summary["stages"])]
+    ledgers = [("", _bills(summary))]
     if summary.get("control"):
-        ledgers.append(("The control, trained without thinking", summary["control"]["stages"]))
+        ledgers.append(("The control, trained without thinking", _bills(summary["control"])))
     return template.render(
         name=summary["name"],
         seed=summary["seed"],
@@ -101,8 +104,12 @@ def _try(example: dict[str, Any]) -> dict[str, Any]:
     return {"thinking": thinking.strip(), "answer": answer.strip(), "correct": example["correct"]}
 
 
+def _bills(part: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*part["stages"], *part.get("abandoned", [])]
+
+
 def _total(rows: list[dict[str, Any]]) -> dict[str, float]:
-    keys = ("seconds", "tokens", "device_hours", "dollars", "lost_seconds")
+    keys = ("seconds", "tokens", "device_hours", "dollars")
     return {key: sum(row.get(key) or 0 for row in rows) for key in keys}
 
 

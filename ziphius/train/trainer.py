@@ -58,7 +58,8 @@ LossFunction = Callable[[Transformer, Batch, float], LossParts]
 class TrainResult:
     """What a finished stage cost in work: steps, tokens and model FLOPs over all ranks, seconds of its steps.
 
-    `earlier_seconds` are those among `seconds` that a run stopped before this one had worked and saved.
+    `earlier_seconds` are those among `seconds` that a run stopped before this one had worked and saved;
+    `batch_seconds` those that went into making batches.
     """
 
     steps: int
@@ -68,6 +69,7 @@ class TrainResult:
     model_flops: float
     gate: float | None
     earlier_seconds: float = 0.0
+    batch_seconds: float = 0.0
 
 
 @dataclass
@@ -78,6 +80,7 @@ class Progress:
     tokens: int = 0
     skipped: int = 0
     seconds: float = 0.0
+    batch_seconds: float = 0.0
     flops: float = 0.0
     decay_from: int | None = None
     gate: float | None = None
@@ -142,7 +145,7 @@ class Trainer:
             if log is not None:
                 log.close()
         p = self.progress
-        return TrainResult(p.step, p.tokens, p.seconds, p.skipped, p.flops, p.gate, earlier)
+        return TrainResult(p.step, p.tokens, p.seconds, p.skipped, p.flops, p.gate, earlier, p.batch_seconds)
 
     @property
     def last_step(self) -> int:
@@ -157,6 +160,7 @@ class Trainer:
         began = time.perf_counter()
         p, s = self.progress, self.settings
         data = self.source.next_step(p.step)
+        p.batch_seconds += time.perf_counter() - began
         counts = self.world.sum_numbers(
             {
                 "weight": sum(b.norm for b in data.micro_batches),
