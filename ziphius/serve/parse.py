@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ziphius.serve.stops import StopTail
 from ziphius.text import tokens
-from ziphius.text.detokenise import Detokeniser, overlap
+from ziphius.text.detokenise import Detokeniser
 from ziphius.text.tokenizer import Tokenizer
 
 Part = Literal["reasoning", "content", "call", "mark"]
@@ -75,9 +76,9 @@ class ReplyParser:
         self._tokenizer, self._detokeniser = tokenizer, Detokeniser(tokenizer)
         self._think, self._end_think = find(tokens.THINK), find(tokens.END_THINK)
         names = (tokens.CALLS_BEGIN, tokens.CALLS_END, tokens.CALL_BEGIN, tokens.CALL_END, tokens.TOOL_SEP)
-        marks = [find(name) for name in names] if tools else [None] * 5
+        marks: list[int | None] = [find(name) if tools else None for name in names]
         self._calls_begin, self._calls_end, self._call_begin, self._call_end, self._sep = marks
-        self._ends, self._stops = frozenset(ends), tuple(stops)
+        self._ends, self._tail = frozenset(ends), StopTail(stops)
         self._part: Part = "reasoning" if thinking else "content"
         self._thought = thinking
         self._held = ""  # the end of a part that may have to be dropped
@@ -85,7 +86,8 @@ class ReplyParser:
         self._call: _Call | None = None
         self._written: list[tuple[str, list[int]]] = []
         self._content_ids: list[int] = []
-        self.reasoning = self.content = ""
+        self._reasoning: list[str] = []
+        self._content: list[str] = []
         self.calls: list[CallDelta] = []
         self.reasoning_tokens = 0
 
@@ -119,6 +121,14 @@ class ReplyParser:
         self._leave()
         return self.take()
 
+    @property
+    def reasoning(self) -> str:
+        return "".join(self._reasoning)
+
+    @property
+    def content(self) -> str:
+        return "".join(self._content)
+
     def written(self) -> list[tuple[str, list[int]]]:
         """Texts of the finished reply with the tokens that spell them: its answer, the arguments of its calls."""
         texts = [(self.content, self._content_ids), *self._written]
@@ -142,36 +152,32 @@ class ReplyParser:
         elif self._part == "reasoning" and token == self._end_think:
             self._leave()
             self._part, self._thought = "content", True
-        elif token == self._think and token is not None and (self._part == "reasoning" or not self.content):
+        elif token == self._think and token is not None and (self._part == "reasoning" or not self._content):
             if self._part != "reasoning":
                 self.reasoning_tokens += 1
                 self._held, self._content_ids = "", []
             self._part, self._thought = "reasoning", True
         else:
-            return token == self._end_think and not self.content
+            return token == self._end_think and not self._content
         return True
 
     def _write_reasoning(self, text: str) -> None:
         text = self._held + text
         kept = text.rstrip()
-        self._held = text[len(kept) :] if self.reasoning or kept else ""
-        self._say_reasoning(kept if self.reasoning else kept.lstrip())
+        self._held = text[len(kept) :] if self._reasoning or kept else ""
+        self._say_reasoning(kept if self._reasoning else kept.lstrip())
 
     def _write_content(self, text: str, token: int, stop: str | None) -> None:
         text = self._held + text
-        if self._thought and not self.content:
+        if self._thought and not self._content:
             text = text.lstrip()
-        if text or self.content:
+        if text or self._content:
             self._content_ids.append(token)
-        if not self.content and not text.strip():  # thinking may follow, and then this is no part of the answer
+        if not self._content and not text.strip():  # thinking may follow, and then this is no part of the answer
             self._held = text
             return
-        if stop is not None and stop in text:
-            text, self._held = text[: text.index(stop)], ""
-        else:
-            kept = max((overlap(text, stop) for stop in self._stops), default=0)
-            text, self._held = text[: len(text) - kept], text[len(text) - kept :]
-        self._say_content(text)
+        self._held = ""
+        self._say_content(self._tail.push(text, stop))
 
     def _begin_arguments(self) -> None:
         call = self._call
@@ -219,7 +225,7 @@ class ReplyParser:
         """The end of a part: what was held back is said, but for the whitespace after thinking."""
         text, self._held = self._held + self._detokeniser.finish(), ""
         if self._part == "content":
-            self._say_content(text)
+            self._say_content(self._tail.finish(text))
         elif self._part == "reasoning":
             self._say_reasoning(text.rstrip())
         elif self._call is not None:
@@ -239,9 +245,11 @@ class ReplyParser:
             self._delta.calls.append(CallDelta(self.calls[-1].index, arguments=text))
 
     def _say_reasoning(self, text: str) -> None:
-        self.reasoning += text
-        self._delta.reasoning += text
+        if text:
+            self._reasoning.append(text)
+            self._delta.reasoning += text
 
     def _say_content(self, text: str) -> None:
-        self.content += text
-        self._delta.content += text
+        if text:
+            self._content.append(text)
+            self._delta.content += text

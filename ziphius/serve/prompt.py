@@ -88,20 +88,14 @@ class Prompts:
         if len(marks) < 2:
             raise ValueError("the messages hold all of Unicode's noncharacters U+FDD0 to U+FDEF; leave some out")
         cut, splice = marks[:2]
-        turns = [_turn(plain[:i], tools) for i in range(len(plain))]
+        turns = _turns(plain, tools)
         replies: list[list[int]] = []
-        shown = []
-        for turn, message in zip(turns, plain, strict=True):
-            safe = self._break(message, cut)
-            ids = (
-                self.memory.find(turn, message["content"])
-                if message["role"] == "assistant" and message["content"]
-                else None
-            )
-            if ids is not None:
-                safe["content"] = f"{splice}{len(replies)}{splice}"
-                replies.append(ids)
-            shown.append(safe)
+        shown = [self._break(message, cut) for message in plain]
+        for turn, message, safe in zip(turns, plain, shown, strict=False):
+            if message["role"] == "assistant":
+                self._splice(turn, message, safe, "content", splice, replies)
+                for call, safe_call in zip(message.get("tool_calls", ()), safe.get("tool_calls", ()), strict=True):
+                    self._splice(turn, call["function"], safe_call["function"], "arguments", splice, replies)
         rendered = self.tokenizer.render(shown, thinking, tools=self._break(list(tools), cut) if tools else None)
         prompt: list[int] = []
         for place, piece in enumerate(rendered.split(splice)):
@@ -116,6 +110,15 @@ class Prompts:
             prompt, begun = self._begin(prompt, prefix), prefix.content or ""
         return Prompt(prompt, self._is_open(prompt), turns[-1], begun)
 
+    def _splice(
+        self, turn: bytes, said: dict[str, Any], shown: dict[str, Any], key: str, mark: str, replies: list[list[int]]
+    ) -> None:
+        """Put a place-holder where the tokens of what was said are known, and add them to `replies`."""
+        ids = self.memory.find(turn, said[key]) if said[key] else None
+        if ids is not None:
+            shown[key] = f"{mark}{len(replies)}{mark}"
+            replies.append(ids)
+
     def text(self, prompt: str | list[int], suffix: str | None = None) -> list[int]:
         """The ids of a text to be continued, begun by bos; with `suffix`, of the hole before it (V3 §4.1, PSM).
 
@@ -124,9 +127,9 @@ class Prompts:
         bos = self.tokenizer.bos_id
         if isinstance(prompt, str):
             if suffix is not None:
-                if None in self._fim:
-                    raise ValueError("suffix is not offered: the tokenizer has no fill-in-the-middle tokens")
                 begin, hole, end = self._fim
+                if begin is None or hole is None or end is None:
+                    raise ValueError("suffix is not offered: the tokenizer has no fill-in-the-middle tokens")
                 return [bos, begin, *self.plain_ids(prompt), hole, *self.plain_ids(suffix), end]
             ids = self.tokenizer.encode(prompt)
             return ids if ids[:1] == [bos] else [bos, *ids]
@@ -171,22 +174,20 @@ class Prompts:
         return [*prompt, *self.tokenizer.encode("\n"), self.end_think_id]
 
     def _begin(self, prompt: list[int], prefix: AssistantMessage) -> list[int]:
-        """The prompt with the beginning of the answer that the caller gives."""
+        """The prompt with the beginning of the reply that the caller gives: of its thinking, of its answer, or both."""
         if prefix.reasoning_content is not None:
             if not self._is_open(prompt):
                 raise ValueError("the last message's reasoning_content needs thinking, which is off")
             prompt = [*prompt, *self.plain_ids(prefix.reasoning_content)]
         if prefix.content is None:
             return prompt
-        if self._is_open(prompt):
-            end = [*self.tokenizer.encode("\n"), self.end_think_id] if prefix.reasoning_content is not None else None
-            prompt = [*prompt, *end, *self.tokenizer.encode("\n\n")] if end else self._closed(prompt)
+        if self._is_open(prompt) and self.think_id is not None and self.end_think_id is not None:
+            if prefix.reasoning_content is not None:
+                prompt = [*prompt, *self.tokenizer.encode("\n"), self.end_think_id, *self.tokenizer.encode("\n\n")]
+            else:  # a block with nothing in it is written as a closed one
+                start = len(prompt) - 1 - prompt[::-1].index(self.think_id)
+                prompt = [*prompt[:start], self.end_think_id]
         return [*prompt, *self.plain_ids(prefix.content)]
-
-    def _closed(self, prompt: list[int]) -> list[int]:
-        """The prompt with its thinking block, nothing in it yet, shut."""
-        start = len(prompt) - 1 - prompt[::-1].index(self.think_id)
-        return [*prompt[:start], self.end_think_id]
 
 
 def _turns(messages: Sequence[Mapping[str, Any]], tools: Any) -> list[bytes]:

@@ -6,12 +6,13 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ziphius.engine.request import EngineStats, Request, Update
 
 _log = logging.getLogger("ziphius.serve")
+_AT_ONCE = 256  # updates
 _GIVES_UP = 3  # steps that fail one after the other
 
 
@@ -29,42 +30,55 @@ class Samples(Protocol):
 
 
 class Ticket:
-    """A request under way. Its updates wait here until they are taken, so that a slow reader holds up nobody.
+    """One or more engine requests under way together. Their updates wait here, so that a slow reader holds up nobody.
 
-    What waits is bounded by the request itself: at most its samples' tokens.
+    What waits is bounded by the requests themselves: at most their samples' tokens. `seconds` is their share of the
+    engine's time so far.
     """
 
-    def __init__(self, request: Request, busy: float, tokens: int) -> None:
-        self.id = -1
-        self.request = request
+    def __init__(self, requests: Sequence[Request], busy: float, tokens: int) -> None:
+        self.requests = requests
+        self.ids: list[int] = []
         self.seconds = 0.0
-        self._open = set(range(request.samples))
-        self._busy, self._tokens = busy, tokens
-        self._waiting: list[Update] = []
-        self._own = 0
+        self._open = {(place, sample) for place, request in enumerate(requests) for sample in range(request.samples)}
+        self._seen: set[int] = set()
+        self._began_busy, self._began_tokens, self._own_tokens = busy, tokens, 0
+        self._waiting: list[tuple[int, Update]] = []
         self._news = asyncio.Event()
 
     @property
     def done(self) -> bool:
-        """Whether every sample has ended; its updates may still wait to be taken."""
+        """Whether every sample has ended; updates may still wait to be taken."""
         return not self._open
 
-    async def take(self) -> list[Update]:
-        """The updates since the last call, at least one."""
+    async def take(self) -> list[tuple[int, Update]]:
+        """The next updates, at least one, each with the place of its request; not too many at once for the loop."""
         await self._news.wait()
-        self._news.clear()
-        updates, self._waiting = self._waiting, []
+        updates, self._waiting = self._waiting[:_AT_ONCE], self._waiting[_AT_ONCE:]
+        if not self._waiting:
+            self._news.clear()
         return updates
 
-    def _put(self, update: Update, busy: float, tokens: int) -> None:
-        if not self._own:
-            self._own = len(self.request.prompt) - update.cached_tokens
-        self._own += len(update.token_ids)
+    def put(self, update: Update, busy: float, tokens: int) -> None:
+        """Add what a step brought; `busy` seconds and `tokens` are the engine's since it was made."""
+        place = self.ids.index(update.id)
+        if place not in self._seen:
+            self._seen.add(place)
+            self._own_tokens += len(self.requests[place].prompt) - update.cached_tokens
+        self._own_tokens += len(update.token_ids)
+        share = self._own_tokens / max(tokens - self._began_tokens, self._own_tokens, 1)
+        self.seconds = max(self.seconds, (busy - self._began_busy) * share)
         if update.finish_reason is not None:
-            self._open.discard(update.sample)
-        share = self._own / max(tokens - self._tokens, self._own)
-        self.seconds = max(self.seconds, (busy - self._busy) * share)
-        self._waiting.append(update)
+            self._open.discard((place, update.sample))
+        self._waiting.append((place, update))
+        self._news.set()
+
+    def fail(self, message: str) -> None:
+        """End every sample that is open with an error."""
+        for place, sample in sorted(self._open):
+            failed = Update(self.ids[place], sample, [], [], finish_reason="error", error=message)
+            self._waiting.append((place, failed))
+        self._open.clear()
         self._news.set()
 
 
@@ -103,33 +117,49 @@ class Runner:
         if self._thread.is_alive():
             self._thread.join()
 
-    async def submit(self, request: Request) -> Ticket:
-        """Hand a request to the engine. Raises ValueError for what it cannot serve, RuntimeError once it is broken."""
+    async def submit(self, requests: Sequence[Request]) -> Ticket:
+        """Hand requests to the engine. Raises ValueError for what it cannot serve, RuntimeError once it is broken."""
         if self.broken is not None:
             raise RuntimeError(self.broken)
-        ticket = Ticket(request, self.busy_seconds, self._tokens)
+        ticket = Ticket(requests, self.busy_seconds, self._tokens)
         accepted: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
-
-        def order() -> None:
-            try:
-                self._call(self._accept, accepted, ticket, self.engine.add(request), None)
-            except Exception as error:
-                self._call(self._accept, accepted, ticket, -1, error)
-
-        self._order(order)
+        self._order(lambda: self._add(ticket, accepted))
         try:
             return await asyncio.shield(accepted)
         except asyncio.CancelledError:
-            accepted.add_done_callback(lambda made: made.exception() or self.cancel(ticket))
+            accepted.add_done_callback(lambda made: None if made.exception() else self.cancel(ticket))
             raise
 
     def cancel(self, ticket: Ticket) -> None:
-        """Free what a request holds. Does nothing once it has ended."""
-        if self._tickets.pop(ticket.id, None) is not None and not ticket.done:
-            self._order(lambda: self.engine.cancel(ticket.id))
+        """Free what a ticket's requests hold. Does nothing once they have ended."""
+        ids = [id for id in ticket.ids if self._tickets.pop(id, None) is not None]
+        if ids:
+            self._order(lambda: self._cancel(ids))
+
+    def _cancel(self, ids: Sequence[int]) -> None:
+        for id in ids:
+            self.engine.cancel(id)
+
+    def _add(self, ticket: Ticket, accepted: asyncio.Future[Ticket]) -> None:
+        """In the engine's thread: all of the ticket's requests, or none."""
+        ids: list[int] = []
+        try:
+            for request in ticket.requests:
+                ids.append(self.engine.add(request))
+        except Exception as error:
+            self._cancel(ids)
+            self._call(accepted.set_exception, error)
+            return
+        self._call(self._accept, accepted, ticket, ids)
+
+    def _accept(self, accepted: asyncio.Future[Ticket], ticket: Ticket, ids: list[int]) -> None:
+        ticket.ids = ids
+        self._tickets |= dict.fromkeys(ids, ticket)
+        accepted.set_result(ticket)
 
     @property
     def under_way(self) -> int:
+        """Requests that the engine works on or holds in its queue."""
         return len(self._tickets)
 
     def _order(self, order: Callable[[], None]) -> None:
@@ -141,14 +171,6 @@ class Runner:
         assert self._loop is not None
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, *arguments)
-
-    def _accept(self, accepted: asyncio.Future[Ticket], ticket: Ticket, id: int, error: Exception | None) -> None:
-        if error is not None:
-            accepted.set_exception(error)
-            return
-        ticket.id = id
-        self._tickets[id] = ticket
-        accepted.set_result(ticket)
 
     def _post(self, updates: list[Update], stats: EngineStats, busy: float) -> None:
         """Leave the news of a step for the loop, which is woken once for all that waits."""
@@ -168,19 +190,18 @@ class Runner:
                 ticket = self._tickets.get(update.id)
                 if ticket is None:
                     continue
-                ticket._put(update, busy, self._tokens)
+                ticket.put(update, busy, self._tokens)
                 if ticket.done:
-                    del self._tickets[update.id]
+                    for id in ticket.ids:
+                        self._tickets.pop(id, None)
 
     def _fail(self, message: str, broken: bool) -> None:
         """Every request under way ends with an error."""
         if broken:
             self.broken = message
-        for ticket in list(self._tickets.values()):
+        for ticket in set(self._tickets.values()):
             self.cancel(ticket)
-            for sample in sorted(ticket._open):
-                failed = Update(ticket.id, sample, [], [], finish_reason="error", error=message)
-                ticket._put(failed, self.busy_seconds, self._tokens)
+            ticket.fail(message)
 
     def _run(self) -> None:
         busy, failures = 0.0, 0

@@ -42,7 +42,7 @@ class StopStrings:
             place, _, self.found = min(places)
             self._held = ""
             return text[:place]
-        kept = max((overlap(text, stop) for stop in self._stops), default=0)
+        kept = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept]
 
@@ -52,6 +52,6 @@ class StopStrings:
         return held
 
 
-def overlap(text: str, stop: str) -> int:
+def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that begins `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
