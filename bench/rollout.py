@@ -58,8 +58,10 @@ from common import (
 
 from ziphius.checkpoint import load_model, save_model
 from ziphius.cost.flops import count_parameters
-from ziphius.engine.sampler import sample
-from ziphius.engine.settings import SamplingSettings
+from ziphius.engine.complete import complete
+from ziphius.engine.engine import Engine
+from ziphius.engine.request import Request
+from ziphius.engine.settings import EngineSettings, SamplingSettings
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
 from ziphius.train.distributed import World, join_world, leave_world
@@ -67,7 +69,6 @@ from ziphius.train.flat import FlatParameters
 
 NEW_TOKENS, PROMPT_LENGTHS = 64, (16, 64)
 TARGET = 3.0
-_NEVER = -1  # no token's id: a stop token that never comes
 
 
 @dataclass(frozen=True)
@@ -103,26 +104,24 @@ class PeerSetting:
 
 
 class Ours:
-    """`ziphius.engine.sampler.sample`. `bf16`, as in reinforcement learning: BF16 working weights and autocast."""
+    """`ziphius.engine.engine.Engine`. `bf16`, as in reinforcement learning: BF16 working weights and autocast."""
 
     def __init__(self, folder: Path, precision: str) -> None:
         self.precision = precision
         self.model = load_model(folder, torch.bfloat16 if precision == "bf16 weights" else torch.float32)
         if precision == "bf16":
             FlatParameters(self.model, bf16=True)
-        self.generator = torch.Generator().manual_seed(0)
 
     def run(self, prompts: list[list[int]], samples: int, new_tokens: int) -> None:
-        settings = SamplingSettings(temperature=1.0, max_new_tokens=new_tokens)
+        settings = SamplingSettings(temperature=1.0, max_new_tokens=new_tokens, ignore_eos=True)
         with ExitStack() as stack:
             if self.precision == "medium":
                 torch.set_float32_matmul_precision("medium")
                 stack.callback(torch.set_float32_matmul_precision, "highest")
             stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"))
             rows = len(prompts) * samples
-            found = sample(
-                self.model, prompts, settings, self.generator, stop_id=_NEVER, samples=samples, max_rows=rows
-            )
+            engine = Engine(self.model, None, EngineSettings(max_rows=rows, speculation="off", prefix_cache=False))
+            found = complete(engine, [Request(p, settings, samples=samples, stream=False) for p in prompts])
         assert sum(len(c.tokens) for group in found for c in group) == rows * new_tokens
 
 

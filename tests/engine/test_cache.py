@@ -20,11 +20,14 @@ def test_a_step_stores_its_entries_where_the_tables_say():
     assert memory.data[1].abs().sum(-1).count_nonzero() == 3
 
 
-def test_a_block_is_copied_in_every_layer():
-    memory = LatentMemory(CONFIG, blocks=2, block_size=4, dtype=torch.float32)
+def test_blocks_are_copied_and_cleared_in_every_layer():
+    memory = LatentMemory(CONFIG, blocks=3, block_size=4, dtype=torch.float32)
     memory.data[:, :4] = torch.randn(len(memory.data), 4, WIDTH)
-    memory.copy_block(0, 1)
-    assert torch.equal(memory.data[:, 4:], memory.data[:, :4])
+    memory.copy_blocks([0, 0], [1, 2])
+    assert torch.equal(memory.data[:, 4:8], memory.data[:, :4])
+    assert torch.equal(memory.data[:, 8:], memory.data[:, :4])
+    memory.clear_blocks([0, 2])
+    assert memory.data[:, :4].abs().sum() == memory.data[:, 8:].abs().sum() == 0 < memory.data[:, 4:8].abs().sum()
 
 
 def test_there_is_room_for_the_prediction_modules():

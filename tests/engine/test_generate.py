@@ -4,18 +4,20 @@ import sys
 import pytest
 
 import ziphius
-from ziphius.engine.sampler import sample
-from ziphius.engine.settings import SamplingSettings
+from ziphius.engine.complete import complete
+from ziphius.engine.engine import Engine
 
-from .conftest import make_model
-from .test_sampler import g
+from .conftest import ask, make_model, small
 
 
 def test_questions_become_texts(model, tokenizer):
     texts = ziphius.generate(model, ["whale?", "1 + 2"], tokenizer, max_new_tokens=10, temperature=1.0, seed=4)
     prompts = [tokenizer.prompt_ids(text) for text in ("whale?", "1 + 2")]
-    settings = SamplingSettings(temperature=1.0, max_new_tokens=10)
-    found = [c for (c,) in sample(model, prompts, settings, g(4), stop_id=tokenizer.eos_id)]
+    requests = [
+        ask(prompt, temperature=1.0, max_new_tokens=10, seed=4 + place, ignore_eos=False)
+        for place, prompt in enumerate(prompts)
+    ]
+    found = [c for (c,) in complete(Engine(model, tokenizer, small()), requests)]
     assert texts == [tokenizer.decode(c.tokens[:-1] if c.finished else c.tokens) for c in found]
     again = ziphius.generate(model, ["whale?", "1 + 2"], tokenizer, max_new_tokens=10, temperature=1.0, seed=4)
     assert texts == again
@@ -27,8 +29,7 @@ def test_ids_become_completions(model, tokenizer):
     for given in (None, tokenizer):
         (one, two) = ziphius.generate(model, [[5, 6], [7]], given, max_new_tokens=4, temperature=0.0)
         assert (one, two) == tuple(
-            c
-            for (c,) in sample(model, [[5, 6], [7]], SamplingSettings(temperature=0, max_new_tokens=4), g(), stop_id=1)
+            c for (c,) in complete(Engine(model, None, small()), [ask(p, max_new_tokens=4) for p in ([5, 6], [7])])
         )
     endless = make_model(tokenizer.vocab_size, eos_token_id=None)
     assert len(ziphius.generate(endless, [[5]], max_new_tokens=4)[0].tokens) == 4
@@ -40,7 +41,7 @@ def test_wrong_prompts_are_refused(model, tokenizer):
         ("whale?", tokenizer, "one string; give a list"),
         (["whale?"], None, r"no tokenizer; give one \(ziphius\.Tokenizer\.load"),
         (["whale?", [5]], tokenizer, "not both"),
-        ([[]], tokenizer, "prompt 0 has 0 tokens"),
+        ([[]], tokenizer, "prompt 0: the prompt has 0 tokens"),
     ]:
         with pytest.raises(ValueError, match=message):
             ziphius.generate(model, prompts, given, max_new_tokens=4)

@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ziphius.engine.sampler import Completion
+from ziphius.engine.complete import Completion
+from ziphius.engine.random import sample_key
 from ziphius.evaluate import runner
 from ziphius.evaluate.metrics import mean_ci, wilson
 from ziphius.evaluate.runner import evaluate
@@ -48,12 +49,14 @@ def answers(monkeypatch, tokenizer):
     def install(sampled, greedy):
         calls = []
 
-        def sample(model, prompts, settings, generator, *, stop_id, samples, max_rows):
-            calls.append((settings, samples, generator.initial_seed(), [tokenizer.decode(p) for p in prompts]))
+        def sample(engine, requests):
+            settings, samples = requests[0].settings, requests[0].samples
+            calls.append((settings, samples, settings.seed, [tokenizer.decode(r.prompt) for r in requests]))
             texts = [[text] for text in greedy] if settings.temperature == 0 else sampled
             return [[complete(text) for text in row] for row in texts]
 
-        monkeypatch.setattr("ziphius.reason.rollout.sample", sample)
+        monkeypatch.setattr("ziphius.evaluate.runner.rollout_engine", lambda *_: None)
+        monkeypatch.setattr("ziphius.reason.rollout.complete", sample)
         return calls
 
     def complete(text):
@@ -83,7 +86,13 @@ def test_shares_by_hand(answers, tokenizer):
     assert [example["response"] for example in found.examples] == ["0", "1"]
     assert found.examples[1] == {"prompt": "how much is 1?", "answer": "1", "response": "1", "correct": True}
     (sampled, samples, seed, prompts), (greedy, one, _, again) = calls
-    assert (sampled.temperature, sampled.top_p, sampled.max_new_tokens, samples, seed) == (0.7, 0.9, 9, 4, 5)
+    assert (sampled.temperature, sampled.top_p, sampled.max_new_tokens, samples, seed) == (
+        0.7,
+        0.9,
+        9,
+        4,
+        sample_key(5, 0),
+    )
     assert (greedy.temperature, one) == (0.0, 1)
     assert prompts == again
     assert "how much is 2?" in prompts[2]

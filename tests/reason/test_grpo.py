@@ -3,7 +3,7 @@ from statistics import fmean, pstdev
 import pytest
 import torch
 
-from ziphius.engine.sampler import Completion
+from ziphius.engine.complete import Completion
 from ziphius.reason import grpo
 from ziphius.reason.grpo import GRPOSource, advantages, hash_seed
 from ziphius.reason.prompts import demonstration
@@ -177,7 +177,7 @@ def scripted(source, rewards_of):
     """Replaces the rollouts of a source: `rewards_of(number of the problem)`; returns what was asked for."""
     asked = []
 
-    def roll(drawn, generator):
+    def roll(drawn, seed):
         asked.append([index for index, _ in drawn])
         return [group(*(rollout(r) for r in rewards_of(index))) for index, _ in drawn]
 

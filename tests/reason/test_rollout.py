@@ -1,13 +1,14 @@
 from collections import Counter
 
 import pytest
-import torch
 
-from ziphius.engine.sampler import Completion, sample
+from ziphius.engine.complete import Completion, complete
+from ziphius.engine.random import sample_key
+from ziphius.engine.request import Request
 from ziphius.engine.settings import SamplingSettings
 from ziphius.reason.prompts import demonstration, prompt_tokens, worked_answer
 from ziphius.reason.rewards import Reward, RewardWeights
-from ziphius.reason.rollout import Group, Rollout, TaskMix, roll_out
+from ziphius.reason.rollout import Group, Rollout, TaskMix, roll_out, rollout_engine
 from ziphius.tasks.base import Problem
 
 from .bandit import Bandit
@@ -15,18 +16,15 @@ from .bandit import Bandit
 SAMPLING = SamplingSettings(temperature=1.0, max_new_tokens=6)
 
 
-def g(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def test_groups_hold_the_samplers_answers_scored(model, tokenizer):
     family = Bandit()
     drawn = [(family, family.problem("train", index)) for index in range(3)]
-    groups = roll_out(
-        model, tokenizer, drawn, SAMPLING, g(), samples=4, thinking=True, weights=RewardWeights(language=1.0)
-    )
+    engine = rollout_engine(model, tokenizer)
+    weights = RewardWeights(language=1.0)
+    groups = roll_out(engine, tokenizer, drawn, SAMPLING, 3, samples=4, thinking=True, weights=weights)
     prompts = [tokenizer.prompt_ids(problem.prompt, thinking=True) for _, problem in drawn]
-    found = sample(model, prompts, SAMPLING, g(), stop_id=tokenizer.eos_id, samples=4)
+    seeded = [SAMPLING.model_copy(update={"seed": sample_key(3, place)}) for place in range(3)]
+    found = complete(engine, [Request(p, s, samples=4) for p, s in zip(prompts, seeded, strict=True)])
     assert [group.prompt for group in groups] == prompts
     assert [group.problem for group in groups] == [problem for _, problem in drawn]
     for group, completions in zip(groups, found, strict=True):
@@ -39,9 +37,9 @@ def test_groups_hold_the_samplers_answers_scored(model, tokenizer):
 def test_the_end_token_is_no_part_of_the_text(model, tokenizer, monkeypatch):
     family = Bandit()
     right, cut = (Completion([*tokenizer.encode("c"), tokenizer.eos_id][:n], [0.0] * n, n == 2) for n in (2, 1))
-    monkeypatch.setattr("ziphius.reason.rollout.sample", lambda *_, **__: [[right, cut]])
+    monkeypatch.setattr("ziphius.reason.rollout.complete", lambda *_: [[right, cut]])
     drawn = [(family, family.problem("train", 0))]
-    (group,) = roll_out(model, tokenizer, drawn, SAMPLING, g(), samples=2, thinking=False, weights=RewardWeights())
+    (group,) = roll_out(None, tokenizer, drawn, SAMPLING, 0, samples=2, thinking=False, weights=RewardWeights())
     assert [rollout.text for rollout in group.rollouts] == ["c", "c"]
     assert group.totals == [2.0, 0.0]  # what was cut off is no answer
     assert group.is_mixed

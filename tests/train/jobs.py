@@ -11,7 +11,7 @@ from random import Random
 
 import torch
 
-from ziphius.engine.sampler import sample  # noqa: F401  (the server of processes loads it once)
+from ziphius.engine.complete import complete  # noqa: F401  (the server of processes loads it once)
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
 from ziphius.reason.grpo import GRPOSource

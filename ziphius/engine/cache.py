@@ -5,6 +5,8 @@ L layers, S slots, N tokens of a step, X = kv_lora_rank + qk_rope_head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -32,10 +34,14 @@ class LatentMemory:
         # zeros, for what is never seen is still multiplied by zero
         self.data = torch.zeros(layers, blocks * block_size, width, dtype=dtype, device=device)
 
-    def copy_block(self, source: int, target: int) -> None:
-        """Copy a block of every layer, as when a shared one is about to be written."""
-        size = self.block_size
-        self.data[:, target * size : (target + 1) * size] = self.data[:, source * size : (source + 1) * size]
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        """Back to zeros in every layer."""
+        self.data.view(len(self.data), -1, self.block_size * self.data.shape[2])[:, list(blocks)] = 0
+
+    def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy blocks of every layer, as when shared ones are about to be written."""
+        blocks = self.data.view(len(self.data), -1, self.block_size * self.data.shape[2])
+        blocks[:, list(targets)] = blocks[:, list(sources)]
 
 
 class StepCache:

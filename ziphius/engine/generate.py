@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
-from ziphius.engine.sampler import Completion, sample
+from ziphius.engine.complete import Completion, complete, engine_for
+from ziphius.engine.request import Request
 from ziphius.engine.settings import SamplingSettings
 from ziphius.model.transformer import Transformer
 from ziphius.text.tokenizer import Tokenizer
@@ -29,25 +28,29 @@ def generate(
     thoughts, `</think>` and the answer (`ziphius.text.chat.split_thinking` parts them). Lists of token ids are
     continued as they stand and come back as `Completion`s: tokens with the log-probability of each.
     Temperature 0 takes the likeliest token. Raises ValueError for a prompt that is empty or does not fit the model.
+    `ziphius.engine.engine.Engine` has all the settings, and streams.
     """
     if isinstance(prompts, str):
         raise ValueError("prompts is one string; give a list of them")
-    settings = SamplingSettings(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
-    generator = torch.Generator(model.lm_head.weight.device).manual_seed(seed)
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    if not texts:
-        stop = tokenizer.eos_id if tokenizer is not None else model.config.eos_token_id
-        continued = [[int(token) for token in prompt] for prompt in prompts]
-        found = sample(model, continued, settings, generator, stop_id=-1 if stop is None else stop)
-        return [completions[0] for completions in found]
-    if len(texts) < len(prompts):
+    if texts and len(texts) < len(prompts):
         raise ValueError("prompts are questions or lists of token ids, not both; ask twice")
-    if tokenizer is None:
+    if texts and tokenizer is None:
         raise ValueError("prompts are texts but there is no tokenizer; give one (ziphius.Tokenizer.load(folder))")
-    ids = [tokenizer.prompt_ids(text, thinking=thinking) for text in texts]
-    found = sample(model, ids, settings, generator, stop_id=tokenizer.eos_id)
-    return [_text(tokenizer, completions[0]) for completions in found]
-
-
-def _text(tokenizer: Tokenizer, completion: Completion) -> str:
-    return tokenizer.decode(completion.tokens[:-1] if completion.finished else completion.tokens)
+    ids = [
+        tokenizer.prompt_ids(prompt, thinking=thinking) if tokenizer is not None and isinstance(prompt, str) else prompt
+        for prompt in prompts
+    ]
+    requests = [
+        Request(
+            [int(token) for token in prompt],
+            SamplingSettings(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed + place),
+            thinking=bool(texts) and thinking,
+            stream=False,
+        )
+        for place, prompt in enumerate(ids)
+    ]
+    found = [completions[0] for completions in complete(engine_for(model, tokenizer, requests), requests)]
+    if not texts or tokenizer is None:
+        return found
+    return [tokenizer.decode(c.tokens[:-1] if c.finished else c.tokens) for c in found]

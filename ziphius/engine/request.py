@@ -32,12 +32,13 @@ class Request:
 class Update:
     """What a step added to one sample of a request.
 
-    `token_ids` are new; the end or stop token is among them. Where a stop string ended the answer, `stop_string` names
-    it and `token_ids` run up to the token that completed it: the text is to be cut before it. `logprobs` holds each
-    token's log-probability in the network's own distribution at the sampling temperature (at 1 where that is 0),
-    before penalties, biases, constraints and cuts; `top_logprobs`, where asked for, the likeliest tokens of the same
-    distribution, best first. `cached_tokens` of the prompt were found in the prefix cache. `drafted` and
-    `accepted_drafts` count the sample's speculation so far. `error` says what went wrong with finish reason `error`.
+    `token_ids` are new; where an end or stop token ended the answer, it is the last. Where a stop string did,
+    `stop_string` names it and `token_ids` run up to the token that completed it: the text is to be cut before it.
+    `logprobs` holds each token's log-probability in the network's own distribution at the sampling temperature (at 1
+    where that is 0), before penalties, biases, constraints and cuts; `top_logprobs`, where asked for, the likeliest
+    tokens of the same distribution, best first. `cached_tokens` of the prompt were found in the prefix cache.
+    `drafted` and `accepted_drafts` count the sample's speculation so far. `error` says what went wrong with finish
+    reason `error`.
     """
 
     id: int

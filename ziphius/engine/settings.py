@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class Constraint(BaseModel):
     """A form that the answer must have; thinking is never bound by it.
 
-    `text` is a JSON schema, a regular expression or a Lark grammar; `json` alone asks for any JSON value and has none.
+    `text` is a JSON schema, a regular expression or a Lark grammar (llguidance's dialect); `json` asks for any JSON
+    object and has none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
+from ziphius.engine.engine import Engine
 from ziphius.engine.settings import SamplingSettings
 from ziphius.evaluate.metrics import majority, mean_ci, pass_at_k, wilson
 from ziphius.evaluate.settings import EvaluationSettings
 from ziphius.model.transformer import Transformer
 from ziphius.reason.rewards import RewardWeights, split_completion
-from ziphius.reason.rollout import Group, Rollout, roll_out
+from ziphius.reason.rollout import Group, Rollout, roll_out, rollout_engine
 from ziphius.tasks import extract_answer
 from ziphius.tasks.base import Family, Problem
 from ziphius.text.tokenizer import Tokenizer
@@ -60,15 +59,16 @@ def evaluate(
     world = world or World()
     problems = family.problems(settings.split, settings.n)
     mine = problems[world.rank :: world.size]
-    sampled = _ask(model, tokenizer, family, mine, settings, thinking, seed * world.size + world.rank)
-    greedy = _ask(model, tokenizer, family, mine, settings, thinking, seed, greedy=True)
+    engine = rollout_engine(model, tokenizer)
+    sampled = _ask(engine, tokenizer, family, mine, settings, thinking, seed * world.size + world.rank)
+    greedy = _ask(engine, tokenizer, family, mine, settings, thinking, seed, greedy=True)
     parts = world.gather([_tally(s, g, thinking) for s, g in zip(sampled, greedy, strict=True)])
     rows = [parts[i % world.size][i // world.size] for i in range(len(problems))]
     return _summarise(rows, family.name, settings)
 
 
 def _ask(
-    model: Transformer,
+    engine: Engine,
     tokenizer: Tokenizer,
     family: Family,
     problems: Sequence[Problem],
@@ -82,13 +82,12 @@ def _ask(
         top_p=settings.top_p,
         max_new_tokens=settings.max_new_tokens,
     )
-    generator = torch.Generator(model.lm_head.weight.device).manual_seed(seed)
     return roll_out(
-        model,
+        engine,
         tokenizer,
         [(family, problem) for problem in problems],
         sampling,
-        generator,
+        seed,
         samples=1 if greedy else settings.samples,
         thinking=thinking,
         weights=RewardWeights(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ziphius.model.cache import LatentCache
 from ziphius.model.config import ModelConfig
 from ziphius.model.experts import RouterStats
 from ziphius.model.layers import Linear, RMSNorm
@@ -32,7 +33,8 @@ class MTPModule(nn.Module):
         cos: Tensor,
         sin: Tensor,
         segments_BT: Tensor | None = None,
+        cache: LatentCache | None = None,
         stats: RouterStats | None = None,
     ) -> Tensor:
         joined = torch.cat([self.enorm(embedded_BTD), self.hnorm(hidden_BTD)], dim=-1)
-        return self.norm(self.block(self.eh_proj(joined), cos, sin, segments_BT, stats=stats))
+        return self.norm(self.block(self.eh_proj(joined), cos, sin, segments_BT, cache, stats))

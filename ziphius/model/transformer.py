@@ -133,7 +133,7 @@ class Transformer(nn.Module):
             cos, sin = self.rope(positions, length)
             segments = None if segments_BT is None else segments_BT[:, :length]
             embedded = self.model.embed_tokens(tokens_BT[:, depth:])
-            hidden_BTD = module(hidden_BTD[:, :length], embedded, cos, sin, segments, stats)
+            hidden_BTD = module(hidden_BTD[:, :length], embedded, cos, sin, segments, stats=stats)
             outputs.append(hidden_BTD)
         return outputs
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from ziphius.engine.engine import Engine
 from ziphius.engine.settings import SamplingSettings
 from ziphius.model.transformer import Transformer
-from ziphius.reason.rollout import Group, Rollout, TaskMix, roll_out
+from ziphius.reason.rollout import Group, Rollout, TaskMix, roll_out, rollout_engine
 from ziphius.reason.settings import GRPOSettings
 from ziphius.text.packing import pad_samples
 from ziphius.text.tokenizer import Tokenizer
@@ -43,6 +44,7 @@ class GRPOSource:
         self.world, self.seed, self.thinking, self.bf16 = world, seed, thinking, bf16
         self.reference = copy.deepcopy(model).requires_grad_(False) if settings.policy.kl_weight else None
         self._pending: list[list[Batch]] = []
+        self._engine: Engine | None = None
 
     # --- BatchSource -------------------------------------------------------------------------------------------------
 
@@ -80,25 +82,27 @@ class GRPOSource:
         for number in range(rounds):
             start = first + number * s.prompts_per_step + self.world.rank
             indices = range(start, first + (number + 1) * s.prompts_per_step, self.world.size)
-            generator = torch.Generator(self.model.lm_head.weight.device)
-            generator.manual_seed(hash_seed(self.seed, step, number, self.world.rank))
-            groups = self._roll_out([self.tasks.problem("train", index) for index in indices], generator)
+            seed = hash_seed(self.seed, step, number, self.world.rank)
+            groups = self._roll_out([self.tasks.problem("train", index) for index in indices], seed)
             for group in groups:
                 (kept if group.is_mixed or not s.dynamic_sampling else spare).append(group)
             if len(kept) >= wanted:
                 break
         return (kept + spare)[:wanted]
 
-    def _roll_out(self, drawn: list, generator: torch.Generator) -> list[Group]:
+    def _roll_out(self, drawn: list, seed: int) -> list[Group]:
         s = self.settings
         sampling = SamplingSettings(temperature=s.temperature, max_new_tokens=s.max_new_tokens)
         with torch.autocast(self.model.lm_head.weight.device.type, torch.bfloat16, enabled=self.bf16):
+            if self._engine is None:
+                self._engine = rollout_engine(self.model, self.tokenizer)
+            self._engine.weights_changed()
             return roll_out(
-                self.model,
+                self._engine,
                 self.tokenizer,
                 drawn,
                 sampling,
-                generator,
+                seed,
                 samples=s.group_size,
                 thinking=self.thinking,
                 weights=s.rewards,

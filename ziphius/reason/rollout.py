@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-import torch
-
-from ziphius.engine.sampler import Completion, sample
-from ziphius.engine.settings import SamplingSettings
+from ziphius.engine.complete import Completion, complete
+from ziphius.engine.engine import Engine
+from ziphius.engine.random import sample_key
+from ziphius.engine.request import Request
+from ziphius.engine.settings import EngineSettings, SamplingSettings
 from ziphius.model.transformer import Transformer
 from ziphius.reason.prompts import prompt_tokens
 from ziphius.reason.rewards import Reward, RewardWeights, score
@@ -57,21 +58,38 @@ class TaskMix:
         return family, family.problem(split, index)
 
 
+def rollout_engine(model: Transformer, tokenizer: Tokenizer) -> Engine:
+    """An engine on the live weights, for the caller's autocast, that does the same twice to the last bit.
+
+    It does not speculate, since how much pays is a matter of timing.
+    """
+    return Engine(model, tokenizer, EngineSettings(speculation="off", prefix_cache=False))
+
+
 def roll_out(
-    model: Transformer,
+    engine: Engine,
     tokenizer: Tokenizer,
     drawn: Sequence[tuple[Family, Problem]],
     settings: SamplingSettings,
-    generator: torch.Generator,
+    seed: int,
     *,
     samples: int,
     thinking: bool,
     weights: RewardWeights,
-    max_rows: int = 256,
 ) -> list[Group]:
-    """`samples` scored answers to each problem, in the caller's autocast."""
+    """`samples` scored answers to each problem, in the autocast that the engine was made in."""
     prompts = [prompt_tokens(tokenizer, problem, thinking) for _, problem in drawn]
-    sampled = sample(model, prompts, settings, generator, stop_id=tokenizer.eos_id, samples=samples, max_rows=max_rows)
+    requests = [
+        Request(
+            prompt,
+            settings.model_copy(update={"seed": sample_key(seed, place)}),
+            thinking=thinking,
+            samples=samples,
+            stream=False,
+        )
+        for place, prompt in enumerate(prompts)
+    ]
+    sampled = complete(engine, requests)
     groups = []
     for (family, problem), prompt, completions in zip(drawn, prompts, sampled, strict=True):
         rollouts = []

@@ -101,6 +101,11 @@ class Tokenizer:
         """The bytes one id stands for, none for an id without a token; several ids may make up one character."""
         return self._bytes[token] if 0 <= token < len(self._bytes) else b""
 
+    @property
+    def added_ids(self) -> list[int]:
+        """The ids of the special tokens, which no text but their own spelling gives."""
+        return sorted(self.inner.get_added_tokens_decoder())
+
     @cached_property
     def _bytes(self) -> list[bytes]:
         spellings = map(self.inner.id_to_token, range(self.vocab_size))

@@ -1,0 +1,103 @@
+"""From a request to its samples, or a clear refusal."""
+
+from __future__ import annotations
+
+import secrets
+
+from ziphius.engine.course import Course
+from ziphius.engine.grammar import Grammars, Matcher
+from ziphius.engine.random import sample_key
+from ziphius.engine.request import Request
+from ziphius.engine.sequence import Sequence
+from ziphius.engine.settings import SamplingSettings
+from ziphius.engine.shaping import is_shaped
+from ziphius.model.config import ModelConfig
+from ziphius.text.detokenise import Detokeniser, StopStrings
+from ziphius.text.tokenizer import Tokenizer
+
+
+class Admission:
+    """Knows the model's limits; `capacity` is how many tokens the cache can hold of one sequence."""
+
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer | None, capacity: int) -> None:
+        self.config, self.tokenizer, self.capacity = config, tokenizer, capacity
+        self.eos_id = config.eos_token_id if tokenizer is None else tokenizer.eos_id
+        self._grammars: Grammars | None = None
+
+    def sequences(self, id: int, request: Request) -> list[Sequence]:
+        """The request's samples. Raises ValueError for what cannot be served."""
+        self._check(request)
+        settings = request.settings
+        seed = secrets.randbits(64) if settings.seed is None else settings.seed
+        stops = {*settings.stop_token_ids, *(() if settings.ignore_eos or self.eos_id is None else (self.eos_id,))}
+        prompt = list(map(int, request.prompt))
+        return [
+            Sequence(
+                id=id,
+                sample=sample,
+                request=request,
+                tokens=prompt.copy(),
+                prompt_length=len(prompt),
+                limit=len(prompt) + settings.max_new_tokens,
+                stops=frozenset(stops),
+                key=sample_key(seed, sample),
+                shaped=_is_bound(request),
+                course=self._course(request),
+                watch=StopStrings(settings.stop) if settings.stop else None,
+                detokeniser=Detokeniser(self.tokenizer) if settings.stop and self.tokenizer is not None else None,
+            )
+            for sample in range(request.samples)
+        ]
+
+    def _check(self, request: Request) -> None:
+        settings, room, vocabulary = request.settings, self.config.max_position_embeddings, self.config.vocab_size
+        length, limit = len(request.prompt), len(request.prompt) + settings.max_new_tokens
+        if request.samples < 1:
+            raise ValueError(f"samples is {request.samples}; it must be at least 1")
+        if not length or limit > room:
+            raise ValueError(
+                f"the prompt has {length} tokens and may grow by {settings.max_new_tokens}; "
+                f"it must hold at least one and the sum at most {room} (max_position_embeddings)"
+            )
+        if limit > self.capacity:
+            raise ValueError(
+                f"the prompt has {length} tokens and may grow by {settings.max_new_tokens}, but the cache holds "
+                f"{self.capacity}; lower max_new_tokens or give the engine more memory"
+            )
+        for what, ids in (
+            ("the prompt", request.prompt),
+            ("logit_bias", settings.logit_bias),
+            ("stop_token_ids", settings.stop_token_ids),
+        ):
+            if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
+                raise ValueError(f"{what} holds a token id outside 0…{vocabulary - 1}, the model's vocabulary")
+        if self.tokenizer is None and _needs_text(settings):
+            raise ValueError("stop strings, a thinking budget and a constraint need a tokenizer; give the engine one")
+
+    def _course(self, request: Request) -> Course | None:
+        settings, tokenizer = request.settings, self.tokenizer
+        if tokenizer is None or not _needs_text(settings):
+            return None
+        return Course(
+            tokenizer.think_id,
+            tokenizer.end_think_id,
+            request.thinking,
+            settings.thinking_budget,
+            self._matcher(settings, tokenizer),
+        )
+
+    def _matcher(self, settings: SamplingSettings, tokenizer: Tokenizer) -> Matcher | None:
+        if settings.constraint is None:
+            return None
+        if self._grammars is None:
+            self._grammars = Grammars(tokenizer, self.config.vocab_size)
+        return self._grammars.matcher(settings.constraint)
+
+
+def _needs_text(settings: SamplingSettings) -> bool:
+    return bool(settings.stop) or settings.thinking_budget is not None or settings.constraint is not None
+
+
+def _is_bound(request: Request) -> bool:
+    settings = request.settings
+    return is_shaped(settings) or settings.thinking_budget is not None or settings.constraint is not None

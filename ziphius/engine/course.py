@@ -1,0 +1,81 @@
+"""Where an answer stands between thinking and answering, and what that demands of the next token. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import numpy as np
+
+from ziphius.engine.grammar import Matcher
+
+
+class Course:
+    """Follows the tokens of one sample, also those that are only drafted, which it then takes back.
+
+    Thinking lasts until `</think>`; one that the model opens itself, with the very first token, counts too. The budget
+    of `thinking_budget` tokens ends it by force. The constraint binds the answer alone.
+    """
+
+    def __init__(
+        self,
+        think_id: int,
+        end_think_id: int,
+        thinking: bool,
+        budget: int | None = None,
+        matcher: Matcher | None = None,
+    ) -> None:
+        self.thinking = thinking
+        self.matcher = matcher
+        self._think_id, self._end_think_id, self._budget = think_id, end_think_id, budget
+        self._thought = 0
+        self._answered = 0
+        self._trail: list[tuple[bool, int, int]] = []
+
+    def forced(self) -> int | None:
+        """The token that must come, if it is settled."""
+        spent = self.thinking and self._budget is not None and self._thought >= self._budget
+        return self._end_think_id if spent else None
+
+    def allowed(self) -> np.ndarray | None:
+        """The tokens that may come, bool [W]; None for all."""
+        return None if self.thinking or self.matcher is None else self.matcher.allowed()
+
+    def accepts(self, token: int) -> bool:
+        """Whether `advance` may be given this token."""
+        forced = self.forced()
+        if forced is not None:
+            return token == forced
+        return self.thinking or self.matcher is None or self.matcher.accepts(token)
+
+    def advance(self, token: int) -> None:
+        self._trail.append((self.thinking, self._thought, self._answered))
+        if self.thinking:
+            self._thought += 1
+            self.thinking = token != self._end_think_id
+        elif token == self._think_id and not self._answered and self.matcher is None:
+            self.thinking = True
+        else:
+            self._answered += 1
+            if self.matcher is not None:
+                self.matcher.advance(token)
+
+    def retreat(self, count: int) -> None:
+        """Take back the last `count` tokens."""
+        for _ in range(count):
+            thinking, thought, answered = self._trail.pop()
+            if self.matcher is not None and self._answered > answered:
+                self.matcher.retreat()
+            self.thinking, self._thought, self._answered = thinking, thought, answered
+
+    def look_ahead(self, drafts: Seq[int]) -> list[tuple[int | None, np.ndarray | None]]:
+        """What must and what may come now, and behind each draft in turn that may come itself."""
+        demands = [(self.forced(), self.allowed())]
+        steps = 0
+        for draft in drafts:
+            if not self.accepts(draft):
+                break
+            self.advance(draft)
+            steps += 1
+            demands.append((self.forced(), self.allowed()))
+        self.retreat(steps)
+        return demands

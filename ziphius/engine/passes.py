@@ -1,0 +1,78 @@
+"""Passes of the network over the pieces of a step.
+
+N tokens of a step, B sequences, D model, R rows, M blocks of a row's table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ziphius.engine.cache import LatentMemory
+from ziphius.engine.forward import draft_hidden, is_batch_invariant, next_logits, step_hidden
+from ziphius.model.transformer import Transformer
+from ziphius.ops.paged import Placement
+
+
+class Passes:
+    """The model and its cache, asked by rows and positions. `apart`: no token's result depends on its company."""
+
+    def __init__(self, model: Transformer, memory: LatentMemory, apart: bool) -> None:
+        self.model, self.memory = model, memory
+        self.device = memory.data.device
+        self._one_by_one = apart and not is_batch_invariant(model, memory)
+
+    def place(
+        self, tables_RM: np.ndarray, rows_B: Sequence[int], starts_B: Sequence[int], counts_B: Sequence[int]
+    ) -> Placement:
+        """Where `counts_B` tokens of each sequence stand, from position `starts_B` on."""
+        size = self.memory.block_size
+        rows, positions = np.array(rows_B, np.int32), np.array(starts_B, np.int64)
+        if max(counts_B) > 1:
+            counts = np.array(counts_B)
+            before = counts.cumsum() - counts
+            rows = rows.repeat(counts)
+            positions = (positions - before).repeat(counts) + np.arange(len(rows))
+        slots = tables_RM[rows, positions // size] * np.int64(size) + positions % size
+        t = self._tensor
+        return Placement(t(rows), t(positions), t(slots), t(tables_RM), size)
+
+    def read(self, tokens: Sequence[int], placement: Placement) -> Tensor:
+        """Hidden states [N, D] of the network."""
+        tokens_N = self._tensor(np.array(tokens, np.int64))
+        if not self._one_by_one:
+            return step_hidden(self.model, tokens_N, placement, self.memory)
+        return torch.cat(
+            [
+                step_hidden(self.model, tokens_N[n : n + 1], _only(placement, n), self.memory)
+                for n in range(len(tokens_N))
+            ]
+        )
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """fp32 logits [N, W]."""
+        if not self._one_by_one:
+            return next_logits(self.model, hidden_ND)
+        return torch.cat([next_logits(self.model, hidden_1D) for hidden_1D in hidden_ND.split(1)])
+
+    def draft(self, hidden_ND: Tensor, tokens: Sequence[int], placement: Placement) -> Tensor:
+        """States [N, D] of the first prediction module. Drafts are only guesses: their rounding is free."""
+        tokens_N = self._tensor(np.array(tokens, np.int64))
+        return draft_hidden(self.model, 1, hidden_ND, tokens_N, placement, self.memory)
+
+    def _tensor(self, x: np.ndarray) -> Tensor:
+        return torch.from_numpy(x).to(self.device)
+
+
+def _only(placement: Placement, n: int) -> Placement:
+    here = slice(n, n + 1)
+    return Placement(
+        placement.rows_N[here],
+        placement.positions_N[here],
+        placement.slots_N[here],
+        placement.tables_BM,
+        placement.block_size,
+    )

@@ -1,0 +1,202 @@
+"""Who takes part in a step: running answers first, then prompts in chunks. Imports no torch.
+
+R rows, M blocks of a row's table.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from dataclasses import dataclass
+
+import numpy as np
+
+from ziphius.engine.blocks import BlockPool
+from ziphius.engine.sequence import Sequence
+
+
+@dataclass(slots=True)
+class Piece:
+    """`count` tokens of a sequence (its drafts behind its tokens) that a step reads, from position `start` on."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+
+class Scheduler:
+    """Waiting and running sequences, both in order of rank, and the blocks between them.
+
+    Who needs a block takes it from the lowest below it, which then waits and is read anew later; where all the others
+    rank higher, it rests for a step. The highest always goes on, so all end. Orders of magnitude: arXiv 2309.06180
+    (paging), 2308.16369 (prompts in chunks beside answers).
+    """
+
+    def __init__(self, pool: BlockPool, max_rows: int, max_batch_tokens: int) -> None:
+        self.pool, self.max_batch_tokens = pool, max_batch_tokens
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.tables_RM = np.zeros((max_rows, 4), np.int32)
+        self.seated: list[Sequence] = []  # those who have got a row since their user last looked
+        self.preemptions = 0
+        self.hit_tokens = 0
+        self.miss_tokens = 0
+        self._rows = list(range(max_rows - 1, -1, -1))
+        self._reading: set[int] = set()  # requests whose prompt is being read: their other samples wait for it
+
+    def add(self, sequence: Sequence) -> None:
+        insort(self.waiting, sequence, key=_rank)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take out a sequence that has ended; its blocks and its row are free."""
+        if sequence.row >= 0:
+            self._vacate(sequence)
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    def schedule(self, lookahead: int = 0) -> list[Piece]:
+        """The pieces of the next step, with blocks for them and for `lookahead` tokens beyond an answer's end."""
+        plan: dict[Sequence, Piece] = {}
+        budget = self.max_batch_tokens
+        readers = []
+        for sequence in list(self.running):
+            if sequence.row < 0:
+                continue  # preempted just now
+            if not sequence.decodes:
+                readers.append(sequence)
+                continue
+            count = 1 + len(sequence.drafts)
+            if self._grow(sequence, sequence.computed + count + lookahead, plan):
+                plan[sequence] = Piece(sequence, sequence.computed, count)
+        budget -= sum(piece.count for piece in plan.values())
+        for sequence in readers:
+            if sequence.row >= 0:
+                budget -= self._read(sequence, budget, lookahead, plan)
+        self._admit(budget, lookahead, plan)
+        return list(plan.values())
+
+    def fork(self, leader: Sequence) -> list[tuple[Sequence, int, int]]:
+        """Start the waiting samples of a request whose prompt has just been read, as many as there is room for.
+
+        Each with the block to copy and the one to copy it to: the one that holds the prompt's last token is its own.
+        """
+        self._reading.discard(leader.id)
+        shared = (leader.prompt_length - 1) // self.pool.block_size
+        started = []
+        for sibling in [s for s in self.waiting if s.id == leader.id and s.cached_tokens < 0]:
+            if not self._rows or not self.pool.available:
+                break
+            self.waiting.remove(sibling)
+            self.pool.share(leader.blocks[:shared])
+            sibling.blocks = [*leader.blocks[:shared], self.pool.allocate()]
+            sibling.computed = sibling.prompt_length
+            sibling.digests, sibling.registered = list(leader.digests), shared
+            sibling.cached_tokens = leader.cached_tokens
+            self._seat(sibling)
+            started.append((sibling, leader.blocks[shared], sibling.blocks[shared]))
+        return started
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Send a running sequence back to wait; what it has written of its answer stays."""
+        self._vacate(sequence)
+        self.running.remove(sequence)
+        sequence.computed = sequence.registered = 0
+        sequence.drafts = []
+        self.add(sequence)
+        self.preemptions += 1
+
+    # --- room --------------------------------------------------------------------------------------------------------
+
+    def _read(self, sequence: Sequence, budget: int, lookahead: int, plan: dict[Sequence, Piece]) -> int:
+        """Plan the next chunk of a prompt; its number of tokens."""
+        left = len(sequence.tokens) - sequence.computed
+        count = min(left, budget)
+        end = sequence.computed + count + (lookahead if count == left else 0)
+        if count <= 0 or not self._grow(sequence, end, plan):
+            return 0
+        plan[sequence] = Piece(sequence, sequence.computed, count)
+        return count
+
+    def _admit(self, budget: int, lookahead: int, plan: dict[Sequence, Piece]) -> None:
+        for sequence in list(self.waiting):
+            if budget <= 0:
+                return
+            if sequence.row >= 0 or (sequence.cached_tokens < 0 and sequence.id in self._reading):
+                continue
+            found = self._find(sequence)
+            while not self._fits(sequence, found):
+                victim = self.running[-1] if self.running else None
+                if victim is None or victim.request.priority >= sequence.request.priority:
+                    return  # the first in the queue waits for room, and those behind it wait with it
+                budget += plan.pop(victim).count if victim in plan else 0
+                self.preempt(victim)
+                found = self._find(sequence)
+            self._enter(sequence, found)
+            budget -= self._read(sequence, budget, lookahead, plan)
+
+    def _find(self, sequence: Sequence) -> list[int]:
+        """Cached blocks of its tokens, but for the last token: the network must read at least that."""
+        if not self.pool.caching:
+            return []
+        usable = (len(sequence.tokens) - 1) // self.pool.block_size
+        return self.pool.find(sequence.full_digests(self.pool)[:usable], sequence.tokens)
+
+    def _fits(self, sequence: Sequence, found: list[int]) -> bool:
+        """Whether there is a row, and room for all that it has to read."""
+        needed = len(sequence.tokens) // self.pool.block_size + 1 - len(found)
+        idle = sum(map(self.pool.is_idle, found))
+        return bool(self._rows) and self.pool.available - idle >= needed
+
+    def _enter(self, sequence: Sequence, found: list[int]) -> None:
+        self.waiting.remove(sequence)
+        self.pool.share(found)
+        sequence.blocks = found
+        sequence.computed = len(found) * self.pool.block_size
+        sequence.registered = len(found)
+        if sequence.cached_tokens < 0:
+            sequence.cached_tokens = sequence.computed
+            self.hit_tokens += sequence.computed
+            self.miss_tokens += sequence.prompt_length - sequence.computed
+            if sequence.request.samples > 1:
+                self._reading.add(sequence.id)
+        self._seat(sequence)
+
+    def _seat(self, sequence: Sequence) -> None:
+        sequence.row = self._rows.pop()
+        self.seated.append(sequence)
+        insort(self.running, sequence, key=_rank)
+        self._write_table(sequence, 0)
+
+    def _vacate(self, sequence: Sequence) -> None:
+        self._rows.append(sequence.row)
+        self.pool.release(sequence.blocks)
+        self._reading.discard(sequence.id)
+        sequence.row, sequence.blocks = -1, []
+
+    def _grow(self, sequence: Sequence, length: int, plan: dict[Sequence, Piece]) -> bool:
+        """Give it blocks for `length` tokens, if need be those of sequences below it."""
+        length = min(length, sequence.limit)
+        held = len(sequence.blocks)
+        missing = -(-length // self.pool.block_size) - held
+        if missing <= 0:
+            return True
+        while self.pool.available < missing:
+            victim = self.running[-1]
+            if victim is sequence:
+                return False
+            plan.pop(victim, None)
+            self.preempt(victim)
+        sequence.blocks += [self.pool.allocate() for _ in range(missing)]
+        self._write_table(sequence, held)
+        return True
+
+    def _write_table(self, sequence: Sequence, start: int) -> None:
+        width = self.tables_RM.shape[1]
+        if len(sequence.blocks) > width:
+            wider = max(2 * width, len(sequence.blocks))
+            self.tables_RM = np.pad(self.tables_RM, ((0, 0), (0, wider - width)))
+        self.tables_RM[sequence.row, start : len(sequence.blocks)] = sequence.blocks[start:]
+
+
+def _rank(sequence: Sequence) -> tuple[int, int, int]:
+    return sequence.rank

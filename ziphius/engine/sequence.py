@@ -1,0 +1,101 @@
+"""One sample on its way: its tokens, its blocks, and how far the network has read. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ziphius.engine.blocks import ROOT, BlockPool
+from ziphius.engine.course import Course
+from ziphius.engine.request import FinishReason, Request
+from ziphius.text.detokenise import Detokeniser, StopStrings
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Prompt and answer so far. The cache holds the entries of the first `computed` of `tokens`.
+
+    `row` is its line in the tables while it runs, −1 while it waits. `drafts` are guesses at what follows `tokens`.
+    """
+
+    id: int
+    sample: int
+    request: Request
+    tokens: list[int]
+    prompt_length: int
+    limit: int  # tokens at which it ends
+    stops: frozenset[int]
+    key: int  # of its random numbers
+    shaped: bool = False  # whether more than temperature and cuts bears on its draws
+    course: Course | None = None
+    watch: StopStrings | None = None
+    detokeniser: Detokeniser | None = None
+    logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    row: int = -1
+    computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    registered: int = 0  # of `blocks`, those that the pool knows or need not know
+    cached_tokens: int = -1  # before it is first admitted
+    drafts: list[int] = field(default_factory=list)
+    drafting: bool = False  # whether the prediction module has read all that the network has
+    drafted: int = 0
+    accepted: int = 0
+    reported: int = 0  # generated tokens that an update has told of
+    finish_reason: FinishReason | None = None
+    stop_string: str | None = None
+    error: str | None = None
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        """Its place in the order of service: priority first, then arrival."""
+        return -self.request.priority, self.id, self.sample
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def decodes(self) -> bool:
+        """Whether only its newest token has not been read yet."""
+        return self.computed == len(self.tokens) - 1
+
+    def append(self, token: int, logprob: float) -> bool:
+        """Take on a token; whether the answer goes on."""
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        if token in self.stops or (self.course is not None and self._ends_in_text(self.course, token)):
+            self.finish_reason = "stop"
+        elif len(self.tokens) >= self.limit:
+            self.finish_reason = "length"
+        return self.finish_reason is None
+
+    def _ends_in_text(self, course: Course, token: int) -> bool:
+        """Whether a stop string is complete, or the constrained form."""
+        thinking = course.thinking
+        course.advance(token)
+        if thinking or course.thinking:
+            return False
+        if self.watch is not None and self.detokeniser is not None:
+            self.watch.push(self.detokeniser.push([token]))
+            if self.watch.found is not None and self.generated >= self.request.settings.min_tokens:
+                self.stop_string = self.watch.found
+        return self.stop_string is not None or (course.matcher is not None and course.matcher.finished)
+
+    # --- blocks ------------------------------------------------------------------------------------------------------
+
+    def full_digests(self, pool: BlockPool) -> list[bytes]:
+        """Digests of all full blocks of `tokens`."""
+        size = pool.block_size
+        for place in range(len(self.digests), len(self.tokens) // size):
+            before = self.digests[-1] if self.digests else ROOT
+            self.digests.append(pool.digest(before, self.tokens[place * size : (place + 1) * size]))
+        return self.digests
+
+    def register(self, pool: BlockPool) -> None:
+        """Let the pool know the blocks that `computed` has filled."""
+        size = pool.block_size
+        digests = self.full_digests(pool)
+        for place in range(self.registered, self.computed // size):
+            pool.register(self.blocks[place], digests[place], self.tokens[place * size : (place + 1) * size])
+        self.registered = max(self.registered, self.computed // size)

@@ -1,0 +1,31 @@
+"""How many blocks an engine gets. Imports no torch."""
+
+from __future__ import annotations
+
+from ziphius.engine.settings import EngineSettings
+from ziphius.model.config import ModelConfig
+
+_GIB = 2**30
+_DEFAULT_GIB = 1.0
+
+
+def block_bytes(config: ModelConfig, block_size: int, element_bytes: int) -> int:
+    """Bytes of a block of every layer, the prediction modules' included."""
+    layers = config.num_hidden_layers + config.num_nextn_predict_layers
+    return layers * block_size * (config.kv_lora_rank + config.qk_rope_head_dim) * element_bytes
+
+
+def pool_blocks(settings: EngineSettings, config: ModelConfig, element_bytes: int) -> int:
+    """Blocks of the pool. Raises ValueError where the memory holds none."""
+    if settings.blocks is not None:
+        return settings.blocks
+    per_block = block_bytes(config, settings.block_size, element_bytes)
+    given = _DEFAULT_GIB if settings.memory_gib is None else settings.memory_gib
+    blocks = int(given * _GIB) // per_block
+    if not blocks:
+        raise ValueError(
+            f"memory_gib ({given}) holds no block of {settings.block_size} tokens, which takes {per_block} bytes"
+        )
+    if settings.memory_gib is not None:
+        return blocks
+    return min(blocks, settings.max_rows * -(-config.max_position_embeddings // settings.block_size))
