@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -50,3 +53,17 @@ class ServeSettings(BaseModel):
                 "(`ziphius key FILE NAME` makes one), or say --open-to-all"
             )
         return self
+
+
+def read_pairs(pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value` pairs of the command line; a value is read as TOML, and as a string where it is none."""
+    table: dict[str, Any] = {}
+    for pair in pairs:
+        key, found, text = pair.partition("=")
+        if not found or not key.strip():
+            raise ValueError(f"--set {pair}: write it as key=value, for instance max_requests=64")
+        try:
+            table[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            table[key.strip()] = text.strip()
+    return table
