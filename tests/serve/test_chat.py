@@ -137,6 +137,67 @@ def test_tool_calls(scripted):
     assert "2992" in server.service.tokenizer.decode(engine.requests[-1].prompt)
 
 
+def test_the_choice_of_tools_reaches_the_engine(scripted, tokenizer):
+    text = f"{tokens.CALLS_BEGIN}{tokens.CALL_BEGIN}rise{tokens.TOOL_SEP}{{}}{tokens.CALL_END}"
+    _, engine, client = scripted(f"hm</think>{text}{text}{tokens.CALLS_END}")
+    function = {"name": "dive", "parameters": {"type": "object", "properties": {"m": {"type": "integer"}}}}
+    tools = [{"type": "function", "function": f} for f in (function, {"name": "rise"})]
+    call_end = tokenizer.encode(tokens.CALL_END)[0]
+    one = client.chat.completions.create(**ASK, tools=tools, parallel_tool_calls=False)
+    assert call_end in engine.requests[-1].settings.stop_token_ids
+    assert [call.function.name for call in one.choices[0].message.tool_calls] == ["rise"]
+    client.chat.completions.create(**ASK, tools=tools, tool_choice="none")
+    banned = engine.requests[-1].settings.logit_bias
+    assert banned == dict.fromkeys(tokenizer.encode(tokens.CALLS_BEGIN + tokens.CALL_BEGIN), -100.0)
+    form = {"type": "regex", "pattern": "a"}
+    with pytest.raises(openai.UnprocessableEntityError, match="cannot be combined with tools"):
+        client.chat.completions.create(**ASK, tools=tools, response_format=form)
+
+
+@pytest.mark.parametrize(
+    ("fields", "accepted", "refused"),
+    [
+        ({"tool_choice": "required"}, ["rise {}", 'dive {"m": 3}', 'dive {"m": 3} rise {}'], ["hi", 'dive {"m": "x"}']),
+        ({"tool_choice": "rise"}, ["rise {}"], ["dive {}", "rise {} rise {}", "hi"]),
+        ({"strict": True}, ["hi", 'hi dive {"m": 3}', "rise {}"], ['hi dive {"m": "x"}']),
+        ({"response_format": {"type": "json_object"}}, ['{"a": 1}', "rise {}"], ["hi", "hi rise {}"]),
+    ],
+)
+def test_calls_that_must_come_or_must_be_right(tokenizer, fields, accepted, refused):
+    """The grammar of a choice, on texts where a word and its JSON stand for a call."""
+    import re
+
+    from ziphius.engine.grammar import Grammars
+    from ziphius.serve.schema import ChatRequest
+    from ziphius.serve.tools import tool_settings
+
+    named = fields.get("tool_choice")
+    if named == "rise":
+        fields = {"tool_choice": {"type": "function", "function": {"name": "rise"}}}
+    strict = fields.pop("strict", None)
+    dive = {"type": "object", "properties": {"m": {"type": "integer"}}, "additionalProperties": False}
+    functions = [{"name": "dive", "parameters": dive, "strict": strict}, {"name": "rise"}]
+    tools = [{"type": "function", "function": function} for function in functions]
+    asked = ChatRequest.model_validate(ASK | {"tools": tools} | fields)
+    constraint = tool_settings(asked, tokenizer)["constraint"]
+    grammars = Grammars(tokenizer, tokenizer.vocab_size)
+
+    def accepts(text):
+        marked = f"{tokens.CALL_BEGIN}\\1{tokens.TOOL_SEP}\\2{tokens.CALL_END}"
+        calls = re.sub(r"(dive|rise) (\{[^}]*\}) ?", marked, text)
+        before, begun, after = calls.partition(tokens.CALL_BEGIN)
+        if begun:
+            calls = f"{before}{tokens.CALLS_BEGIN}{begun}{after}{tokens.CALLS_END}"
+        matcher = grammars.matcher(constraint)
+        for token in tokenizer.encode(calls):
+            if matcher.finished or not matcher.accepts(token):
+                return False
+            matcher.advance(token)
+        return matcher.finished or matcher.accepts(tokenizer.eos_id)
+
+    assert [text for text in accepted + refused if accepts(text)] == accepted
+
+
 def test_logprobs(scripted):
     _, _, client = scripted("hm</think>a whale")
     logs = client.chat.completions.create(**ASK, logprobs=True, top_logprobs=2).choices[0].logprobs

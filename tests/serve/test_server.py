@@ -72,6 +72,11 @@ def client(served):
     return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
 
 
+def stream(url, body):
+    with httpx2.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as response:
+        yield from response.iter_lines()
+
+
 def chat(client, **fields):
     fields = {"messages": [{"role": "user", "content": "how deep?"}], "max_tokens": 40, "seed": 1} | fields
     return client.chat.completions.create(model="whale", **fields)
@@ -134,7 +139,7 @@ def test_a_json_schema_binds_the_answer_and_not_the_thinking(client):
     assert reply.usage.completion_tokens_details.reasoning_tokens <= 10
     bound = chat(client, response_format={"type": "regex", "pattern": "(ab)+c"}, reasoning_effort="none")
     assert set(bound.choices[0].message.content) <= set("abc")
-    with pytest.raises(openai.BadRequestError, match="regex|grammar"):
+    with pytest.raises(openai.BadRequestError, match="regular expression"):
         chat(client, response_format={"type": "regex", "pattern": "(ab"})
 
 
@@ -205,15 +210,12 @@ def test_a_kill_in_the_middle_of_a_stream_ends_it_for_the_client(folder):
     served = Served(folder)
     try:
         body = {"model": "whale", "messages": [{"role": "user", "content": "x"}], "stream": True, "max_tokens": 450}
-        with (
-            pytest.raises(httpx2.RemoteProtocolError),
-            httpx2.stream(
-                "POST", f"{served.url}/v1/chat/completions", json=body | {"min_tokens": 450}, timeout=60
-            ) as response,
-        ):
-            for number, _ in enumerate(response.iter_lines()):
-                if number == 5:
-                    served.process.kill()
+        lines = stream(served.url, body | {"min_tokens": 450})
+        for _ in range(5):
+            next(lines)
+        served.process.kill()
+        with pytest.raises(httpx2.TransportError):
+            list(lines)
     finally:
         served.stop()
     again = Served(folder)  # nothing is left behind that would stop the next

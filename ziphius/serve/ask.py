@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,11 +35,19 @@ class Limits:
     defaults: dict[str, Any]
 
 
-def chat_request(asked: ChatRequest, prompt: Prompt, limits: Limits, ends: Sequence[int]) -> Request:
-    """`ends`: tokens that end a turn beside the model's end token. Raises ApiError for what does not fit."""
+def chat_request(
+    asked: ChatRequest, prompt: Prompt, limits: Limits, ends: Sequence[int], tools: Mapping[str, Any] | None = None
+) -> Request:
+    """`ends`: tokens that end a turn beside the model's end token; `tools`: what `tool_settings` says.
+
+    Raises ApiError for what does not fit.
+    """
+    tools = tools or {}
     room = _room(len(prompt.ids), asked.limit, limits, "messages")
     settings = _settings(asked, limits, room)
-    settings["stop_token_ids"] = (*settings["stop_token_ids"], *ends)
+    settings["stop_token_ids"] = (*settings["stop_token_ids"], *ends, *tools.get("stop_token_ids", ()))
+    settings["logit_bias"] = settings.get("logit_bias", {}) | tools.get("logit_bias", {})
+    settings["constraint"] = tools.get("constraint", settings["constraint"])
     settings["logprobs"] = (asked.top_logprobs or 0) if asked.logprobs else None
     settings["thinking_budget"] = _budget(asked, room) if prompt.thinking else None
     return Request(

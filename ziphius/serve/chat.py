@@ -27,6 +27,7 @@ from ziphius.serve.reply import (
 from ziphius.serve.schema import CalledFunction, ChatRequest
 from ziphius.serve.service import Service
 from ziphius.serve.stream import DONE, KEEP_ALIVE, event
+from ziphius.serve.tools import tool_settings
 from ziphius.text.tokenizer import Tokenizer
 
 
@@ -34,9 +35,10 @@ async def complete_chat(service: Service, asked: ChatRequest, request: Request, 
     """The answer, whole or as a stream. Raises ApiError for what cannot be answered."""
     service.check_model(asked.model)
     prompt = _prompt(service, asked)
+    tools = tool_settings(asked, service.tokenizer)
     user_id = service.tokenizer.user_id  # a model that goes on with the next question has ended its turn
-    ends = [service.tokenizer.eos_id, user_id, *(asked.stop_token_ids or [])]
-    engine_request = chat_request(asked, prompt, service.limits, [user_id])
+    engine_request = chat_request(asked, prompt, service.limits, [user_id], tools)
+    ends = [service.tokenizer.eos_id, *engine_request.settings.stop_token_ids]
     choices = [
         Choice(
             index,
