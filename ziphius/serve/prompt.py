@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from array import array
 from collections import OrderedDict
@@ -38,11 +39,11 @@ class ReplyMemory:
     """
 
     def __init__(self, max_tokens: int = 1_000_000) -> None:
-        self._room = max_tokens
+        self._capacity = self._room = max_tokens
         self._replies: OrderedDict[tuple[bytes, bytes], array[int]] = OrderedDict()
 
     def keep(self, turn: bytes, text: str, ids: Sequence[int]) -> None:
-        if len(ids) > self._room:
+        if len(ids) > self._capacity:
             return
         self._room += len(self._replies.pop((turn, _digest(text)), ()))
         self._replies[turn, _digest(text)] = array("l", ids)
@@ -83,7 +84,7 @@ class Prompts:
         last = messages[-1]
         prefix = last if isinstance(last, AssistantMessage) and last.prefix else None
         plain = [plain_message(message) for message in (messages[:-1] if prefix else messages)]
-        text = repr((plain, tools))
+        text = json.dumps((plain, tools), ensure_ascii=False)
         marks = [mark for mark in _MARKS if mark not in text]
         if len(marks) < 2:
             raise ValueError("the messages hold all of Unicode's noncharacters U+FDD0 to U+FDEF; leave some out")
