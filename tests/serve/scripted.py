@@ -61,7 +61,9 @@ class ScriptedEngine:
                 del self._running[id, sample]
             top = [[(token, -0.25), (token + 1, -1.5)][: request.settings.logprobs] for token in new]
             tops = top if request.settings.logprobs is not None else None
-            updates.append(Update(id, sample, new, [-0.25] * len(new), tops, reason, cached_tokens=2))
+            updates.append(
+                Update(id, sample, new, [-0.25] * len(new), tops, reason, cached_tokens=min(2, len(request.prompt) - 1))
+            )
         return updates
 
     def stats(self) -> EngineStats:

@@ -131,6 +131,8 @@ def test_a_call_from_within_the_thinking_ends_it(parse):
 def test_a_call_without_a_name_becomes_text(parse):
     found = parse(block(f"{tokens.CALL_BEGIN}dive deep{tokens.CALL_END}"), tools=True)
     assert (found.content, found.calls) == ("dive deep", [])
+    found = parse(block(call(" ", '{"m": 1}')), tools=True)
+    assert (found.content, found.calls) == ('{"m": 1}', [])
 
 
 def test_a_call_that_the_limit_cuts_off_keeps_what_there_is(parse):
@@ -164,6 +166,13 @@ def test_a_stop_string_and_its_beginnings_are_held_back(parse):
 def test_the_tokens_of_what_was_written(parse, tokenizer):
     found = parse("hm</think>\n\nfour" + block(call("dive", '{"m": 7}')), True, tools=True)
     assert found.written() == [("four", tokenizer.encode("four")), ('{"m": 7}', tokenizer.encode('{"m": 7}'))]
+
+
+@given(ids=st.lists(st.integers(3, 325), min_size=1, max_size=12))
+def test_whatever_a_model_writes_can_be_read_again(parse, tokenizer, ids):
+    found = parse(ids, finished=False)
+    if found.content and tokenizer.end_think_id not in ids and tokenizer.think_id not in ids:
+        assert found.written() == [(found.content, ids)]
 
 
 PIECES = ["Q", " W\n", "<think>", "</think>", "```", "{}", "🐋", "\n\n", *tokens.TOOLS]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,8 +15,12 @@ import pytest
 import torch
 
 from ziphius.checkpoint.folder import save_model
+from ziphius.cli import main
+from ziphius.engine.engine import Engine
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
+from ziphius.serve.parse import ReplyParser
+from ziphius.serve.terminal import converse
 
 MAIN = "import sys; sys.argv[0] = 'ziphius'; from ziphius.cli import main; main()"
 
@@ -131,7 +136,7 @@ def test_a_json_schema_binds_the_answer_and_not_the_thinking(client):
     }
     form = {"type": "json_schema", "json_schema": {"name": "depth", "schema": schema}}
     reply = chat(
-        client, response_format=form, max_tokens=60, extra_body={"thinking": {"type": "enabled", "budget_tokens": 9}}
+        client, response_format=form, max_tokens=400, extra_body={"thinking": {"type": "enabled", "budget_tokens": 9}}
     )
     message = reply.choices[0].message
     assert json.loads(message.content)["m"] in (1, 22)
@@ -175,15 +180,38 @@ def test_metrics_are_the_engines(served, client):
     assert values["ziphius_request_dollars_total"] > 0
 
 
-def test_the_terminal_talks_to_a_service_and_to_a_folder(served, folder):
+def test_the_terminal_talks_to_a_service_and_to_a_folder(served, folder, capsys):
     for target in (served.url, str(folder)):
-        talk = [sys.executable, "-c", MAIN, "chat", target, "how deep?", "--max-new-tokens", "30", "--seed", "1"]
-        done = subprocess.run(talk, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        assert "tokens, " in done.stdout
-    done = subprocess.run([*talk[:4], f"{served.url[:-1]}1", "x"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
+        converse(target, "how deep?", {"max_tokens": 30, "seed": 1}, thinking=True)
+        assert re.search(r"\(cut off.*\n\d+ tokens, [\d,]+ a second", capsys.readouterr().out)
+    with pytest.raises(ValueError, match="v1/models cannot be reached"):
+        converse("http://127.0.0.1:9", "x", {}, thinking=True)
+    with pytest.raises(ValueError, match="answers 400: the prompt has"):
+        converse(served.url, "x", {"max_tokens": 9999}, thinking=True)
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_conversation(folder, monkeypatch, capsys):
+    """The second line is asked after the first answer was stopped, and nothing of it stays in the engine."""
+    from ziphius.serve import local, terminal
+
+    engines, spoken = [], iter(["how deep?", "and wide?"])
+    monkeypatch.setattr(terminal, "_remember_lines", lambda: None)
+    monkeypatch.setattr("builtins.input", lambda _: next(spoken, ""))
+    monkeypatch.setattr(local, "Engine", lambda *rest: engines.append(Engine(*rest)) or engines[-1])
+    push = ReplyParser.push
+
+    def interrupted(self, token, stop=None):
+        if len(engines) == 1:
+            engines.append(None)
+            raise KeyboardInterrupt
+        return push(self, token, stop)
+
+    monkeypatch.setattr(ReplyParser, "push", interrupted)
+    converse(str(folder), None, {"max_tokens": 8, "seed": 1}, thinking=True)
+    out = capsys.readouterr().out
+    assert "(stopped)" in out
+    assert "8 tokens, " in out
+    assert engines[0].stats().blocks_used == engines[0].stats().running == 0
 
 
 def test_sigterm_lets_an_answer_end_and_takes_no_more(folder):
@@ -218,23 +246,21 @@ def test_a_kill_in_the_middle_of_a_stream_ends_it_for_the_client(folder):
             list(lines)
     finally:
         served.stop()
-    again = Served(folder)  # nothing is left behind that would stop the next
-    try:
-        assert httpx2.get(f"{again.url}/health").status_code == 200
-    finally:
-        again.stop()
 
 
-def test_mistakes_at_the_start_are_one_line(folder, tmp_path):
+def test_mistakes_at_the_start_are_one_line(folder, tmp_path, monkeypatch, capsys):
     for arguments, says in (
         ([folder, "--host", "0.0.0.0"], "there are no API keys"),
         ([tmp_path], "holds no config.json"),
         ([folder, "--keys", tmp_path / "none"], "no such file of keys"),
         ([folder, "--set", "max_whales=3"], "max_whales"),
+        ([folder, "--set", "max_rows"], "write it as key=value"),
         ([folder, "--price-list", "gpt-whale"], "gpt-whale"),
     ):
-        command = [sys.executable, "-c", MAIN, "serve", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert (done.returncode, done.stdout) == (1, "")
-        assert says in done.stderr
-        assert done.stderr.count("\n") == 1
+        monkeypatch.setattr(sys, "argv", ["ziphius", "serve", "--port", "0", *map(str, arguments)])
+        with pytest.raises(SystemExit, match="1"):
+            main()
+        out, said = capsys.readouterr()
+        assert out == ""
+        assert says in said
+        assert said.count("\n") == 1

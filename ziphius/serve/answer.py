@@ -89,11 +89,13 @@ class Answer:
         self._ticket: Ticket | None = None
         self._began = time.monotonic()
         self._first: float | None = None
+        self._streamed = False
         self._closed = False
         service.enter()
 
     async def begin(self, requests: Sequence[Request]) -> None:
         """Hand the engine its part. Raises ApiError for what it refuses."""
+        self._streamed = requests[0].stream
         self.tally.prompt = sum(len(request.prompt) for request in requests)
         try:
             self._ticket = await self.service.runner.submit(requests)
@@ -130,7 +132,7 @@ class Answer:
         if update.finish_reason in ("error", "cancelled"):
             self.status = 500
             raise ApiError(500, update.error or "the answer was stopped by the server", code="engine_failed")
-        if update.token_ids and self._first is None:
+        if update.token_ids and self._first is None and self._streamed:
             self._first = time.monotonic() - self._began
         choice = self.choices[first + update.sample]
         before = choice.parser.reasoning_tokens

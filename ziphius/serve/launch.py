@@ -72,7 +72,7 @@ def make_service(folder: Path, settings: ServeSettings, engine_settings: EngineS
     """The model of `folder` behind an engine that has been tried once, so that the first to ask need not wait."""
     keys = Keys.load(settings.keys) if settings.keys is not None else Keys()
     rate = Rate.of(settings.dollars_per_hour, settings.price_list, date.today())
-    tokenizer, model = Tokenizer.load(folder), load_model(folder)
+    model, tokenizer = load_model(folder), Tokenizer.load(folder)
     engine = Engine(model, tokenizer, engine_settings)
     try_once(engine, tokenizer.bos_id)
     limits = Limits(

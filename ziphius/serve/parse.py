@@ -168,10 +168,10 @@ class ReplyParser:
         self._say_reasoning(kept if self._reasoning else kept.lstrip())
 
     def _write_content(self, text: str, token: int, stop: str | None) -> None:
-        text = self._held + text
+        spelled, text = text, self._held + text
         if self._thought and not self._content:
             text = text.lstrip()
-        if text or self._content:
+        if text or self._content or not spelled:  # not the whitespace that is dropped
             self._content_ids.append(token)
         if not self._content and not text.strip():  # thinking may follow, and then this is no part of the answer
             self._held = text
@@ -185,13 +185,13 @@ class ReplyParser:
         call.header += self._detokeniser.finish()
         call.began, call.ids = True, []
         call.fenced = call.header.strip() == "function"
-        if not call.fenced:
+        if not call.fenced and call.header.strip():
             self._name(call.header.strip())
 
     def _write_call(self, text: str) -> None:
         call = self._call
         assert call is not None
-        if not call.began:
+        if not (call.named or call.fenced):
             call.header += text
             return
         call.held += text

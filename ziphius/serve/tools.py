@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ziphius.engine.settings import Constraint
+from ziphius.serve.ask import json_form
 from ziphius.serve.errors import ApiError
 from ziphius.serve.schema import AnyFormat, ChatRequest, JsonSchemaFormat, NamedTool, Tool
 from ziphius.text import tokens
@@ -45,9 +46,9 @@ def _answer(asked: ChatRequest) -> str:
     if form is None or form.type == "text":
         return r"/(.|\n)*/"
     if isinstance(form, JsonSchemaFormat):
-        return f"%json {json.dumps(form.json_schema.schema_)}"
+        return f"%json {json_form(form.json_schema.schema_)}"
     if isinstance(form, AnyFormat):
-        return f"%json {json.dumps(_ANY)}"
+        return f"%json {json_form(_ANY)}"
     raise ApiError(422, f"response_format {form.type!r} cannot be combined with tools", param="response_format")
 
 
@@ -64,7 +65,7 @@ def _grammar(ids: dict[str, int], tools: Sequence[Tool], one: bool, must: bool, 
     if not must:
         lines.append(f"answer: {answer}")
     for place, tool in enumerate(tools):
-        schema = json.dumps(tool.function.parameters or _ANY)
+        schema = json_form(tool.function.parameters or _ANY)
         begin, sep, end = mark[tokens.CALL_BEGIN], mark[tokens.TOOL_SEP], mark[tokens.CALL_END]
         lines.append(f"call_{place}: {begin} {json.dumps(tool.function.name)} {sep} args_{place} {end}")
         lines.append(f"args_{place}: %json {schema}")
