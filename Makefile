@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check setup
+.PHONY: run test check setup accuracy
 
 run: $(VENV)/.installed
 	$(BIN)/ziphius run recipes/r1-cpu.toml
@@ -15,6 +15,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+accuracy: $(VENV)/.installed
+	$(BIN)/ziphius plan accuracy
 
 setup: $(VENV)/.installed-dev
 

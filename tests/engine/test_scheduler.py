@@ -81,7 +81,7 @@ ACTIONS = st.lists(
     st.sampled_from(["off", "off", 1, 3]),
     st.booleans(),
 )
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None, derandomize=True)
 def test_any_traffic_gives_the_tokens_of_a_lone_run(actions, blocks, rows, spare, speculation, caching):
     torch.set_num_threads(1)
     drafts = speculation if isinstance(speculation, int) else 0

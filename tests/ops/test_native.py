@@ -26,7 +26,6 @@ except build.BuildError as error:
 FP32, BF16 = torch.float32, torch.bfloat16
 dtypes = st.sampled_from([FP32, BF16])
 _TOLERANCE = {FP32: 1e-5, BF16: 2e-2}  # of the result's norm
-_FLOOR = {FP32: 0.1, BF16: 1.0}  # a smaller norm per entry counts as this: sums that cancel leave only rounding
 
 
 def run(name: str, operation, inputs: list[Tensor | None], upstream: int = 0) -> list[Tensor]:
@@ -42,13 +41,14 @@ def run(name: str, operation, inputs: list[Tensor | None], upstream: int = 0) ->
     return [x.detach() for x in outs] + list(grads)
 
 
-def agree(operation, inputs: list[Tensor | None]) -> None:
+def agree(operation, inputs: list[Tensor | None], terms: int = 1) -> None:
+    """`terms`: the longest sum of products of order one; where such a sum cancels, only its rounding is left."""
     for got, expected in zip(run("native", operation, inputs), run("reference", operation, inputs), strict=True):
         assert got.dtype == expected.dtype
         assert got.shape == expected.shape
-        precision = BF16 if any(x is not None and x.dtype == BF16 for x in inputs) else FP32
-        norm = expected.double().norm().clamp(min=_FLOOR[precision] * max(expected.numel(), 1) ** 0.5)
-        assert (got.double() - expected.double()).norm() <= _TOLERANCE[precision] * norm
+        tolerance = _TOLERANCE[BF16 if any(x is not None and x.dtype == BF16 for x in inputs) else FP32]
+        norm = expected.double().norm().clamp(min=(terms * max(expected.numel(), 1)) ** 0.5)
+        assert (got.double() - expected.double()).norm() <= tolerance * norm
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
@@ -133,6 +133,19 @@ def test_rms_norm(seed, x, weight, rows, width, sliced):
 
 
 @few
+@given(seed=seeds, delta=dtypes, weight=dtypes, rows=st.integers(1, 80), width=st.integers(1, 150), used=st.booleans())
+def test_add_rms_norm(seed, delta, weight, rows, width, used):
+    """`used`: whether the sum goes on beside its norm, and brings a gradient of its own."""
+
+    def operation(x, delta, w):
+        total, y = ops.add_rms_norm(x, delta, w, 1e-6)
+        return torch.cat([total, y.float() * 2]) if used else y
+
+    x, delta = normal(seed, rows, width), normal(seed + 2, rows, width, dtype=delta)
+    agree(operation, [x, delta, normal(seed + 1, width, dtype=weight)])
+
+
+@few
 @given(seed=seeds, dtype=dtypes, rows=st.integers(1, 40), width=st.integers(1, 70), strided=st.booleans())
 def test_swiglu(seed, dtype, rows, width, strided):
     x = normal(seed, 2 * width, rows, dtype=dtype).t() if strided else normal(seed, rows, 2 * width, dtype=dtype)
@@ -154,7 +167,7 @@ def test_grouped_experts(seed, dtype, N, D, F, E, data):
         return ops.grouped_experts(x, indices, weights, gate_up, down)
 
     inputs = [normal(seed, N, D, dtype=dtype), torch.rand(N, K, generator=generator).to(dtype)]
-    agree(operation, [*inputs, normal(1, E, 2 * F, D, dtype=dtype) / 4, normal(2, E, D, F, dtype=dtype) / 4])
+    agree(operation, [*inputs, normal(1, E, 2 * F, D, dtype=dtype) / 4, normal(2, E, D, F, dtype=dtype) / 4], terms=D)
 
 
 @few

@@ -11,8 +11,8 @@ from .compare import close, few, normal, seeds
 @few
 @given(
     seed=seeds, H=st.integers(1, 5), C=st.integers(1, 40), R=st.integers(1, 4).map(lambda pairs: 2 * pairs),
-    block_size=st.integers(1, 9), brings=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 7)), min_size=1, max_size=5),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    block_size=st.integers(1, 9), dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    brings=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 7)), min_size=1, max_size=5),
 )  # fmt: skip
 def test_any_mix_of_prompts_and_answers(seed, H, C, R, block_size, brings, dtype):
     """`brings`: of each sequence, tokens already stored and tokens new in this step."""

@@ -15,6 +15,7 @@ from ziphius.reason.prompts import prompt_tokens
 from ziphius.reason.rewards import RewardWeights
 from ziphius.reason.rollout import TaskMix
 from ziphius.reason.settings import GRPOSettings
+from ziphius.reason.watch import Watch
 from ziphius.tasks.base import Family, Problem, Verdict
 from ziphius.text.tokenizer import train_tokenizer
 from ziphius.train.distributed import World
@@ -141,6 +142,22 @@ def test_a_router_that_always_picks_the_same_experts_is_ill_from_the_start():
     assert diagnose(rows) == []
     (finding,) = diagnose(rows, Context(worst_violation=3.0))
     assert (finding.name, finding.severity) == ("routers drifting", "ill")
+
+
+def test_a_watch_names_each_illness_once_and_knows_earlier_rows(tmp_path):
+    rows = chart(reward_format=0.0, undecided=lambda x: 0.02 if x < 0.5 else 0.9)
+    config = ladder(2)
+    watch = Watch(config, tmp_path)
+    said = [(row["step"], sentence) for row in rows for sentence in watch(row)]
+    found = {f.what.split()[0] for f in diagnose(rows, watch.context)}
+    assert len({sentence for _, sentence in said}) == len(said)
+    assert found <= {sentence.split()[0] for _, sentence in said}
+    checker = [step for step, sentence in said if sentence.startswith("The checker")]
+    assert checker
+    assert min(checker) > STEPS // 2
+    assert watch.context.worst_violation == config.n_routed_experts / config.num_experts_per_tok - 1
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
+    assert Watch(config, tmp_path)(rows[-1]) == []  # all of it was said before the stop
 
 
 def test_a_run_folder(tmp_path):

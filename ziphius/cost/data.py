@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from ziphius.cost.rows import Accelerator, ApiPrice, Energy, ModelShape, Overhead, Purchase, Rental, Row
+from ziphius.cost.rows import Accelerator, ApiPrice, Energy, ModelShape, Overhead, Purchase, Rental, Row, Software
 from ziphius.cost.shape import Shape, shape_from_folder, shape_from_hf, shape_of
 from ziphius.model.presets import preset, preset_names
 
@@ -26,12 +26,14 @@ R = TypeVar("R", bound=Row)
 TABLES: dict[str, tuple[str, type[Row]]] = {
     "accelerator": ("accelerators.toml", Accelerator),
     "model": ("models.toml", ModelShape),
+    "software": ("software.toml", Software),
     "rental": ("prices.toml", Rental),
     "purchase": ("prices.toml", Purchase),
     "overhead": ("prices.toml", Overhead),
     "energy": ("energy.toml", Energy),
     "api": ("api.toml", ApiPrice),
 }
+PUBLISHED = ("published_train", "published_phases", "published_rl", "published_serve")
 
 
 class DataError(ValueError):
@@ -46,12 +48,14 @@ class Data:
         for path, text, tables in self._extra:
             _refuse_unknown_tables(path, text, tables)
             for table in tables:  # a wrong row is refused now, whether this plan needs it or not
-                list(_rows(path, text, tables, table, TABLES[table][1]))
+                list(_rows(path, text, tables, table, _kind(table)))
         self._files: dict[str, tuple[str, str, dict[str, Any]]] = {}
 
-    def rows(self, table: str, kind: type[R]) -> list[R]:
-        """All rows of `table`, the package's first."""
-        name = TABLES[table][0]
+    def rows(self, table: str, kind: type[R], extra_only: bool = False) -> list[R]:
+        """All rows of `table`, the package's first; with `extra_only` only those of the user's files."""
+        if extra_only:
+            return [row for source in self._extra for row in _rows(*source, table, kind)]
+        name = TABLES[table][0] if table in TABLES else "published.toml"
         if name not in self._files:
             self._files[name] = _parse(name, files("ziphius.cost").joinpath("data", name).read_text("utf-8"))
         return [row for source in (self._files[name], *self._extra) for row in _rows(*source, table, kind)]
@@ -102,6 +106,18 @@ class Data:
             raise DataError(f"no accelerator called {name!r}; there are {', '.join(sorted(self.accelerators))}")
         return found
 
+    def software(self, day: Date | None = None) -> Software:
+        """What the software of `day` reaches, interpolated between the dated rows; without a day, the newest row."""
+        rows = sorted(self.rows("software", Software), key=lambda row: row.date)
+        if day is None or day >= rows[-1].date:
+            return rows[-1]
+        after = next(number for number, row in enumerate(rows) if row.date > day)
+        if after == 0:
+            return rows[0]
+        older, newer = rows[after - 1], rows[after]
+        weight = (day - older.date).days / (newer.date - older.date).days
+        return older.model_copy(update=_between(older.model_dump(), newer.model_dump(), weight) | {"date": day})
+
     def rental(self, gpu: str, market: str | None = None) -> Rental:
         """What `gpu` rents for on `market`; without one, the first row of that GPU. Raises DataError."""
         offers = [row for row in self.rentals if row.gpu == gpu]
@@ -122,6 +138,26 @@ class Data:
         return max(valid, key=lambda row: row.since)
 
 
+def _between(older: dict[str, Any], newer: dict[str, Any], weight: float) -> dict[str, Any]:
+    """Numbers on the line from `older` to `newer`; what is no number stays as it was."""
+    mixed = {}
+    for key, value in older.items():
+        if isinstance(value, dict):
+            mixed[key] = _between(value, newer[key], weight)
+        else:
+            mixed[key] = value + weight * (newer[key] - value) if isinstance(value, (int, float)) else value
+    return mixed
+
+
+def _kind(table: str) -> type[Row]:
+    """What a row of `table` is; published results know the whole planner, and are imported only where they occur."""
+    if table in TABLES:
+        return TABLES[table][1]
+    from ziphius.cost.published import KINDS
+
+    return KINDS[table]
+
+
 def _existing(path: Path) -> Path:
     if not path.is_file():
         raise DataError(f"{path}: no such data file")
@@ -137,9 +173,9 @@ def _parse(path: Path | str, text: str) -> tuple[str, str, dict[str, Any]]:
 
 def _refuse_unknown_tables(path: str, text: str, tables: dict[str, Any]) -> None:
     for name, rows in tables.items():
-        if name not in TABLES:
+        if name not in (*TABLES, *PUBLISHED):
             line = _line_of(text, rf"^\s*\[*\s*{re.escape(name)}\b")
-            raise DataError(f"{path}:{line}: no table is called {name!r}; there are {', '.join(TABLES)}")
+            raise DataError(f"{path}:{line}: no table is called {name!r}; there are {', '.join((*TABLES, *PUBLISHED))}")
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             line = _line_of(text, rf"^\s*\[*\s*{re.escape(name)}\b")
             raise DataError(f"{path}:{line}: write each row of {name} under a heading [[{name}]]")

@@ -12,7 +12,6 @@ from functools import lru_cache
 from ziphius.cost.shape import Shape, shape_of
 from ziphius.model.config import ModelConfig
 
-
 Network = ModelConfig | Shape
 
 
@@ -134,7 +133,7 @@ def kv_bytes_per_token(network: Network, bytes_per_value: float = 2) -> float:
 
 
 def weight_bytes(network: Network, bytes_per_weight: float = 2, mtp: bool = False) -> float:
-    """Bytes of all weights; with FP8 (1 byte) embedding, head and gates stay BF16 and blocks of 128×128 carry a scale."""
+    """Bytes of all weights; with FP8 (1 byte) embedding, head, gates stay BF16 and blocks of 128×128 carry a scale."""
     shape = network if isinstance(network, Shape) else shape_of(network)
     counts = _count(shape)
     total = counts.total + (counts.mtp_total if mtp else 0)

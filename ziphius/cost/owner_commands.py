@@ -1,4 +1,4 @@
-"""`ziphius plan fleet`: what a whole fleet costs and does."""
+"""`ziphius plan fleet` and `ziphius claims`: what an owner pays, and what the press made of it."""
 
 from __future__ import annotations
 
@@ -43,3 +43,43 @@ def fleet(
         print(json.dumps(fleet_json(found, shares), indent=1))
     else:
         show_fleet(found, shares)
+
+
+def claims(
+    names: Annotated[list[str] | None, typer.Argument(help="Claims by name, e.g. six-million; all otherwise.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace an input: e.g. v3_tokens=1e12. Repeatable.")
+    ] = None,
+    json_: AsJson = False,
+    html: Html = None,
+) -> None:
+    """What the press said DeepSeek's model cost, claim by claim, held to published figures.
+
+    Each claim shows its arithmetic, its inputs with sources, and a verdict.
+
+    Example: `ziphius claims six-million`, or `ziphius claims --html claims.html`
+    """
+    import json
+
+    from ziphius.cost.claims.claim import Evidence
+    from ziphius.cost.claims.show import chosen, claims_json, show_claims, write_claims_page
+
+    evidence = Evidence(_numbers(set_ or []))
+    found = chosen(evidence, names or [])
+    if html is not None:
+        write_claims_page(evidence, found, html)
+    if json_:
+        print(json.dumps(claims_json(evidence, found), indent=1))
+    else:
+        show_claims(evidence, found)
+
+
+def _numbers(pairs: list[str]) -> dict[str, float]:
+    values = {}
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        try:
+            values[name.strip()] = float(text)
+        except ValueError:
+            raise ValueError(f"--set {pair}: write it as name=number, for instance v3_gpus=2048") from None
+    return values

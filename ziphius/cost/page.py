@@ -6,7 +6,7 @@ import base64
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
@@ -53,7 +53,8 @@ class Section:
     figures: Sequence[Figure] = ()
     badge: tuple[str, str] | None = None  # text; good, warn, bad or soft
     quote: str = ""
-    small: Sequence[str] = field(default=())  # sources and remarks in small print
+    small: Sequence[str] = ()  # remarks in small print
+    details: Table | None = None  # folded under its caption
 
 
 def write_page(path: Path, title: str, introduction: Sequence[str], sections: Sequence[Section]) -> None:
@@ -97,6 +98,7 @@ def _style() -> Iterator[None]:
     look: Any = {
         "svg.hashsalt": "ziphius",  # the same page, the same bytes
         "font.size": 9,
+        "text.parse_math": False,  # a dollar is a dollar
         "text.color": INK,
         "axes.edgecolor": RULE,
         "axes.labelcolor": SOFT,

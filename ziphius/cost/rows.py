@@ -9,13 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Clock = Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
 
 
 class Row(BaseModel):
     """`confidence`: read in the primary source, second-hand, computed from such figures, or from memory."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # a plan uses few of these tables
 
     date: Date
     source: str = Field(min_length=4)
@@ -23,7 +24,8 @@ class Row(BaseModel):
 
 
 class Accelerator(Row):
-    """A device. Peaks are dense TFLOPS, memory GB (10⁹ bytes) and TB/s, links GB/s one way per device.
+    """A device. Peaks and the best products measured (`*_reached`) are dense TFLOPS, memory is GB (10⁹ bytes) and TB/s,
+    links are GB/s one way per device.
 
     `units` are streaming multiprocessors, or cores; `all_in_watts` adds the device's share of server, network and
     cooling. A device without `nvlink_gb_s` reaches others only by its network card.
@@ -31,10 +33,13 @@ class Accelerator(Row):
 
     name: Name
     title: str
-    architecture: Literal["ampere", "hopper", "blackwell", "cpu"]
+    architecture: Literal["ampere", "hopper", "blackwell", "blackwell-ultra", "cpu"]
     bf16_tflops: Positive
     fp8_tflops: Positive | None = None
     fp4_tflops: Positive | None = None
+    bf16_reached: Positive
+    fp8_reached: Positive | None = None
+    fp4_reached: Positive | None = None
     fp32_tflops: Positive
     memory_gb: Positive
     memory_tb_s: Positive
@@ -51,6 +56,24 @@ class ModelShape(Row):
 
     name: Name
     config: dict[str, str | int | float | bool]
+
+
+class Software(Row):
+    """What the software of a time reaches: see the head of software.toml for the meaning of each share."""
+
+    flash_forward: dict[str, Share]
+    flash_backward: dict[str, Share]
+    grouped: Share
+    traffic: Annotated[float, Field(ge=1)]
+    tp_overlap: Share
+    ep_overlap: Share
+    dp_overlap: Share
+    all_to_all: Share
+    routing_traffic: Annotated[float, Field(ge=1)]
+    dense_launches: Annotated[float, Field(ge=0)]
+    moe_launches: Annotated[float, Field(ge=0)]
+    moe_launches_rack: Annotated[float, Field(ge=0)]
+    deduplicated: Share
 
 
 class _Quoted(Row):

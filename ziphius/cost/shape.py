@@ -17,8 +17,8 @@ class Shape:
     """Sizes of a decoder. With `kv_lora_rank` attention is latent (MLA), else grouped-query with `kv_heads`.
 
     `qk_head_dim` and `v_head_dim` are per head; `rope_dim` is MLA's shared part. `mlp_matrices` is 3 for gated MLPs and
-    2 for plain ones. Layer i holds experts when i ≥ `dense_layers` and i mod `moe_every` is `moe_offset`. `window` tokens
-    are all that `window_share` of the layers attend to. `moe_groups`/`top_groups`: node-limited routing.
+    2 for plain ones. Layer i holds experts when i ≥ `dense_layers` and i mod `moe_every` is `moe_offset`. `window`
+    tokens are all that `window_share` of the layers attend to. `moe_groups`/`top_groups`: node-limited routing.
     """
 
     vocab: int

@@ -42,6 +42,7 @@ class Admission:
                 stops=frozenset(stops),
                 key=sample_key(seed, sample),
                 shaped=_is_bound(request),
+                plain=not (_is_bound(request) or _needs_text(settings) or settings.logprobs is not None),
                 course=self._course(request),
                 watch=StopStrings(settings.stop) if settings.stop else None,
                 detokeniser=Detokeniser(self.tokenizer) if settings.stop and self.tokenizer is not None else None,

@@ -5,13 +5,17 @@ L layers, S slots, N tokens of a step, X = kv_lora_rank + qk_rope_head_dim.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ziphius.model.config import ModelConfig
 from ziphius.ops.paged import Placement, paged_attention
+
+_ALIGNMENT = 64  # bytes, a cache line
 
 
 class LatentMemory:
@@ -32,7 +36,7 @@ class LatentMemory:
         self.block_size, self.rank = block_size, config.kv_lora_rank
         width = config.kv_lora_rank + config.qk_rope_head_dim
         # zeros, for what is never seen is still multiplied by zero
-        self.data = torch.zeros(layers, blocks * block_size, width, dtype=dtype, device=device)
+        self.data = _zeros((layers, blocks * block_size, width), dtype, torch.device(device or "cpu"))
 
     def clear_blocks(self, blocks: Sequence[int]) -> None:
         """Back to zeros in every layer."""
@@ -42,6 +46,16 @@ class LatentMemory:
         """Copy blocks of every layer, as when shared ones are about to be written."""
         blocks = self.data.view(len(self.data), -1, self.block_size * self.data.shape[2])
         blocks[:, list(targets)] = blocks[:, list(sources)]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that take up memory only where they are written, on a CPU: numpy leaves that to the system."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return torch.from_numpy(raw[start : start + size]).view(dtype).view(shape)
 
 
 class StepCache:

@@ -18,6 +18,7 @@ from ziphius.engine.blocks import BlockPool
 from ziphius.engine.cache import LatentMemory
 from ziphius.engine.fingerprint import fingerprint
 from ziphius.engine.grammar import GrammarError
+from ziphius.engine.lockstep import Lockstep
 from ziphius.engine.pace import Pace
 from ziphius.engine.passes import Passes
 from ziphius.engine.request import EngineStats, FinishReason, Request, Update
@@ -72,12 +73,14 @@ class Engine:
         self._next_id = 0
         self._fingerprint: str | None = None
         self._steps = self._generated = 0
+        self._lockstep: Lockstep | None = None
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def add(self, request: Request) -> int:
         """Queue a request; its id. Raises ValueError for what cannot be served."""
         sequences = self._admission.sequences(self._next_id, request)
+        self._lockstep = None
         self._requests[self._next_id] = sequences
         for sequence in sequences:
             self.scheduler.add(sequence)
@@ -86,6 +89,7 @@ class Engine:
 
     def cancel(self, id: int) -> None:
         """End a request; its blocks are free at once. The next step's updates say so. Unknown ids are let be."""
+        self._lockstep = None
         for sequence in self._requests.get(id, [])[:]:
             self._finish(sequence, "cancelled")
             self._notices.append(self._update(sequence))
@@ -97,6 +101,7 @@ class Engine:
 
     def weights_changed(self) -> None:
         """Forget what was computed with the old weights; running samples are read anew with the new ones."""
+        self._lockstep = None
         for sequence in self.scheduler.running[:]:
             self.scheduler.preempt(sequence)
         self.scheduler.pool.forget_all()
@@ -138,14 +143,52 @@ class Engine:
         """One pass of the network for what is running, and what it brought."""
         updates = self.updates()
         depth = self.pace.depth(len(self.scheduler.running))
+        if self._lockstep is not None and not depth and self.scheduler.grow(self._lacking(self._lockstep)):
+            return updates + self._march(self._lockstep)
         plan = self.scheduler.schedule(lookahead=depth)
         if plan:
-            self._steps += 1
             updates += self._advance(plan, depth)
+        self._lockstep = self._lock() if not depth else None
+        return updates
+
+    def _lock(self) -> Lockstep | None:
+        """The running samples, if they can go in arrays and nobody waits to join them."""
+        running = self.scheduler.running
+        if running and not self.scheduler.waiting and all(map(Lockstep.suits, running)):
+            return Lockstep(running[:], self.settings.block_size)
+        return None
+
+    def _lacking(self, lockstep: Lockstep) -> list[Sequence]:
+        """Those that need another block for their next entry."""
+        size = self.settings.block_size
+        return [s for s in lockstep.at_block_start() if len(s.blocks) * size <= s.computed]
+
+    def _march(self, lockstep: Lockstep) -> list[Update]:
+        """A step of samples that only decode."""
+        began = time.perf_counter()
+        rows_B, positions_B = lockstep.rows_B, lockstep.positions_B
+        placement = self.passes.place_tokens(self.scheduler.tables_RM, rows_B, positions_B)
+        hidden_BD = self.passes.read(lockstep.tokens_B, placement)
+        ended = lockstep.take(self.sampler.draw(self.passes.logits(hidden_BD), rows_B, positions_B + 1))
+        self._steps += 1
+        self._generated += len(rows_B)
+        self.pace.note_step(len(rows_B), time.perf_counter() - began)
+        for sequence in lockstep.at_block_start():
+            sequence.register(self.scheduler.pool)
+        updates = []
+        for sequence in ended:
+            self._finish(sequence, sequence.finish_reason or "stop")
+        for sequence in lockstep.sequences:
+            if sequence.finish_reason is not None or sequence.request.stream:
+                updates.append(self._update(sequence))
+        if ended:
+            lockstep.drop_ended()
+            self._lockstep = lockstep if lockstep.sequences else None
         return updates
 
     def _advance(self, plan: list[Piece], depth: int) -> list[Update]:
         began = time.perf_counter()
+        self._steps += 1
         decoding = all(piece.sequence.decodes for piece in plan)
         hidden_ND, targets, spans = self._read(plan)
         copies = self._fork(targets)
@@ -156,7 +199,7 @@ class Engine:
         read = time.perf_counter()
         if decoding:
             self.pace.note_step(len(hidden_ND), read - began)
-        drafting = [span for span in spans if span.sequence.drafting]
+        drafting = [span for span in spans if span.sequence.drafting and span.sequence.error is None]
         if depth and drafting:
             self.drafter.draft(hidden_ND, drafting, depth, self.scheduler.tables_RM)
             if decoding:
@@ -237,7 +280,7 @@ class Engine:
             try:
                 demands = sequence.course.look_ahead(sequence.drafts)
             except GrammarError as error:
-                sequence.error = str(error)
+                sequence.break_off(str(error))
         return [
             Bound(first + place, sequence, sequence.drafts[:place], forced, allowed)
             for place, (forced, allowed) in enumerate(demands)
@@ -272,9 +315,8 @@ class Engine:
         for place in range(draws):
             token, logprob = drawn.tokens[first + place], drawn.logprobs[first + place]
             if sequence.error is None and not logprob > -math.inf:
-                sequence.error = "the network gave no finite numbers"
+                sequence.break_off("the network gave no finite numbers")
             if sequence.error is not None:
-                sequence.finish_reason = "error"
                 return place
             if drawn.top_logprobs is not None and (top := drawn.top_logprobs[first + place]) is not None:
                 sequence.top_logprobs.append(top)
@@ -282,7 +324,8 @@ class Engine:
             try:
                 goes_on = sequence.append(token, logprob)
             except GrammarError as error:
-                sequence.error, sequence.finish_reason, goes_on = str(error), "error", False
+                sequence.break_off(str(error))
+                goes_on = False
             if not (right and goes_on):
                 return place + right
         return draws - 1

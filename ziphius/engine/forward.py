@@ -1,21 +1,35 @@
 """One step of the network over a latent cache: every pass of the engine goes through here.
 
+The native kernels serve where the model and the machine allow it, the network's own modules elsewhere.
 N tokens of a step, D model, W vocabulary.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
 
 from ziphius.engine.cache import LatentMemory, StepCache
+from ziphius.engine.native import describe
+from ziphius.model.mtp import MTPModule
 from ziphius.model.transformer import Transformer
+from ziphius.ops.backend import backend_for
+from ziphius.ops.native import decoder as native
 from ziphius.ops.paged import Placement
+
+_decoders: WeakKeyDictionary[Transformer, tuple[list[nn.Parameter], list[int], native.Decoder]] = WeakKeyDictionary()
 
 
 def step_hidden(model: Transformer, tokens_N: Tensor, placement: Placement, memory: LatentMemory) -> Tensor:
     """Final hidden states [N, D] of a step's tokens, whose entries join the cache."""
-    positions_1N = placement.positions_N.unsqueeze(0)
-    return model.hidden(tokens_N.unsqueeze(0), positions_1N, cache=StepCache(memory, placement))[0]
+    decoder = _decoder(model, memory)
+    if decoder is None:
+        positions_1N = placement.positions_N.unsqueeze(0)
+        return model.hidden(tokens_N.unsqueeze(0), positions_1N, cache=StepCache(memory, placement))[0]
+    x_ND = model.model.embed_tokens.weight[tokens_N].float()
+    return decoder.run(x_ND, memory.data, placement, model.model.norm.weight, 0, model.config.num_hidden_layers)
 
 
 def draft_hidden(
@@ -25,16 +39,42 @@ def draft_hidden(
 
     Entries of the module's layer join the cache at the hidden states' positions. Source: V3 equations 21–22.
     """
-    cos, sin = model.rope(placement.positions_N.unsqueeze(0), len(tokens_N))
-    embedded = model.model.embed_tokens(tokens_N).unsqueeze(0)
-    return model.mtp[depth - 1](hidden_ND.unsqueeze(0), embedded, cos, sin, cache=StepCache(memory, placement))[0]
+    module = model.mtp[depth - 1]
+    assert isinstance(module, MTPModule)
+    embedded = model.model.embed_tokens(tokens_N)
+    decoder = _decoder(model, memory)
+    if decoder is None:
+        cos, sin = model.rope(placement.positions_N.unsqueeze(0), len(tokens_N))
+        cache = StepCache(memory, placement)
+        return module(hidden_ND.unsqueeze(0), embedded.unsqueeze(0), cos, sin, cache=cache)[0]
+    x_ND = module.join(hidden_ND.to(embedded.dtype), embedded).float().contiguous()
+    layer = model.config.num_hidden_layers + depth - 1
+    return decoder.run(x_ND, memory.data, placement, module.norm.weight, layer, 1)
 
 
 def next_logits(model: Transformer, hidden_ND: Tensor) -> Tensor:
     """fp32 logits [N, W] of the token behind each hidden state."""
+    weight = model.lm_head.weight
+    if hidden_ND.dtype == torch.float32 and backend_for(hidden_ND, weight) == "native":
+        return native.linear(hidden_ND.contiguous(), weight)
     return model.lm_head(hidden_ND).float()
 
 
 def is_batch_invariant(model: Transformer, memory: LatentMemory) -> bool:
-    """Whether a token's results are the same bits in any company. The matrix library promises no such thing."""
-    return False
+    """Whether a token's results are the same bits in any company: the native step's are, a matrix library's are not."""
+    return _decoder(model, memory) is not None
+
+
+def _decoder(model: Transformer, memory: LatentMemory) -> native.Decoder | None:
+    """The model's native decoder, described anew when a weight has moved. None where the torch path must serve."""
+    if backend_for(memory.data, model.lm_head.weight) != "native":
+        return None
+    known = _decoders.get(model)
+    if known is not None and known[1] == [weight.data_ptr() for weight in known[0]]:
+        return known[2]
+    weights = list(model.parameters())
+    if backend_for(*weights) != "native":
+        return None
+    decoder = describe(model)
+    _decoders[model] = weights, [weight.data_ptr() for weight in weights], decoder
+    return decoder

@@ -11,6 +11,9 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from ziphius.engine.settings import Constraint
 from ziphius.text.tokenizer import Tokenizer
 
+# a blank, or a line break and an indent: a model that is free to write blanks may never stop
+_WHITESPACE = r" |\n {0,16}"
+
 
 class GrammarError(Exception):
     """A constraint that its own tokens broke, or that grew past the library's limits."""
@@ -90,7 +93,7 @@ def _compile(constraint: Constraint) -> str:
         return LLMatcher.grammar_from_lark(constraint.text)
     schema = constraint.text if constraint.kind == "json_schema" else json.dumps({"type": "object"})
     try:
-        return LLMatcher.grammar_from_json_schema(schema)
+        return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _WHITESPACE})
     except ValueError as error:
         raise ValueError(f"the JSON schema cannot be used: {_first_line(str(error))}") from error
 

@@ -76,7 +76,7 @@ class Pace:
         return expected
 
     def _seconds(self, rows: int, depth: int) -> float:
-        """What a step takes; where none was seen, what a narrower one takes, so that it is tried."""
+        """What a step takes; where none was seen, the least it may take, so that it is tried."""
         read = _nearest(self._step_seconds, _bucket(rows * (1 + depth)))
         if not depth:
             return read
@@ -99,8 +99,8 @@ def _note(table: dict[_Key, float], key: _Key, seconds: float) -> None:
 
 
 def _nearest(table: dict[int, float], bucket: int) -> float:
-    """The entry of the bucket, or of the next one below, or above."""
+    """The entry of the bucket; without one as much as the next below, or its share of the next above."""
     if not table:
         return 1.0
     below = [key for key in table if key <= bucket]
-    return table[max(below)] if below else table[min(table)]
+    return table[max(below)] if below else table[min(table)] / 2.0 ** (min(table) - bucket)

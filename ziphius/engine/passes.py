@@ -29,20 +29,24 @@ class Passes:
         self, tables_RM: np.ndarray, rows_B: Sequence[int], starts_B: Sequence[int], counts_B: Sequence[int]
     ) -> Placement:
         """Where `counts_B` tokens of each sequence stand, from position `starts_B` on."""
-        size = self.memory.block_size
         rows, positions = np.array(rows_B, np.int32), np.array(starts_B, np.int64)
         if max(counts_B) > 1:
             counts = np.array(counts_B)
             before = counts.cumsum() - counts
             rows = rows.repeat(counts)
             positions = (positions - before).repeat(counts) + np.arange(len(rows))
+        return self.place_tokens(tables_RM, rows, positions)
+
+    def place_tokens(self, tables_RM: np.ndarray, rows: np.ndarray, positions: np.ndarray) -> Placement:
+        """Where tokens stand, each with its int32 row and int64 position."""
+        size = self.memory.block_size
         slots = tables_RM[rows, positions // size] * np.int64(size) + positions % size
         t = self._tensor
         return Placement(t(rows), t(positions), t(slots), t(tables_RM), size)
 
-    def read(self, tokens: Sequence[int], placement: Placement) -> Tensor:
+    def read(self, tokens: Sequence[int] | np.ndarray, placement: Placement) -> Tensor:
         """Hidden states [N, D] of the network."""
-        tokens_N = self._tensor(np.array(tokens, np.int64))
+        tokens_N = self._tensor(np.asarray(tokens, np.int64))
         if not self._one_by_one:
             return step_hidden(self.model, tokens_N, placement, self.memory)
         return torch.cat(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ziphius import ops
 from ziphius.engine.draw import cut, draw, host, likeliest, pick
 from ziphius.engine.random import uniforms
 from ziphius.engine.sequence import Sequence
@@ -72,6 +73,39 @@ class Sampler:
 
         Of the sequences whose settings bind more than temperature and cuts, every row must be in `bound`.
         """
+        plain_S = self._plain(rows_S, [b.place for b in bound])
+        if plain_S.all():
+            return Drawn(*self._draw_plain(logits_SW, rows_S, places_S))
+        drawn = self._draw_any(logits_SW, rows_S, places_S, bound)
+        if plain_S.any():  # the same way as without the others, for the same bits
+            at = plain_S.nonzero()[0]
+            tokens, logprobs = self._draw_plain(logits_SW[torch.from_numpy(at)], rows_S[at], places_S[at])
+            for place, token, logprob in zip(at.tolist(), tokens, logprobs, strict=True):
+                drawn.tokens[place], drawn.logprobs[place] = token, logprob
+        return drawn
+
+    def guess(self, logits_SW: Tensor, rows_S: np.ndarray, places_S: np.ndarray) -> list[int]:
+        """Tokens drawn as `draw` will draw at the same places, but for what is `bound`."""
+        if self._plain(rows_S).all():
+            return self._draw_plain(logits_SW, rows_S, places_S)[0]
+        p_SW = torch.softmax(self._scaled(logits_SW, rows_S), dim=-1)
+        return self._choose(p_SW, logits_SW, rows_S, places_S)[0].tolist()
+
+    def _plain(self, rows_S: np.ndarray, bound: Seq[int] = ()) -> np.ndarray:
+        """The rows that one operation serves whole: nothing but a temperature bears on them."""
+        if self.device.type != "cpu":
+            return np.zeros(len(rows_S), bool)
+        plain_S = ~self.cuts[rows_S] & (self.tops[rows_S] < 0)
+        plain_S[list(bound)] = False
+        return plain_S
+
+    def _draw_plain(self, logits_SW: Tensor, rows_S: np.ndarray, places_S: np.ndarray) -> tuple[list[int], list[float]]:
+        temperature_S = np.where(self.greedy[rows_S], np.float32(0), self.temperature[rows_S])
+        u_S = uniforms(self.keys[rows_S], places_S)
+        chosen_S, logprobs_S = ops.draw_tokens(logits_SW, self._vector(temperature_S), self._vector(u_S))
+        return chosen_S.tolist(), logprobs_S.tolist()
+
+    def _draw_any(self, logits_SW: Tensor, rows_S: np.ndarray, places_S: np.ndarray, bound: Seq[Bound]) -> Drawn:
         p_SW = torch.softmax(self._scaled(logits_SW, rows_S), dim=-1)
         tops = self._likeliest(p_SW, rows_S)
         if bound:
@@ -85,11 +119,6 @@ class Sampler:
             share_S = pick(own_SW, torch.from_numpy(chosen_S).to(self.device).unsqueeze(1))
         with np.errstate(divide="ignore"):
             return Drawn(chosen_S.tolist(), np.log(share_S).tolist(), tops)
-
-    def guess(self, logits_SW: Tensor, rows_S: np.ndarray, places_S: np.ndarray) -> list[int]:
-        """Tokens drawn as `draw` will draw at the same places, but for what is `bound`."""
-        p_SW = torch.softmax(self._scaled(logits_SW, rows_S), dim=-1)
-        return self._choose(p_SW, logits_SW, rows_S, places_S)[0].tolist()
 
     def _scaled(self, logits_SW: Tensor, rows_S: np.ndarray) -> Tensor:
         temperature_S = self.temperature[rows_S]

@@ -75,6 +75,15 @@ class Scheduler:
         self._admit(budget, lookahead, plan)
         return list(plan.values())
 
+    def grow(self, sequences: list[Sequence]) -> bool:
+        """Give each a block more, if there is one for all of them without taking any from others."""
+        if self.pool.available < len(sequences):
+            return False
+        for sequence in sequences:
+            sequence.blocks.append(self.pool.allocate())
+            self._write_table(sequence, len(sequence.blocks) - 1)
+        return True
+
     def fork(self, leader: Sequence) -> list[tuple[Sequence, int, int]]:
         """Start the waiting samples of a request whose prompt has just been read, as many as there is room for.
 

@@ -26,6 +26,7 @@ class Sequence:
     stops: frozenset[int]
     key: int  # of its random numbers
     shaped: bool = False  # whether more than temperature and cuts bears on its draws
+    plain: bool = False  # whether its tokens need no looking at, but for its end
     course: Course | None = None
     watch: StopStrings | None = None
     detokeniser: Detokeniser | None = None
@@ -59,6 +60,9 @@ class Sequence:
     def decodes(self) -> bool:
         """Whether only its newest token has not been read yet."""
         return self.computed == len(self.tokens) - 1
+
+    def break_off(self, error: str) -> None:
+        self.error, self.finish_reason = error, "error"
 
     def append(self, token: int, logprob: float) -> bool:
         """Take on a token; whether the answer goes on."""

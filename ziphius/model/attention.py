@@ -13,7 +13,7 @@ from ziphius.model.cache import LatentCache
 from ziphius.model.config import ModelConfig
 from ziphius.model.layers import Linear, RMSNorm
 
-_LATENT_EPS = 1e-6  # the norms on the latents keep this value whatever rms_norm_eps says, as in DeepSeek's own code
+LATENT_EPS = 1e-6  # the norms on the latents keep this value whatever rms_norm_eps says, as in DeepSeek's own code
 
 
 class LatentAttention(nn.Module):
@@ -27,10 +27,10 @@ class LatentAttention(nn.Module):
             self.q_proj = Linear(config.hidden_size, heads * qk)
         else:
             self.q_a_proj = Linear(config.hidden_size, config.q_lora_rank)
-            self.q_a_layernorm = RMSNorm(config.q_lora_rank, _LATENT_EPS)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, LATENT_EPS)
             self.q_b_proj = Linear(config.q_lora_rank, heads * qk)
         self.kv_a_proj_with_mqa = Linear(config.hidden_size, config.kv_lora_rank + config.qk_rope_head_dim)
-        self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, _LATENT_EPS)
+        self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, LATENT_EPS)
         self.kv_b_proj = Linear(config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim))
         self.o_proj = Linear(heads * config.v_head_dim, config.hidden_size)
 

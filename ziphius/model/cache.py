@@ -14,5 +14,5 @@ class LatentCache(Protocol):
     """
 
     def attend(self, layer: int, q_NHX: Tensor, latent_NC: Tensor, k_rope_NR: Tensor, scale: float) -> Tensor:
-        """Store the step's entries of `layer`, then attend: each query to its own sequence, up to itself: [N, H, C]."""
+        """Store the step's entries of `layer`, then attend: each to its own sequence up to itself -> [N, H, C]."""
         ...

@@ -36,5 +36,9 @@ class MTPModule(nn.Module):
         cache: LatentCache | None = None,
         stats: RouterStats | None = None,
     ) -> Tensor:
-        joined = torch.cat([self.enorm(embedded_BTD), self.hnorm(hidden_BTD)], dim=-1)
-        return self.norm(self.block(self.eh_proj(joined), cos, sin, segments_BT, cache, stats))
+        joined = self.join(hidden_BTD, embedded_BTD)
+        return self.norm(self.block(joined, cos, sin, segments_BT, cache, stats))
+
+    def join(self, hidden: Tensor, embedded: Tensor) -> Tensor:
+        """What enters the block, [..., D] (equation 21)."""
+        return self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(hidden)], dim=-1))

@@ -53,8 +53,7 @@ class Block(nn.Module):
             attended = self.self_attn(normed, cos, sin, segments_BT)
         else:
             attended = self.self_attn.absorbed(normed, cos, sin, cache, self.layer)
-        x_BTD = x_BTD + attended
-        normed = self.post_attention_layernorm(x_BTD)
+        x_BTD, normed = self.post_attention_layernorm.after(x_BTD, attended)
         mixed = self.mlp(normed, stats) if isinstance(self.mlp, MoE) else self.mlp(normed)
         return x_BTD + mixed
 

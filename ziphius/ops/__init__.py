@@ -6,18 +6,21 @@ backends.
 
 from ziphius.ops.attention import causal_attention, latent_attention
 from ziphius.ops.backend import backend, current_backend
+from ziphius.ops.draw import draw_tokens
 from ziphius.ops.experts import grouped_experts
 from ziphius.ops.loss import linear_cross_entropy
-from ziphius.ops.norm import rms_norm
+from ziphius.ops.norm import add_rms_norm, rms_norm
 from ziphius.ops.rope import apply_rope
 from ziphius.ops.router import route, sequence_balance_loss
 from ziphius.ops.swiglu import swiglu
 
 __all__ = [
+    "add_rms_norm",
     "apply_rope",
     "backend",
     "causal_attention",
     "current_backend",
+    "draw_tokens",
     "grouped_experts",
     "latent_attention",
     "linear_cross_entropy",

@@ -25,6 +25,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _RmsNorm.apply(x, weight, eps, dtype)
 
 
+def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x + delta and its RMSNorm: what stands between two parts of a block. All [..., D], the sum in x's dtype."""
+    if x.dtype == torch.float32 and x.shape == delta.shape and backend_for(x, delta, weight) == "native":
+        return native.AddRmsNorm.apply(x, delta, weight, eps, compute_dtype(x))
+    total = x + delta
+    return total, rms_norm(total, weight, eps)
+
+
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     xf = x.float()
     return (weight * (xf * torch.rsqrt(xf.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)).to(x.dtype)

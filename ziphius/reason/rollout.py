@@ -63,7 +63,7 @@ def rollout_engine(model: Transformer, tokenizer: Tokenizer) -> Engine:
 
     It does not speculate, since how much pays is a matter of timing.
     """
-    return Engine(model, tokenizer, EngineSettings(speculation="off", prefix_cache=False))
+    return Engine(model, tokenizer, EngineSettings(speculation="off"))
 
 
 def roll_out(

@@ -51,7 +51,8 @@ def plan_stages(recipe: Recipe) -> list[StagePlan]:
             rollout = steps / g.mini_batches * g.prompts_per_step * g.group_size * g.max_new_tokens
             tokens = 2 * rollout
         flops = tokens * train_flops_per_token(config, length, mtp=True)
-        seconds = flops / _CPU_FLOPS_PER_SECOND + rollout / _CPU_DECODE_TOKENS_PER_SECOND
+        seconds = flops / (recipe.machine.train_flops_per_second or _CPU_FLOPS_PER_SECOND)
+        seconds += rollout / _CPU_DECODE_TOKENS_PER_SECOND
         plans.append(StagePlan(name, stage.kind, steps, tokens, flops, seconds))
         if isinstance(stage, SFTStage | GRPOStage) and recipe.evaluation.tasks:
             plans.append(_plan_evaluation(recipe, config, name))
@@ -89,7 +90,9 @@ def render_plan(recipe: Recipe) -> None:
     config = recipe.model.config(vocabulary(recipe))
     counts = count_parameters(config)
     rate = recipe.price.dollars_per_hour
-    table = Table(title=f"Plan of {recipe.name} (a two-core CPU; upper bounds where a gate may end a stage)")
+    speed = recipe.machine.train_flops_per_second
+    machine = f"training at {speed / 1e12:.3g} TFLOP/s" if speed else "a two-core CPU"
+    table = Table(title=f"Plan of {recipe.name} ({machine}; upper bounds where a gate may end a stage)")
     for heading in ("stage", "kind", "steps", "tokens", "PFLOP", "minutes", "dollars"):
         table.add_column(heading, justify="left" if heading in ("stage", "kind") else "right")
     plans = plan_stages(recipe)

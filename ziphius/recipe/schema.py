@@ -199,9 +199,13 @@ class PriceSettings(_Strict):
 
 
 class MachineSettings(_Strict):
-    """`processes`: how many share the data (0: try processes against threads and take the faster)."""
+    """`processes`: how many share the data (0: try processes against threads and take the faster).
+
+    `train_flops_per_second`: what training reaches on the whole machine, for the plan (left out: two CPU cores).
+    """
 
     processes: int = Field(0, ge=0)
+    train_flops_per_second: float | None = Field(None, gt=0)
 
 
 class Recipe(_Strict):

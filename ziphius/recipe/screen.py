@@ -62,18 +62,17 @@ def _evaluations(console: Console, summary: dict[str, Any]) -> None:
 
 def show_findings(run: Path) -> None:
     """What the RL doctor has to say of each RL stage."""
-    from ziphius.reason.doctor import diagnose_run
+    from ziphius.reason.doctor import diagnose_run, verdict
 
     console = Console()
     diagnosed = diagnose_run(run)
     if not diagnosed:
         console.print(f"{run}: no stage of reinforcement learning yet, so there is nothing to examine")
     for stage, findings in diagnosed.items():
-        if not findings:
-            console.print(f"[bold]{stage}[/]: healthy")
+        console.print(f"[bold]{stage}[/]: {verdict(findings)}")
         for finding in findings:
             colour = "red" if finding.severity == "ill" else "yellow"
-            console.print(f"[bold]{stage}[/], step {finding.step}: [{colour}]{finding.what}[/] {finding.mend}")
+            console.print(f"  step {finding.step}: [{colour}]{finding.what}[/] {finding.mend}")
 
 
 def show_evaluation(found: dict[str, Any], as_json: bool) -> None:

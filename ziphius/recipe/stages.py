@@ -19,6 +19,7 @@ from ziphius.model.transformer import Transformer
 from ziphius.reason.grpo import GRPOSource
 from ziphius.reason.prompts import demonstration, worked_answer
 from ziphius.reason.rollout import TaskMix
+from ziphius.reason.watch import Watch
 from ziphius.recipe.schema import (
     GRPOStage,
     PretrainStage,
@@ -158,7 +159,8 @@ def run_grpo(job: Job, stage: GRPOStage, folder: Path, before: Path, tokenizer: 
     source = GRPOSource(
         model, tokenizer, tasks, stage.grpo, job.world, seed=job.recipe.seed, thinking=job.thinking, bf16=bf16
     )
-    trainer = _trainer(job, stage, model, source, _policy(stage), folder, title)
+    watch = Watch(model.config, folder)
+    trainer = _trainer(job, stage, model, source, _policy(stage), folder, title, watch=watch)
     result = trainer.run()
     _write(trainer, folder, tokenizer, job)
     return result
@@ -178,6 +180,7 @@ def _trainer(
     folder: Path,
     title: str,
     probe: Callable[[], float] | None = None,
+    watch: Watch | None = None,
 ) -> Trainer:
     return Trainer(
         model,
@@ -188,6 +191,7 @@ def _trainer(
         world=job.world,
         title=title,
         probe=probe,
+        watch=watch,
         peak_flops=job.peak_flops.get(stage.train.precision),
         dollars_per_hour=job.recipe.price.dollars_per_hour,
     )

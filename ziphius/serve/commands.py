@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,6 +51,7 @@ def serve(
     given |= {"dollars_per_hour": dollars_per_hour, "open_to_all": open_to_all, "log_prompts": log_prompts}
     given = {key: value for key, value in given.items() if value is not None}
     _need_packages()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads leave the cores to those who talk to clients
     from ziphius.serve.launch import launch
 
     launch(folder, given | read_pairs(set_ or []))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +48,20 @@ class Local:
         parser = ReplyParser(self._tokenizer, prompt.thinking, ends=[self._tokenizer.eos_id, user_id])
         began, tokens, reason = time.perf_counter(), 0, None
         try:
-            while reason is None:
-                for update in self._engine.step():
-                    if update.id != id:
-                        continue  # the end of an answer that was stopped
-                    if update.error is not None:
-                        raise ValueError(update.error)
-                    tokens += len(update.token_ids)
-                    for token in update.token_ids:
-                        parser.push(token)
-                    reason = update.finish_reason
-                    yield from _pieces(parser.take())
+            with _interrupts() as interrupted:
+                while reason is None:
+                    for update in self._engine.step():
+                        if update.id != id:
+                            continue  # the end of an answer that was stopped
+                        if update.error is not None:
+                            raise ValueError(update.error)
+                        tokens += len(update.token_ids)
+                        for token in update.token_ids:
+                            parser.push(token)
+                        reason = update.finish_reason
+                        yield from _pieces(parser.take())
+                    if interrupted.is_set():
+                        raise KeyboardInterrupt
             yield from _pieces(parser.finish())
         finally:
             self._engine.cancel(id)
@@ -64,6 +70,17 @@ class Local:
         if reason == "length":
             yield "note", f"(cut off after {tokens} tokens; --max-new-tokens allows more)"
         yield "note", f"{tokens} tokens, {tokens / (time.perf_counter() - began):,.0f} a second"
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Ctrl-C as an event, so that it falls between two steps of the engine."""
+    event = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _pieces(delta: Delta) -> Iterator[tuple[Kind, str]]:

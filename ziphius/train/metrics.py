@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -28,7 +30,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 class MetricLog:
-    """Appends rows to `metrics.jsonl` and to TensorBoard files in `folder/tensorboard`.
+    """Appends rows to `metrics.jsonl` and to TensorBoard files in `folder/tensorboard`; what is not finite is null.
 
     Started at a step, it first drops the rows after it: they belong to work that a killed run has lost.
     """
@@ -45,6 +47,7 @@ class MetricLog:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1)
 
     def write(self, row: dict[str, Any]) -> None:
+        row = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in row.items()}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for key, value in row.items():
@@ -87,6 +90,13 @@ class ProgressLine:
         elif self.show and (done == self.total or time.monotonic() - self._last > _PLAIN_EVERY_SECONDS):
             self._last = time.monotonic()
             print(f"{self.title}: {done}/{self.total} {note}", file=sys.stderr, flush=True)
+
+    def say(self, sentence: str) -> None:
+        """A line that stays, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(f"[yellow]{self.title}[/]: {escape(sentence)}")
+        elif self.show:
+            print(f"{self.title}: {sentence}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

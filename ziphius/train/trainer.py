@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,7 +91,8 @@ class Trainer:
     """Runs `settings.steps` updates of `model` on the batches of `source`, resumable at every save to the same bits.
 
     `probe`, where given with `settings.gate_target`, measures the skill every `gate_every` steps; once it reaches the
-    target a `wsd` schedule begins its decay and the stage ends after it, other schedules end at once.
+    target a `wsd` schedule begins its decay and the stage ends after it, other schedules end at once. `watch` sees
+    every step's row of metrics and returns what is to be said of it.
     """
 
     def __init__(
@@ -105,11 +106,13 @@ class Trainer:
         world: World | None = None,
         title: str = "train",
         probe: Callable[[], float] | None = None,
+        watch: Callable[[dict[str, Any]], Sequence[str]] | None = None,
         peak_flops: float | None = None,
         dollars_per_hour: float = 0.0,
     ) -> None:
         self.model, self.source, self.loss, self.settings = model, source, loss, settings
-        self.folder, self.world, self.title, self.probe = folder, world or World(), title, probe
+        self.folder, self.world, self.title = folder, world or World(), title
+        self.probe, self.watch = probe, watch
         self.peak_flops, self.dollars_per_hour = peak_flops, dollars_per_hour
         self.flat = FlatParameters(model, settings.precision == "bf16")
         self.optimizer = Optimizer(self.flat, settings.optimizer)
@@ -133,6 +136,8 @@ class Trainer:
                     row = self.step()
                     self._gate(row)
                     if log is not None:
+                        for sentence in self.watch(row) if self.watch else ():
+                            line.say(sentence)
                         log.write(row)
                     line.update(self.progress.step, self._note(row), self.last_step)
                     finished = self.progress.step >= self.last_step

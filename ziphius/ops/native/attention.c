@@ -52,25 +52,6 @@ static void product(const float *a, int64_t am, int64_t ak, const float *b, int6
     if (n < columns) tile(a, am, ak, b + n, ldb, c + n, ldc, depth, add, 1);
 }
 
-/* to[j][i] = from[i][j] for 16 x 16 floats: four rounds of interleaving rows i and i + 8. */
-INLINE void transpose16(const float *from, int64_t ld_from, float *to, int64_t ld_to) {
-    vf r[W], s[W];
-#pragma GCC unroll 16
-    for (int i = 0; i < W; i++) r[i] = load(from, i * ld_from, 0);
-#pragma GCC unroll 4
-    for (int round = 0; round < 4; round++) {
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++) {
-            s[2 * i] = SHUFFLE(r[i], r[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-            s[2 * i + 1] = SHUFFLE(r[i], r[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < W; i++) r[i] = s[i];
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < W; i++) store(to, i * ld_to, r[i], 0);
-}
-
 static void transpose(const float *from, int64_t rows, int64_t columns, float *to, int64_t ld_to) {
     for (int64_t i = 0; i < rows; i += W)
         for (int64_t j = 0; j < columns; j += W) transpose16(from + i * columns + j, columns, to + j * ld_to + i, ld_to);

@@ -1,4 +1,4 @@
-"""RMSNorm in one pass forward and one backward (`norm.c`)."""
+"""RMSNorm, alone or after a residual sum, in one pass forward and one backward (`norm.c`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ziphius.ops.native.call import call, is_half
+from ziphius.ops.native.call import call, is_half, pointer
 
 _CHUNK = 32  # rows of one partial sum of the weight's gradient, as in norm.c
 
@@ -41,6 +41,43 @@ class RmsNorm(torch.autograd.Function):
         addresses = [tensor.data_ptr() for tensor in tensors]
         call("norm_backward", x.data_ptr(), ctx.stride, *addresses, rows, width, torch.get_num_threads(), *ctx.dtypes)
         return grad_x, grad_weight, None, None
+
+
+class AddRmsNorm(torch.autograd.Function):
+    """x fp32, delta fp32 or bf16, of one shape."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, delta: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        x, delta = x.contiguous(), delta.contiguous()
+        width = x.shape[-1]
+        rows = x.numel() // width
+        total, y = torch.empty_like(x), torch.empty(x.shape, dtype=dtype)
+        rstd = torch.empty(rows, dtype=torch.float32)
+        dtypes = is_half(delta), is_half(weight), is_half(y)
+        addresses = [tensor.data_ptr() for tensor in (x, delta, weight, total, y, rstd)]
+        call("norm_add_forward", *addresses, rows, width, eps, torch.get_num_threads(), *dtypes)
+        ctx.save_for_backward(total, weight, rstd)
+        ctx.dtypes, ctx.delta_dtype = dtypes, delta.dtype
+        ctx.set_materialize_grads(False)
+        return total, y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        total, weight, rstd = ctx.saved_tensors
+        if grad is None:
+            return grad_total, None if grad_total is None else grad_total.to(ctx.delta_dtype), None, None, None
+        grad = grad.contiguous()
+        grad_total = None if grad_total is None else grad_total.contiguous()
+        rows, width = rstd.numel(), total.shape[-1]
+        grad_x, grad_delta = torch.empty_like(total), torch.empty(total.shape, dtype=ctx.delta_dtype)
+        grad_weight = torch.empty_like(weight)
+        partial = torch.empty(-(-rows // _CHUNK) * (width + 15), dtype=torch.float32)
+        tensors = total, weight, rstd, grad_total, grad, grad_x, grad_delta, grad_weight, partial
+        call("norm_add_backward", *map(pointer, tensors), rows, width, torch.get_num_threads(), *ctx.dtypes)
+        return grad_x, grad_delta, grad_weight, None, None
 
 
 def _rows(x: Tensor) -> tuple[Tensor, int]:

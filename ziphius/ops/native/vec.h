@@ -54,11 +54,19 @@ INLINE float hmax(vf x) {
 
 /* --- loads and stores ------------------------------------------------------------------------------------------- */
 
+INLINE vf widen(vh h) {
+#ifdef __AVX512F__ /* gcc 12 would make four instructions of it */
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
+#else
+    return (vf)(__builtin_convertvector(h, vu) << 16);
+#endif
+}
+
 INLINE vf load(const void *base, int64_t i, int half) {
     if (half) {
         vh h;
         memcpy(&h, (const uint16_t *)base + i, sizeof h);
-        return (vf)(__builtin_convertvector(h, vu) << 16);
+        return widen(h);
     }
     vf v;
     memcpy(&v, (const float *)base + i, sizeof v);
@@ -67,10 +75,14 @@ INLINE vf load(const void *base, int64_t i, int half) {
 
 /* Round to nearest even; a NaN stays one. */
 INLINE vh to_bf16(vf x) {
+#ifdef __AVX512BF16__ /* which takes denormals for zero */
+    return (vh)_mm512_cvtneps_pbh((__m512)x);
+#else
     vu u = (vu)x;
     vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
     vu nan = (vu)(x != x);
     return __builtin_convertvector((nan & 0x7fc0u) | (~nan & rounded), vh);
+#endif
 }
 
 INLINE void store(void *base, int64_t i, vf x, int half) {
@@ -85,6 +97,11 @@ INLINE void store(void *base, int64_t i, vf x, int half) {
 /* The first n of sixteen; the rest reads as zero. */
 INLINE vf load_n(const void *base, int64_t i, int64_t n, int half) {
     if (n >= W) return load(base, i, half);
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    __mmask16 kept = (__mmask16)((1u << n) - 1);
+    if (half) return widen((vh)_mm256_maskz_loadu_epi16(kept, (const uint16_t *)base + i));
+    return (vf)_mm512_maskz_loadu_ps(kept, (const float *)base + i);
+#else
     float part[W] = {0};
     for (int64_t j = 0; j < n; j++) {
         if (half) {
@@ -95,6 +112,7 @@ INLINE vf load_n(const void *base, int64_t i, int64_t n, int half) {
         }
     }
     return load(part, 0, 0);
+#endif
 }
 
 INLINE void store_n(void *base, int64_t i, vf x, int64_t n, int half) {
@@ -119,6 +137,25 @@ INLINE float load1(const void *base, int64_t i, int half) {
 INLINE void store1(void *base, int64_t i, float x, int half) {
     vf v = splat(x);
     store_n(base, i, v, 1, half);
+}
+
+/* to[j][i] = from[i][j] for 16 x 16 floats: four rounds of interleaving rows i and i + 8. */
+INLINE void transpose16(const float *from, int64_t ld_from, float *to, int64_t ld_to) {
+    vf r[W], s[W];
+#pragma GCC unroll 16
+    for (int i = 0; i < W; i++) r[i] = load(from, i * ld_from, 0);
+#pragma GCC unroll 4
+    for (int round = 0; round < 4; round++) {
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            s[2 * i] = SHUFFLE(r[i], r[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            s[2 * i + 1] = SHUFFLE(r[i], r[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < W; i++) r[i] = s[i];
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < W; i++) store(to, i * ld_to, r[i], 0);
 }
 
 /* --- functions ---------------------------------------------------------------------------------------------------- */

@@ -1,0 +1,150 @@
+"""Drafts change how fast tokens come, and never which."""
+
+import itertools
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from ziphius.engine.complete import complete
+from ziphius.engine.engine import Engine
+from ziphius.engine.pace import Pace
+from ziphius.engine.settings import EngineSettings
+
+from .conftest import PROMPTS, ask, make_model, small
+
+
+@pytest.fixture(scope="module")
+def likely(tokenizer):
+    """A model whose prediction module is often right: both hang mostly on the newest token, each with its own noise."""
+    model = make_model(tokenizer.vocab_size, max_position_embeddings=256)
+    width = model.config.hidden_size
+    with torch.no_grad():
+        for block in [*model.model.layers, model.mtp[0].block]:
+            for name, parameter in block.named_parameters():
+                if "o_proj" in name or "down" in name:
+                    parameter.mul_(0.005)
+        model.mtp[0].eh_proj.weight.zero_()
+        model.mtp[0].eh_proj.weight[:, :width] = torch.eye(width)
+        model.lm_head.weight.copy_(torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(1)))
+    return model
+
+
+def run(model, requests, speculation, **settings):
+    engine = Engine(model, None, small(blocks=700, speculation=speculation, **settings))
+    return [[(c.tokens, c.finished) for c in row] for row in complete(engine, requests)], engine.stats()
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_greedy_decoding_is_the_same_over_thousands_of_tokens(likely, depth):
+    requests = [ask([first, first + 1], max_new_tokens=180) for first in range(3, 19)]
+    plain, before = run(likely, requests, "off")
+    found, after = run(likely, requests, depth)
+    assert found == plain
+    assert sum(len(tokens) for ((tokens, _),) in found) == 16 * 180
+    assert 0.3 < after.acceptance < 0.99
+    assert before.acceptance is None
+    assert after.steps < 0.8 * before.steps
+
+
+def test_sampled_tokens_are_the_same_too(likely):
+    requests = [
+        ask([first], samples=2, max_new_tokens=60, temperature=t, top_p=p, stop_token_ids=(5, 6, 7))
+        for first, t, p in itertools.product((3, 40, 77), (0.6, 1.0), (1.0, 0.9))
+    ]
+    plain, _ = run(likely, requests, "off", max_rows=32)
+    found, stats = run(likely, requests, 2, max_rows=32, max_batch_tokens=96)
+    assert found == plain
+    assert any(finished for row in found for _, finished in row)
+    assert stats.acceptance > 0.2
+
+
+def test_the_distribution_is_exact(likely):
+    """χ² of the first three tokens together, of the three likeliest each, with drafts for the second and third."""
+    n, prompt = 6000, [5, 9, 11]
+    request = ask(prompt, samples=n, temperature=1.3, top_k=3, max_new_tokens=4)
+    found, stats = run(likely, [request], 2, max_rows=500, max_batch_tokens=1500)
+    counts = Counter(tuple(tokens[:3]) for tokens, _ in found[0])
+    assert stats.accepted_tokens > n / 2
+
+    def expand(tokens, share):
+        if len(tokens) == 3:
+            return {tuple(tokens): share}
+        with torch.no_grad():
+            logits = likely(torch.tensor([prompt + tokens])).logits[0, -1] / 1.3
+        best = logits.topk(3)
+        parts = torch.softmax(best.values, -1).tolist()
+        rest = [expand([*tokens, t], share * p) for t, p in zip(best.indices.tolist(), parts, strict=True)]
+        return {key: value for part in rest for key, value in part.items()}
+
+    expected = expand([], 1.0)
+    assert set(counts) <= set(expected)
+    wide = {key: share for key, share in expected.items() if n * share >= 5}
+    chi2 = sum((counts[key] - n * share) ** 2 / (n * share) for key, share in wide.items())
+    assert len(wide) > 10
+    assert chi2 < len(wide) + 5 * math.sqrt(2 * len(wide))
+
+
+def test_acceptance_is_told_per_request(likely):
+    engine = Engine(likely, None, small(speculation=2))
+    engine.add(ask([5, 9], max_new_tokens=40))
+    updates = []
+    while engine.has_work:
+        updates += engine.step()
+    last, stats = updates[-1], engine.stats()
+    assert 0 < last.accepted_drafts < last.drafted
+    assert (last.accepted_drafts, last.drafted) == (stats.accepted_tokens, stats.drafted_tokens)
+    assert sum(len(update.token_ids) for update in updates) == 40
+    assert max(len(update.token_ids) for update in updates) > 1
+
+
+def test_drafts_need_a_module_to_make_them(tokenizer):
+    model = make_model(tokenizer.vocab_size, num_nextn_predict_layers=0)
+    with pytest.raises(ValueError, match=r"no prediction module .* leave it 'auto' or 'off'"):
+        Engine(model, None, small(speculation=1))
+    tokens = [c.tokens for (c,) in complete(Engine(model, None, small(speculation="auto")), [ask(PROMPTS[0])])]
+    assert len(tokens[0]) == 12
+
+
+# --- when it pays ----------------------------------------------------------------------------------------------------
+
+
+def settle(pace, rows, read, draft, right, steps=400):
+    """Let it live through `steps` steps of a machine with these costs; the depth of the last hundred."""
+    depths = []
+    for _ in range(steps):
+        depth = pace.depth(rows)
+        pace.note_step(rows * (1 + depth), read(rows * (1 + depth)))
+        if depth:
+            pace.note_drafting(rows, depth, depth * draft(rows))
+            pace.note_drafts([depth] * 100, [min(place % 10 < right * 10 and depth, depth) for place in range(100)])
+        depths.append(depth)
+    return depths[-100:]
+
+
+def auto():
+    return Pace(EngineSettings(speculation="auto"), layers=4, modules=1)
+
+
+def test_it_drafts_where_more_tokens_cost_nothing_more():
+    assert min(settle(auto(), 1, lambda n: 1.0, lambda n: 0.1, right=0.9)) >= 1
+
+
+def test_it_stops_where_every_token_has_its_price():
+    assert set(settle(auto(), 64, lambda n: 0.1 * n, lambda n: 0.03 * n, right=0.5)) == {0}
+
+
+def test_it_stops_where_drafts_are_wrong():
+    assert set(settle(auto(), 1, lambda n: 1.0, lambda n: 0.1, right=0.0)) == {0}
+
+
+def test_it_tries_again_after_a_while():
+    pace = auto()
+    assert set(settle(pace, 1, lambda n: 1.0, lambda n: 0.1, right=0.0)) == {0}
+    assert max(settle(pace, 1, lambda n: 1.0, lambda n: 0.1, right=0.9, steps=2500)) >= 1
+
+
+def test_it_never_drafts_more_than_a_step_may_hold():
+    pace = Pace(EngineSettings(speculation="auto", max_rows=100, max_batch_tokens=150), layers=4, modules=1)
+    assert set(settle(pace, 100, lambda n: 1.0, lambda n: 0.0, right=1.0)) == {0}

@@ -1,0 +1,1 @@
+"""What the press said of the cost of a model, held to published figures."""

@@ -1,0 +1,165 @@
+"""A whole step of the network over a paged cache in one call (`decoder.c`), on weights as they lie in memory.
+
+N tokens of a step, D model, H heads, C latent, X = C + R, L layers, S slots.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from ziphius.ops.native.call import call
+from ziphius.ops.paged import Placement
+
+_SIGMOID, _NORMALISE, _BY_TWO_BEST = 1, 2, 4
+
+# A network whose weights fit the caches beside the cores is shared by tokens: each thread reads them all, none waits.
+_CACHED_BYTES = 4 << 20
+
+
+@dataclass
+class LayerWeights:
+    """One layer's tensors, fp32 or bf16 and contiguous. None where the layer has no such part; without `q_a` the
+    queries come from `q_b` alone, and `gate_up`, `down` are the dense or the shared MLP's."""
+
+    input_norm: Tensor
+    q_a: Tensor | None
+    q_norm: Tensor | None
+    q_b: Tensor
+    kv_a: Tensor
+    kv_norm: Tensor
+    kv_b: Tensor
+    o: Tensor
+    post_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+    gate: Tensor | None = None
+    gate_bias: Tensor | None = None
+    experts_up: Tensor | None = None
+    experts_down: Tensor | None = None
+
+
+@dataclass
+class DecoderShape:
+    """What the tensors' sizes do not tell. `groups`, `kept_groups`: 1 and 0 where groups do not count."""
+
+    heads: int
+    nope: int
+    rope: int
+    value: int
+    latent: int
+    top_k: int
+    groups: int
+    kept_groups: int
+    sigmoid: bool
+    normalise: bool
+    by_two_best: bool
+    eps: float
+    latent_eps: float
+    scale: float
+    factor: float
+
+
+class _Weight(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("half", ctypes.c_int64)]
+
+    @classmethod
+    def of(cls, x: Tensor | None) -> _Weight:
+        return cls(None, 0) if x is None else cls(x.data_ptr(), x.dtype == torch.bfloat16)
+
+
+_NAMES = [field.name for field in fields(LayerWeights)]
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        *[(name, _Weight) for name in _NAMES],
+        ("hidden", ctypes.c_int64),
+        ("routed", ctypes.c_int64),
+    ]
+
+
+_SIZES = ("D", "H", "N", "R", "V", "C", "Q", "E", "K", "G", "kept", "F", "widest", "router_flags")
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [
+        *[(name, ctypes.c_int64) for name in _SIZES],
+        *[(name, ctypes.c_float) for name in ("eps", "latent_eps", "scale", "factor")],
+    ]
+
+
+class _Cache(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        *[(name, ctypes.c_int64) for name in ("layer", "half", "block")],
+        ("tables", ctypes.c_void_p),
+        ("columns", ctypes.c_int64),
+        ("cosine", ctypes.c_void_p),
+        ("sine", ctypes.c_void_p),
+    ]
+
+
+class Decoder:
+    """The layers of one network, which must keep their tensors where they are (in-place updates are seen at once).
+
+    A token's result does not depend on the tokens beside it nor on the number of threads.
+    """
+
+    def __init__(self, shape: DecoderShape, layers: Sequence[LayerWeights], cos: Tensor, sin: Tensor) -> None:
+        self._tensors = [getattr(layer, name) for layer in layers for name in _NAMES]
+        for x in self._tensors:
+            assert x is None or (x.is_contiguous() and x.dtype in (torch.float32, torch.bfloat16)), "decoder weights"
+        self.cos, self.sin = cos.float().contiguous(), sin.float().contiguous()
+        self._layers = (_Layer * len(layers))(*map(_describe, layers))
+        routed = next((layer for layer in layers if layer.gate is not None), None)
+        self._shape = _Shape(
+            D=layers[0].input_norm.numel(), H=shape.heads, N=shape.nope, R=shape.rope, V=shape.value, C=shape.latent,
+            Q=0 if layers[0].q_a is None else layers[0].q_a.shape[0],
+            E=0 if routed is None or routed.gate is None else routed.gate.shape[0],
+            K=0 if routed is None else shape.top_k, G=shape.groups, kept=shape.kept_groups,
+            F=0 if routed is None or routed.experts_down is None else routed.experts_down.shape[2],
+            widest=max(layer.down.shape[1] for layer in layers),
+            router_flags=_SIGMOID * shape.sigmoid + _NORMALISE * shape.normalise + _BY_TWO_BEST * shape.by_two_best,
+            eps=shape.eps, latent_eps=shape.latent_eps, scale=shape.scale, factor=shape.factor,
+        )  # fmt: skip
+        self._bytes = sum(x.numel() * x.element_size() for x in self._tensors if x is not None)
+
+    def run(
+        self, x_ND: Tensor, memory_LSX: Tensor, placement: Placement, final_norm: Tensor, first: int, count: int
+    ) -> Tensor:
+        """Layers `first` … `first + count − 1` and a final norm on fp32 `x_ND`, which is overwritten -> fp32 [N, D].
+
+        The tokens' entries join the memory (fp32 or bf16).
+        """
+        out = torch.empty_like(x_ND)
+        tables = placement.tables_BM
+        cache = _Cache(
+            memory_LSX.data_ptr(), memory_LSX.stride(0), memory_LSX.dtype == torch.bfloat16, placement.block_size,
+            tables.data_ptr(), tables.shape[1], self.cos.data_ptr(), self.sin.data_ptr(),
+        )  # fmt: skip
+        call(
+            "decoder_run",
+            ctypes.byref(self._shape), ctypes.byref(self._layers, first * ctypes.sizeof(_Layer)), first, count,
+            ctypes.byref(_Weight.of(final_norm)), ctypes.byref(cache),
+            placement.rows_N.data_ptr(), placement.positions_N.data_ptr(), placement.slots_N.data_ptr(),
+            x_ND.data_ptr(), out.data_ptr(), len(x_ND), torch.get_num_threads(), self._bytes <= _CACHED_BYTES,
+        )  # fmt: skip
+        return out
+
+
+def linear(x_ND: Tensor, weight_WD: Tensor) -> Tensor:
+    """fp32 x·weightᵀ -> [N, W]; as in `Decoder`, a token's result is its own."""
+    out = x_ND.new_empty(len(x_ND), len(weight_WD))
+    weight = ctypes.byref(_Weight.of(weight_WD))
+    call("decoder_linear", x_ND.data_ptr(), weight, *out.shape, x_ND.shape[1], out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+def _describe(layer: LayerWeights) -> _Layer:
+    weights = {name: _Weight.of(getattr(layer, name)) for name in _NAMES}
+    return _Layer(**weights, hidden=layer.down.shape[1], routed=layer.gate is not None)
