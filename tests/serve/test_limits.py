@@ -277,6 +277,9 @@ def test_the_log_holds_no_prompt_unless_asked(serve, endless, caplog):
         entry = json.loads(caplog.messages[-1])
         assert (entry["status"], entry["user"], entry["completion_tokens"]) == (200, "ada", 3)
         assert ("a whale dives" in caplog.text) == there
+    server.ask(whales=3)
+    entry = json.loads(caplog.messages[-1])
+    assert (entry["status"], entry["code"], entry["param"]) == (422, "unknown_field", "whales")
 
 
 def test_random_bytes_are_answered_in_the_same_form(serve, endless):

@@ -89,7 +89,7 @@ def make_app(service: Service) -> FastAPI:
 
 def _handle_errors(app: FastAPI, service: Service) -> None:
     def refuse(request: Request, error: ApiError) -> Response:
-        service.metrics.count_request(gate.known(request.url.path), error.status)
+        service.refuse(gate.known(request.url.path), error)
         return gate.answer(error)
 
     @app.exception_handler(ApiError)

@@ -34,7 +34,7 @@ class Gate:
             scope.setdefault("state", {})["owner"] = self._owner(scope, headers)
             body = await self._body(headers, receive)
         except ApiError as error:
-            self.service.metrics.count_request(known(scope["path"]), error.status)
+            self.service.refuse(known(scope["path"]), error)
             await answer(error)(scope, receive, send)
             return
         began = False
@@ -50,7 +50,7 @@ class Gate:
             _log.exception("a request failed")
             if not began:
                 failed = ApiError(500, "the server failed at this request; its log says how")
-                self.service.metrics.count_request(known(scope["path"]), 500)
+                self.service.refuse(known(scope["path"]), failed)
                 await answer(failed)(scope, receive, send)
 
     def _check_host(self, headers: Headers) -> None:

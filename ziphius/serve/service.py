@@ -77,6 +77,11 @@ class Service:
                 param="model", code="model_not_found",
             )  # fmt: skip
 
+    def refuse(self, path: str, error: ApiError) -> None:
+        """Count a request that is turned away, and write down why."""
+        self.metrics.count_request(path, error.status)
+        self.log({"path": path, "status": error.status, "code": error.code, "param": error.param})
+
     def log(self, event: dict[str, Any]) -> None:
         """One line of JSON; prompts and answers are in it only where the settings ask for them."""
         if not self.settings.log_prompts:
