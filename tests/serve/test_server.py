@@ -229,7 +229,7 @@ def test_sigterm_lets_an_answer_end_and_takes_no_more(folder):
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         assert '"finish_reason":"length"' in rest[-2]
-        served.process.wait(20)
+        assert served.process.wait(20) == 0
     finally:
         served.stop()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import socket
 import sys
 from datetime import date
@@ -43,6 +44,7 @@ def launch(folder: Path, given: dict[str, Any]) -> None:
     )
     host, port = listener.getsockname()[:2]
     _introduce(service, folder, f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn sends itself the signal again when all is done
     Server(config, service).run(sockets=[listener])
 
 
