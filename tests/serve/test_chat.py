@@ -131,6 +131,10 @@ def test_tool_calls(scripted):
         final = stream.get_final_completion()
     assert [json.loads(call.function.arguments) for call in final.choices[0].message.tool_calls] == called
 
+    for chunk in client.chat.completions.create(**ASK, tools=[tool], stream=True):
+        parts = chunk.choices[0].delta.tool_calls or []
+        assert len({part.index for part in parts}) == len(parts)
+
     turn = [*ASK["messages"], choice.message.model_dump(exclude_none=True)]
     turn += [{"role": "tool", "tool_call_id": call.id, "content": "2992"} for call in choice.message.tool_calls]
     client.chat.completions.create(model="tiny", messages=turn, tools=[tool])

@@ -50,6 +50,11 @@ class News:
     logs: list[TokenLog]
     finish_reason: str | None
 
+    def followed_by(self, later: News) -> News:
+        """Both as one."""
+        delta = self.delta.followed_by(later.delta)
+        return News(self.choice, delta, self.logs + later.logs, later.finish_reason)
+
 
 @dataclass
 class Choice:
@@ -70,8 +75,7 @@ class Choice:
                 logs.append(TokenLog(part, token, update.logprobs[place], top))
         delta = self.parser.take()
         if update.finish_reason is not None:
-            left = self.parser.finish()
-            delta = Delta(delta.reasoning + left.reasoning, delta.content + left.content, delta.calls + left.calls)
+            delta = delta.followed_by(self.parser.finish())
             called = bool(getattr(self.parser, "calls", None))
             self.finish_reason = "tool_calls" if called and update.finish_reason == "stop" else update.finish_reason
         self.logs += logs
@@ -125,7 +129,12 @@ class Answer:
             except TimeoutError:
                 yield []
                 continue
-            yield [self._read(place * per_prompt, update) for place, update in updates]
+            merged: dict[int, News] = {}
+            for place, update in updates:
+                news = self._read(place * per_prompt, update)
+                before = merged.get(news.choice.index)
+                merged[news.choice.index] = before.followed_by(news) if before is not None else news
+            yield list(merged.values())
             await asyncio.sleep(0)  # whoever has much to say lets others speak
 
     def _read(self, first: int, update: Update) -> News:

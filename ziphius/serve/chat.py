@@ -119,7 +119,12 @@ def _deltas(tokenizer: Tokenizer, news: News) -> list[tuple[dict[str, Any], dict
         if text or logs:
             found.append(({key: text}, _logprobs(tokenizer, logs).model_dump() if logs else None))
     if said.calls:
-        found.append(({"tool_calls": [_call_delta(call) for call in said.calls]}, None))
+        merged: dict[int, CallDelta] = {}
+        for call in said.calls:  # one entry a call: some clients look at no more
+            before = merged.get(call.index, CallDelta(call.index))
+            arguments = before.arguments + call.arguments
+            merged[call.index] = CallDelta(call.index, before.id or call.id, before.name or call.name, arguments)
+        found.append(({"tool_calls": [_call_delta(call) for call in merged.values()]}, None))
     return found
 
 

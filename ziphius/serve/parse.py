@@ -38,8 +38,9 @@ class Delta:
     content: str = ""
     calls: list[CallDelta] = field(default_factory=list)
 
-    def __bool__(self) -> bool:
-        return bool(self.reasoning or self.content or self.calls)
+    def followed_by(self, later: Delta) -> Delta:
+        """Both as one."""
+        return Delta(self.reasoning + later.reasoning, self.content + later.content, self.calls + later.calls)
 
 
 @dataclass(slots=True)
