@@ -26,7 +26,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 413, 422, 429, 500, 503)
 }
 _STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Whole, or as a stream"}
+    200: {"content": {"text/event-stream": {}}, "description": "Whole, or as a stream"}
 }
 
 
