@@ -7,7 +7,7 @@ streamed answers of 32 tokens at temperature 0.7. Printed: tokens per second, ti
 (p50, p95), the share of prompt tokens found in the cache, failures. Then `--soak` requests (10,000) go to ours, a third
 of them broken off at a random moment: no failure, and no block, sample or open file left over.
 
-    pip install -c constraints.txt -e .[serve]
+    pip install -c constraints.txt -e .[serve] accelerate  # without which the peer loads no model
     python bench/serve.py               # about ten minutes on two slow cores
     python bench/serve.py --quick       # a minute; --only soak, --only load for one half
 

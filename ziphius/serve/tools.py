@@ -23,8 +23,9 @@ def tool_settings(asked: ChatRequest, tokenizer: Tokenizer) -> dict[str, Any]:
     """
     if not asked.tools:
         return {}
-    ids = {name: tokenizer.inner.token_to_id(name) for name in tokens.TOOLS}
-    if None in ids.values():
+    found = {name: tokenizer.inner.token_to_id(name) for name in tokens.TOOLS}
+    ids = {name: id for name, id in found.items() if id is not None}
+    if len(ids) < len(found):
         raise ApiError(422, "tools: this model's tokenizer has no tokens for tool calls", param="tools")
     if asked.tool_choice == "none":
         return {"logit_bias": dict.fromkeys((ids[tokens.CALLS_BEGIN], ids[tokens.CALL_BEGIN]), -100.0)}
