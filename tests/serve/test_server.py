@@ -1,5 +1,6 @@
 """A real model in a folder, served by the real command: the official client, kills, drains, and tokens kept."""
 
+import importlib.util
 import json
 import os
 import re
@@ -264,3 +265,22 @@ def test_mistakes_at_the_start_are_one_line(folder, tmp_path, monkeypatch, capsy
         assert out == ""
         assert says in said
         assert said.count("\n") == 1
+
+
+def test_help_needs_neither_torch_nor_the_services_packages():
+    heavy = "{'torch', 'transformers', 'fastapi', 'uvicorn'} & set(sys.modules)"
+    for verb in ("serve", "chat", "key"):
+        program = f"import sys; sys.argv = ['ziphius', '{verb}', '--help']\nfrom ziphius.cli import main\n"
+        program += f"try: main()\nfinally: print('imported', *{heavy}, file=sys.stderr)"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "imported\n")
+        assert "Example" in done.stdout
+
+
+def test_missing_packages_are_named_with_the_mend(folder, monkeypatch, capsys):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else real(name))
+    monkeypatch.setattr(sys, "argv", ["ziphius", "serve", str(folder)])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert capsys.readouterr().err == "ziphius: serving needs uvicorn: pip install 'ziphius[serve]'\n"
