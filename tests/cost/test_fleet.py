@@ -177,6 +177,7 @@ def test_json_and_screen_and_page(load, tmp_path, capsys):
     fleet = load()
     found = json.loads(json.dumps(fleet_json(fleet, [1.0, 0.5])))
     assert found["total"]["capex_dollars"]["point"] == sum(g["capex_dollars"]["point"] for g in found["groups"])
+    assert [(group["gpu"], group["site"]) for group in found["groups"]] == [("h100", "here"), ("h20", "here")]
     hourly = found["groups"][0]["dollars_per_gpu_hour"]
     assert hourly["0.5"]["high"] == pytest.approx(2 * hourly["1"]["high"])
     assert [month["month"] for month in found["months"]] == ["2025-01", "2025-02", "2025-03"]

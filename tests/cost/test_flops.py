@@ -1,5 +1,6 @@
 """Closed-form counts against the published numbers (facts 1.3) and against the modules themselves."""
 
+import json
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from ziphius.cost.flops import (
     forward_flops_per_token,
     kv_bytes_per_token,
     train_flops_per_token,
+    weight_bytes,
 )
 from ziphius.model.config import ModelConfig
 from ziphius.model.presets import ladder, preset, preset_names
@@ -131,3 +133,53 @@ def test_ladder_sizes_are_those_of_its_docstring():
 def test_counting_needs_no_torch():
     code = "import sys, ziphius.cost.flops; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_caches_of_grouped_query_attention(tables):
+    """ISCA (arXiv 2505.09343) table 1."""
+    assert kv_bytes_per_token(tables.shape("qwen2.5-72b")) == 327_680
+    assert kv_bytes_per_token(tables.shape("llama-3.1-405b")) == 516_096
+    assert kv_bytes_per_token(preset("deepseek-v3"), 1) == 35_136
+    assert kv_bytes_per_token(tables.shape("llama-2-7b")) == 2 * 32 * 128 * 32 * 2  # every head its own
+
+
+def test_arithmetic_of_dense_networks(tables):
+    llama = tables.shape("llama-3-8b")
+    weights = 8_030_261_248 - 128_256 * 4096  # the card's count less the input embedding
+    attention = 6 * 32 * 32 * 256 * 8192 / 2
+    assert train_flops_per_token(llama, 8192) == pytest.approx(6 * weights + attention, rel=1e-6)
+    assert forward_flops_per_token(llama, 100, absorbed=True) == forward_flops_per_token(llama, 100)
+
+
+def test_windows_bound_what_is_attended_to(tables):
+    """nanochat's own count of its d24: 4.33e19 FLOPs for 8.76B tokens, not causal, a quarter of the layers full."""
+    d24 = tables.shape("nanochat-d24")
+    assert train_flops_per_token(d24, 2048, causal=False) == pytest.approx(4.33e19 / 8.76e9, rel=0.01)
+    assert d24.mean_causal_context(2048) < 1024
+    assert d24.mean_causal_context(512) == 256
+
+
+def test_bytes_of_weights():
+    v3 = preset("deepseek-v3")
+    assert weight_bytes(v3) == 2 * count_parameters(v3).total
+    assert weight_bytes(v3, 1) / 1e9 == pytest.approx(671 + 2 * 0.93, rel=0.002)  # embedding and head stay BF16
+    assert weight_bytes(v3, 0.5) < weight_bytes(v3, 1) < weight_bytes(v3, 2)
+
+
+def test_a_config_json_of_other_families_is_counted(tmp_path):
+    from ziphius.cost.shape import shape_from_folder, shape_from_hf
+
+    config = {
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100, "tie_word_embeddings": True,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shape = shape_from_folder(tmp_path)
+    per_layer = 64 * (4 + 2 * 2) * 16 + 64 * 64 + 3 * 64 * 128 + 2 * 64
+    assert count_parameters(shape).total == 100 * 64 + 2 * per_layer + 64
+    with pytest.raises(ValueError, match="model_type is 'bert'; the planner knows"):
+        shape_from_hf({"model_type": "bert"})
+    with pytest.raises(ValueError, match=r"config\.json lacks 'vocab_size'"):
+        shape_from_hf({k: v for k, v in config.items() if k != "vocab_size"})
+    with pytest.raises(FileNotFoundError, match=r"no such config\.json"):
+        shape_from_folder(tmp_path / "nowhere")

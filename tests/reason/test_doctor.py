@@ -9,7 +9,8 @@ import torch
 
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
-from ziphius.reason.doctor import Context, diagnose, diagnose_run, verdict
+from ziphius.reason.chart import Context
+from ziphius.reason.doctor import diagnose, diagnose_run, verdict
 from ziphius.reason.grpo import GRPOSource
 from ziphius.reason.prompts import prompt_tokens
 from ziphius.reason.rewards import RewardWeights
@@ -112,9 +113,10 @@ def test_a_mismatch_that_grows_is_noticed_while_it_is_small():
     assert (finding.name, finding.severity) == ("sampler and trainer differ", "warning")
 
 
-def test_a_loss_that_is_not_a_number():
+@pytest.mark.parametrize("bad", [float("nan"), None])
+def test_a_loss_that_is_not_a_number(bad):
     rows = chart()
-    rows[-3]["loss"] = float("nan")
+    rows[-3]["loss"] = bad
     (finding,) = diagnose(rows)
     assert (finding.name, finding.severity) == ("updates skipped", "warning")
 

@@ -169,10 +169,10 @@ def show_accuracy(found: Accuracy) -> None:
         sums.add_column(heading, justify="left" if heading == "rows" else "right")
     for name, part in parts.items():
         if part is not None:
-            naive = f"{part.naive_median_log_error:.1%}" if part.naive_median_log_error is not None else ""
+            rule = f"{part.naive_median_log_error:.1%}" if part.naive_median_log_error is not None else ""
             sums.add_row(
                 name, str(part.rows), f"{part.median_log_error:.1%}", f"{part.largest_factor:.2f}×",
-                f"{part.inside:.0%}", f"{part.widest:.2f}×", naive,
+                f"{part.inside:.0%}", f"{part.widest:.2f}×", rule,
             )  # fmt: skip
     console.print(sums)
     for name, why in found.failed.items():

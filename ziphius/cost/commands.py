@@ -46,9 +46,7 @@ def train(
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences a step, e.g. 15360.")] = None,
     microbatch: Annotated[int | None, typer.Option(min=1, help="Sequences at once on a device, e.g. 1.")] = None,
     schedule: Annotated[str | None, typer.Option(help="Pipeline: 1f1b, zb1p or dualpipe.")] = None,
-    recompute: Annotated[str, typer.Option(help="none, selective or full; e.g. full where memory is short.")] = (
-        "selective"
-    ),
+    recompute: Annotated[str, typer.Option(help="none, selective, full, or auto: the fastest that fits.")] = "auto",
     stack: Annotated[
         str | None,
         typer.Option(
@@ -113,6 +111,10 @@ def serve(
     prefill_tp: Annotated[int, typer.Option(min=1, help="Tensor parallelism of its attention, e.g. 1.")] = 1,
     decode_gpus: Annotated[int | None, typer.Option(min=1, help="Devices of a decoding pool, e.g. 144.")] = None,
     decode_tp: Annotated[int, typer.Option(min=1, help="Tensor parallelism of its attention, e.g. 1.")] = 1,
+    colocated: Annotated[bool, typer.Option("--colocated", help="One pool reads and writes (--decode-gpus).")] = False,
+    concurrency: Annotated[
+        float | None, typer.Option(min=1, help="Requests that a decoding pool works on, e.g. 64; else the best.")
+    ] = None,
     utilisation: Annotated[
         float | None, typer.Option(min=0.01, max=1, help="Fleet average over full pools, e.g. 0.74.")
     ] = None,
@@ -139,7 +141,8 @@ def serve(
         ServeOptions(
             model=model, gpu=gpu, input=input_, output=output, hit=hit, context=context, user_speed=user_speed,
             ttft=ttft, requests=requests, precision=precision, kv=kv, acceptance=acceptance, prefill_gpus=prefill_gpus,
-            prefill_tp=prefill_tp, decode_gpus=decode_gpus, decode_tp=decode_tp, utilisation=utilisation,
+            prefill_tp=prefill_tp, decode_gpus=decode_gpus, decode_tp=decode_tp, colocated=colocated,
+            concurrency=concurrency, utilisation=utilisation,
             price=price_list, imbalance=imbalance, software=software, rate=rate, market=market, data=data or [],
         ),
         as_json=json_,
@@ -177,9 +180,9 @@ def rl(
     Example: `ziphius plan rl --model deepseek-v3 --gpu h800 --gpus 512 --steps 10400 --software 2024-12 --rate 2`
     """
     from ziphius.cost.data import Data
-    from ziphius.cost.machine import BYTES
     from ziphius.cost.money import rental_rate
-    from ziphius.cost.quantity import choice, parse_day
+    from ziphius.cost.quantity import parse_day
+    from ziphius.cost.quantity import precision as checked
     from ziphius.cost.rl import RLRequest, rl_plan
     from ziphius.cost.rl_screen import show_rl
 
@@ -187,7 +190,7 @@ def rl(
     accelerator, shape = tables.accelerator(gpu), tables.shape(model)
     request = RLRequest(
         model, shape, accelerator, gpus, steps, questions, samples, rollout, prompt, length, max_length, reward_seconds,
-        choice(precision, tuple(BYTES), "--precision"), acceptance, decode_gpus, parallel,
+        checked(precision), acceptance, decode_gpus, parallel,
         parse_day(software, "--software") if software else None,
     )  # fmt: skip
     show_rl(rl_plan(request, tables, rental_rate(accelerator, tables, rate, market)), as_json=json_)
@@ -212,3 +215,21 @@ def accuracy(
 
     found = measure(Data(data or []), own, leave_out)
     print(json.dumps(accuracy_json(found), indent=1)) if json_ else show_accuracy(found)
+
+
+@plan.command()
+def count(
+    model: Model,
+    seq: Annotated[int, typer.Option(min=2, help="Tokens of a training sequence, e.g. 4096.")] = 4096,
+    context: Annotated[int, typer.Option(min=1, help="Tokens attended to while serving, e.g. 8192.")] = 4096,
+    data: DataFiles = None,
+    json_: AsJson = False,
+) -> None:
+    """Parameters, FLOPs per token, bytes of weights and of the cache: exact counts, no prediction.
+
+    Example: `ziphius plan count --model deepseek-v3`
+    """
+    from ziphius.cost.count_screen import show_counts
+    from ziphius.cost.data import Data
+
+    show_counts(model, Data(data or []).shape(model), seq, context, as_json=json_)

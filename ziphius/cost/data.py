@@ -65,17 +65,21 @@ class Data:
         return {row.name: row for row in self.rows("accelerator", Accelerator)}
 
     def shape(self, model: str) -> Shape:
-        """The shape of a model by its name, or of a folder with a `config.json`. Raises DataError listing the names."""
-        if model in preset_names():
-            return shape_of(preset(model))
-        rows = {row.name: row for row in self.rows("model", ModelShape)}
-        if model in rows:
-            try:
-                return shape_from_hf(rows[model].config)
-            except ValueError as error:
-                raise DataError(f"model {model}: {error}") from None
+        """The shape of a model by its name, or of a folder with a `config.json`. Raises DataError listing the names.
+
+        A name may be that of a Hugging Face repository: deepseek-ai/DeepSeek-R1, Qwen/Qwen3-8B-Base.
+        """
         if Path(model).exists():
             return shape_from_folder(Path(model))
+        name = _plain_name(model)
+        if name in preset_names():
+            return shape_of(preset(name))
+        rows = {row.name: row for row in self.rows("model", ModelShape)}
+        if name in rows:
+            try:
+                return shape_from_hf(rows[name].config)
+            except ValueError as error:
+                raise DataError(f"model {name}: {error}") from None
         known = ", ".join(sorted((*preset_names(), *rows)))
         raise DataError(f"no model called {model!r}, and no such folder; there are {known}")
 
@@ -149,6 +153,13 @@ def _between(older: dict[str, Any], newer: dict[str, Any], weight: float) -> dic
     return mixed
 
 
+def _plain_name(model: str) -> str:
+    """`Meta-Llama-3.1-8B-Instruct` as the tables call it: llama-3.1-8b."""
+    name = model.rsplit("/", 1)[-1].lower().removeprefix("meta-")
+    name = re.sub(r"(-(instruct|base|hf|chat|\d{4}))+$", "", name)
+    return re.sub(r"^(llama|olmo)(?=\d)", r"\1-", re.sub(r"^(qwen|smollm)-(?=\d)", r"\1", name))
+
+
 def _kind(table: str) -> type[Row]:
     """What a row of `table` is; published results know the whole planner, and are imported only where they occur."""
     if table in TABLES:
@@ -186,7 +197,8 @@ def _rows(path: str, text: str, tables: dict[str, Any], table: str, kind: type[R
         try:
             yield kind(**raw)
         except ValidationError as error:
-            first = error.errors()[0]
+            errors = error.errors()  # a misspelt key says more than the one that it leaves missing
+            first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
             key = str(first["loc"][0]) if first["loc"] else None
             what = first["msg"].removeprefix("Value error, ")
             got = f" (got {first['input']!r})" if key in raw else ""

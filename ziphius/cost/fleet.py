@@ -187,6 +187,7 @@ class Bill:
     """What a group of GPUs, or the fleet, costs over the fleet's years; dollars."""
 
     name: str
+    site: str
     count: int
     chips: Interval
     servers: Interval
@@ -223,7 +224,7 @@ def total(parts: list[Bill], name: str = "total") -> Bill:
     """The bills added up."""
     names = ("chips", "servers", "network", "facility", "energy", "hosting", "people")
     sums = {key: add([getattr(part, key) for part in parts]) for key in names}
-    return Bill(name, sum(part.count for part in parts), hours=sum(part.hours for part in parts), **sums)
+    return Bill(name, "", sum(part.count for part in parts), hours=sum(part.hours for part in parts), **sums)
 
 
 def _bill(fleet: Fleet, group: Group) -> Bill:
@@ -232,6 +233,7 @@ def _bill(fleet: Fleet, group: Group) -> Bill:
     hours = HOURS_PER_YEAR * fleet.years
     return Bill(
         name=group.type,
+        site=group.site,
         count=group.count,
         chips=group.chip_dollars.scaled(group.count),
         servers=group.server_dollars.scaled(group.count),

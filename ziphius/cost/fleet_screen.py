@@ -43,7 +43,7 @@ def show_fleet(fleet: Fleet, utilisation: Sequence[float]) -> None:
     for headings, rows, title in _tables(fleet, utilisation):
         table = Lines(title=title, title_justify="left")
         for number, heading in enumerate(headings):
-            table.add_column(heading, justify="right" if number else "left")
+            table.add_column(heading, justify="left" if not number or heading == "site" else "right")
         for number, row in enumerate(rows):
             if row[0] == "total" and number:
                 table.add_section()
@@ -89,10 +89,11 @@ def _tables(fleet: Fleet, utilisation: Sequence[float]) -> list[tuple[list[str],
     rows = [*parts, total(parts)]
     shown = [name for name in _PARTS if any(getattr(bill, name).point for bill in parts)]
     cost = (
-        ["GPU", "count", *shown, "capex", "opex", "TCO"],
+        ["GPU", "site", "count", *shown, "capex", "opex", "TCO"],
         [
             [
                 bill.name,
+                bill.site,
                 f"{bill.count:,}",
                 *[_millions(getattr(bill, name)) for name in (*shown, "capex", "opex", "tco")],
             ]
@@ -165,7 +166,7 @@ def _ages(fleet: Fleet) -> list[int]:
 def _bill_json(bill: Bill, utilisation: Sequence[float]) -> dict[str, Any]:
     named = {f"{name}_dollars": getattr(bill, name).as_dict() for name in (*_PARTS, "capex", "opex", "tco")}
     hourly = {f"{share:g}": bill.dollars_per_gpu_hour(share).as_dict() for share in utilisation}
-    return {"gpu": bill.name, "count": bill.count, **named, "dollars_per_gpu_hour": hourly}
+    return {"gpu": bill.name, "site": bill.site, "count": bill.count, **named, "dollars_per_gpu_hour": hourly}
 
 
 def _job_json(fleet: Fleet, parts: Sequence[Bill], job: Job) -> dict[str, Any]:

@@ -18,7 +18,8 @@ RECOMPUTES: tuple[str, ...] = get_args(Recompute)
 class Layout:
     """Tensor, context, pipeline, virtual-pipeline and expert parallel widths; ZeRO stage; sequences a microbatch.
 
-    Data parallelism takes the rest of the devices. Experts are spread over `ep` of the devices of one pipeline stage.
+    Data parallelism takes the rest of the devices; a `dp` that is given must be that. Experts are spread over `ep` of
+    the devices of one pipeline stage.
     """
 
     tp: int = 1
@@ -30,12 +31,15 @@ class Layout:
     microbatch: int = 1
     schedule: Schedule = "1f1b"
     recompute: Recompute = "selective"
+    dp: int | None = None
 
     def data_parallel(self, gpus: int) -> int:
         """Replicas of the model. Raises ValueError where the axes do not divide `gpus`."""
         width = self.tp * self.cp * self.pp
         if gpus % width:
             raise ValueError(f"{gpus} GPUs do not divide by {self.axes()}: tp·cp·pp is {width}; use a multiple of it")
+        if self.dp is not None and self.dp * width != gpus:
+            raise ValueError(f"dp{self.dp} with {self.axes()} takes {self.dp * width} GPUs, not {gpus}; leave dp out")
         return gpus // width
 
     def microbatches(self, gpus: int, batch: int) -> int:
@@ -76,13 +80,14 @@ class Layout:
 
 
 def parse_layout(text: str, **others: object) -> Layout:
-    """Read `pp16,ep64,zero1`. Raises ValueError naming the part that is no axis."""
+    """Read `pp16,ep64,zero1`; fsdp is zero3, vp is vpp. Raises ValueError naming the part that is no axis."""
     found: dict[str, int] = {}
     for part in filter(None, re.split(r"[,\s]+", text.strip().lower())):
-        match = re.fullmatch(r"(tp|cp|pp|vpp|ep|zero|mbs)(\d+)", part)
+        plain = "zero3" if part == "fsdp" else re.sub(r"^vp(?=\d)", "vpp", part)
+        match = re.fullmatch(r"(tp|cp|pp|vpp|ep|dp|zero|mbs)(\d+)", plain)
         if not match:
             raise ValueError(
-                f"--parallel: {part!r} is no axis; write such as pp16,ep64,zero1 (tp, cp, pp, vpp, ep, zero, mbs)"
+                f"--parallel: {part!r} is no axis; write such as pp16,ep64,zero1 (tp, cp, pp, vpp, ep, dp, zero, mbs)"
             )
         axis = "microbatch" if match[1] == "mbs" else match[1]
         if axis in found:

@@ -19,10 +19,11 @@ from ziphius.cost.money import rental_rate
 from ziphius.cost.phases import load_phases, plan_phases
 from ziphius.cost.rl import RLRequest, rl_plan
 from ziphius.cost.rows import Name, Positive, Row
-from ziphius.cost.serve import UTILISATION, ServeRequest, Workload, serve_plan
+from ziphius.cost.serve import UTILISATION, serve_plan
 from ziphius.cost.shape import Shape
 from ziphius.cost.step import Stack, step_time
 from ziphius.cost.train import TrainRequest, default_batch, half_width
+from ziphius.cost.workload import ServeRequest, Workload
 
 NAIVE_SHARE = 0.40
 NODE = 8
@@ -101,6 +102,8 @@ class PublishedServe(Published):
     precision: Literal["bf16", "fp8", "fp4"] = "fp8"
     kv: Literal["bf16", "fp8"] = "bf16"
     acceptance: float = Field(0.0, ge=0, le=1)
+    colocated: bool = False
+    concurrency: Positive | None = None
     fleet: bool = False
     quantity: Literal["input", "output"]
     tokens_per_second_per_node: Positive
@@ -241,10 +244,11 @@ def _serve(row: PublishedServe, data: Data) -> Outcome:
     def pool(gpus: int | None) -> Pool | None:
         return None if gpus is None else Pool.of(shape, gpus, 1 if shape.experts else gpus)
 
-    work = Workload(row.input, row.output, row.hit, row.context, row.user_speed)
+    speed_asked = row.user_speed if row.concurrency is None else 0.0
+    work = Workload(row.input, row.output, row.hit, row.context, speed_asked, concurrency=row.concurrency)
     request = ServeRequest(
         row.model, shape, accelerator, work, row.precision, row.kv, row.acceptance, row.software,
-        prefill=pool(row.prefill_gpus), decode=pool(row.decode_gpus),
+        prefill=pool(row.prefill_gpus), decode=pool(row.decode_gpus), colocated=row.colocated,
     )  # fmt: skip
     plan = serve_plan(request, data, rental_rate(accelerator, data, dollars=1.0), UTILISATION)
     bandwidth = accelerator.memory_tb_s / data.accelerator("h800").memory_tb_s

@@ -35,6 +35,12 @@ def choice(value: str, known: tuple[str, ...], option: str) -> str:
     return value.lower()
 
 
+def precision(value: str) -> str:
+    """bf16, fp8 or fp4; mxfp8 and nvfp4 are such with scales of blocks. Raises ValueError listing them."""
+    aliases = {"mxfp8": "fp8", "nvfp4": "fp4", "mxfp4": "fp4", "fp16": "bf16"}
+    return choice(aliases.get(value.lower(), value), ("bf16", "fp8", "fp4"), "--precision")
+
+
 def short(value: float) -> str:
     """A number in few characters: 1,542 or 2.79M or 14.8T."""
     for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "K")):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from ziphius.cost.data import Data
-from ziphius.cost.layout import Layout, Schedule
+from ziphius.cost.layout import Layout, Recompute, Schedule
 from ziphius.cost.memory import capacity, memory_parts
 from ziphius.cost.step import PYTORCH, Job, step_time
 from ziphius.cost.train import GIB, TrainRequest, default_batch
@@ -66,6 +66,24 @@ def search_layouts(request: TrainRequest, data: Data, schedule: Schedule | None 
     return Search([first, *told], _distinct(smaller)[:3], tried)
 
 
+def complete_layout(request: TrainRequest, layout: Layout, data: Data, zero: bool, recompute: bool) -> Layout:
+    """`layout` with the fastest recomputation, and ZeRO stage, that fit, where `recompute` and `zero` leave them open.
+
+    Where none fits, the one that needs least memory. Raises ValueError where the layout does not divide.
+    """
+    batch = request.batch or default_batch(request)
+    layout.check(request.shape, request.gpus, batch)
+    job = request.job(data, batch)
+    stages = (layout.zero, 3) if zero and layout.pp == 1 and layout.tp == 1 else (layout.zero,)
+    kinds: tuple[Recompute, ...] = ("none", "selective", "full") if recompute else (layout.recompute,)
+    open_ = [replace(layout, zero=stage, recompute=kind) for stage, kind in product(stages, kinds)]
+    need = {one: sum(memory_parts(job, one).values()) for one in open_}
+    fitting = [one for one in open_ if need[one] <= capacity(job)]
+    if not fitting:
+        return min(open_, key=need.__getitem__)
+    return min(fitting, key=lambda one: step_time(job, one).total)
+
+
 def _candidates(job: Job, schedule: Schedule | None) -> Iterator[Layout]:
     shape, domain = job.shape, job.machine.accelerator.nvlink_domain
     widths = [w for w in (1, 2, 4, 8) if w <= min(domain, 8) and w <= job.gpus]
@@ -120,7 +138,7 @@ def _why(winner: dict[str, float], loser: dict[str, float]) -> str:
     """The part that costs the loser most."""
     part = max(loser, key=lambda name: loser[name] - winner[name])
     extra = (loser[part] - winner[part]) / sum(winner.values())
-    return f"{part.replace('_', ' ')} +{extra:.0%} of the step"
+    return f"{part.replace('_', ' ')} +{extra:.1%} of the step"
 
 
 def _nothing_fits(request: TrainRequest, large: list[Candidate], limit: float) -> str:

@@ -38,12 +38,13 @@ def serve_json(plan: ServePlan) -> dict[str, Any]:
         "workload": {
             "input": work.input, "output": work.output, "hit": work.hit, "context": work.mean_context,
             "user_speed": work.user_speed, "requests_per_second": work.requests_per_second,
-            "acceptance": asked.acceptance,
+            "acceptance": asked.acceptance, "concurrency": work.concurrency, "colocated": asked.colocated,
         },
         "prefill_pool": _pool_json(plan.prefill.pool),
         "decode_pool": _pool_json(plan.decode.pool)
         | {
             "sequences_per_gpu": plan.decode.sequences,
+            "alone_tokens_per_second_per_gpu": plan.decode.alone_tokens_per_second,
             "step_seconds": plan.decode.step_seconds,
             "kv_tokens_per_group": plan.decode.kv_tokens,
             "batch_limited_by": plan.decode.limit,
@@ -80,10 +81,13 @@ def summary_rows(plan: ServePlan) -> list[tuple[str, str]]:
     """The plan's figures as people read them."""
     read, written = plan.input_tokens_per_second_per_gpu, plan.output_tokens_per_second_per_gpu
     cached = 1 / (1 - plan.request.workload.hit)
+    at_once = plan.decode.sequences * plan.decode.pool.gpus
+    pools = [("prefill pool", _pool_line(plan.prefill.pool)), ("decoding pool", _pool_line(plan.decode.pool))]
+    if plan.request.colocated:
+        pools = [("pool", f"{_pool_line(plan.decode.pool)}; it reads and writes in turns")]
     rows = [
-        ("prefill pool", _pool_line(plan.prefill.pool)),
-        ("decoding pool", _pool_line(plan.decode.pool)),
-        ("sequences at once", f"{plan.decode.sequences:.0f} per GPU, limited by {plan.decode.limit}"),
+        *pools,
+        ("sequences at once", f"{at_once:,.0f} in a pool, {plan.decode.sequences:.3g} per GPU: {plan.decode.limit}"),
         ("new input, full pools", f"{spread(read.scaled(NODE))} tokens/s per 8 GPUs"),
         ("output, full pools", f"{spread(written.scaled(NODE))} tokens/s per 8 GPUs"),
         ("utilisation of a fleet", spread(plan.utilisation, "{:.0%}".format)),
@@ -175,6 +179,8 @@ def _draw_speeds(axes: Axes, speeds: Sequence[tuple[float, ServePlan]]) -> None:
     costs = [plan.dollars_per_million_output for _, plan in speeds]
     axes.fill_between(asked, [c.low for c in costs], [c.high for c in costs], alpha=0.2)
     axes.plot(asked, [c.point for c in costs], marker="o")
-    axes.set_ylim(bottom=0)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"${value:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"${value:g}" if f"{value:e}"[0] in "25" else "")
     axes.set_xlabel("tokens per second for each user")
     axes.set_ylabel("dollars per million output tokens")

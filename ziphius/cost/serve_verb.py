@@ -9,11 +9,11 @@ from pathlib import Path
 from ziphius.cost.data import Data
 from ziphius.cost.decode import Pool
 from ziphius.cost.interval import Interval
-from ziphius.cost.machine import BYTES
 from ziphius.cost.money import rental_rate
-from ziphius.cost.quantity import choice, parse_day
-from ziphius.cost.serve import UTILISATION, ServePlan, ServeRequest, Workload, serve_plan
+from ziphius.cost.quantity import choice, parse_day, precision
+from ziphius.cost.serve import UTILISATION, ServePlan, serve_plan
 from ziphius.cost.shape import Shape
+from ziphius.cost.workload import ServeRequest, Workload
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class ServeOptions:
     prefill_tp: int = 1
     decode_gpus: int | None = None
     decode_tp: int = 1
+    colocated: bool = False
+    concurrency: float | None = None
     utilisation: float | None = None
     price: str | None = None
     imbalance: float = 1.15
@@ -62,6 +64,8 @@ def make_serve_plan(options: ServeOptions) -> ServePlan:
     if options.acceptance and not shape.mtp_layers:
         raise ValueError(f"--acceptance: {options.model} has no prediction module to draft with; leave it out")
     price = None
+    if options.colocated and options.prefill_gpus:
+        raise ValueError("--prefill-gpus: a colocated pool reads with its own devices; give --decode-gpus")
     if options.price is not None:
         model, at, day = options.price.partition("@")
         if not at:
@@ -75,15 +79,16 @@ def make_serve_plan(options: ServeOptions) -> ServePlan:
         accelerator=accelerator,
         workload=Workload(
             options.input, options.output, options.hit, options.context, options.user_speed, options.ttft,
-            options.requests,
+            options.requests, options.concurrency,
         ),
-        precision=choice(options.precision, tuple(BYTES), "--precision"),
+        precision=precision(options.precision),
         kv_precision=choice(options.kv, ("bf16", "fp8"), "--kv"),
         acceptance=options.acceptance,
         software=parse_day(options.software, "--software") if options.software else None,
         imbalance=options.imbalance,
         prefill=_pool(shape, options.prefill_gpus, options.prefill_tp, "--prefill-gpus"),
         decode=_pool(shape, options.decode_gpus, options.decode_tp, "--decode-gpus"),
+        colocated=options.colocated,
     )  # fmt: skip
     share = Interval.exactly(options.utilisation) if options.utilisation is not None else UTILISATION
     return serve_plan(request, data, rental_rate(accelerator, data, options.rate, options.market), share, price)
@@ -104,7 +109,7 @@ def _speeds(options: ServeOptions) -> list[tuple[float, ServePlan]]:
     found = []
     for speed in (5, 10, 15, 20, 30, 40, 60, 80, 100, 150, 200):
         try:
-            found.append((float(speed), make_serve_plan(replace(options, user_speed=speed))))
+            found.append((float(speed), make_serve_plan(replace(options, user_speed=speed, concurrency=None))))
         except ValueError:  # too fast for any pool
             continue
     return found

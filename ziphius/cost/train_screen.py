@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ziphius.cost.phases import PhasesPlan
     from ziphius.cost.search import Candidate, Search
 
+_SEARCH_HEADINGS = ("layout", "why not", "tokens/s per GPU", "GiB")
 _QUANTITIES = (
     "step_seconds", "tokens_per_second_per_gpu", "mfu", "mfu_non_causal", "gpu_hours", "days", "energy_mwh", "dollars",
     "memory_gib",
@@ -106,7 +107,7 @@ def summary_rows(plan: TrainPlan) -> list[tuple[str, str]]:
     ]
     if plan.dollars_owned is not None and plan.owned is not None:
         rows.append(("dollars, owned", f"{spread(plan.dollars_owned, dollars)}: {plan.owned.what}"))
-    fit = "fits" if plan.fits else "does NOT fit"
+    fit = "fits" if plan.fits else "may NOT fit"
     rows.append(("memory", f"{spread(plan.memory_gib, '{:.1f} GiB'.format)} of {plan.capacity_gib:.1f}: {fit}"))
     return rows
 
@@ -201,7 +202,7 @@ def _search_rows(plan: TrainPlan, search: Search) -> list[Sequence[str]]:
     for candidate in (*search.best, *search.too_large):
         row = _candidate_json(plan, candidate)
         how = f"{row['parallel']}, mbs {row['microbatch']}, {row['schedule']}, {row['recompute']}"
-        rows.append((how, short(row["tokens_per_second_per_gpu"]), f"{row['memory_gib']:.0f}", row["why"] or "chosen"))
+        rows.append((how, row["why"] or "chosen", short(row["tokens_per_second_per_gpu"]), f"{row['memory_gib']:.0f}"))
     return rows
 
 
@@ -209,7 +210,7 @@ def _search_table(plan: TrainPlan, search: Search) -> Any:
     from rich.table import Table
 
     table = Table(title=f"{search.tried:,} layouts priced: the best, and faster ones that do not fit")
-    for heading in ("layout", "tokens/s per GPU", "GiB", "why not"):
+    for heading in _SEARCH_HEADINGS:
         table.add_column(heading, justify="left" if heading in ("layout", "why not") else "right")
     for row in _search_rows(plan, search):
         table.add_row(*row)
@@ -244,7 +245,7 @@ def write_train_page(
         )
     tables = [Table(("", "point (80% interval)"), summary_rows(plan), text_columns=2)]
     if search is not None:
-        tables.append(Table(("layout", "tokens/s per GPU", "GiB", "why not"), _search_rows(plan, search), "Layouts"))
+        tables.append(Table(_SEARCH_HEADINGS, _search_rows(plan, search), "Layouts", text_columns=2))
     write_page(path, _title(plan), [_layout_line(plan)], [Section("The plan", tables=tables, figures=figures)])
 
 
@@ -276,5 +277,5 @@ def _scaling(axes: Axes, scaling: Sequence[tuple[int, TrainPlan]]) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: dollars(value))
     days = axes.twinx()
     days.plot(places, [plan.days.point for _, plan in scaling], color="#c2500a", marker=".")
-    days.set_yscale("log")
+    days.set_ylim(bottom=0)
     days.set_ylabel("days", color="#c2500a")

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from ziphius.cost.data import Data
 from ziphius.cost.layout import RECOMPUTES, SCHEDULES, Layout, Schedule, parse_layout
-from ziphius.cost.machine import BYTES
 from ziphius.cost.money import rental_rate
-from ziphius.cost.quantity import choice, parse_amount, parse_day
+from ziphius.cost.quantity import choice, parse_amount, parse_day, precision
 from ziphius.cost.step import STACKS
 from ziphius.cost.train import TrainPlan, TrainRequest, train_plan
 
@@ -34,7 +33,7 @@ class TrainOptions:
     batch: int | None = None
     microbatch: int | None = None
     schedule: str | None = None
-    recompute: str = "selective"
+    recompute: str = "auto"
     stack: str | None = None
     software: str | None = None
     mtp: bool = True
@@ -67,10 +66,12 @@ def make_plan(options: TrainOptions) -> tuple[TrainPlan, Search | None]:
     data = Data(options.data)
     request = _request(options, data, options.tokens)
     rate = rental_rate(request.accelerator, data, options.rate, options.market)
-    if options.parallel != "auto":
-        return train_plan(request, _layout(options), data, rate), None
-    from ziphius.cost.search import search_layouts  # a given layout answers without it
+    from ziphius.cost.search import complete_layout, search_layouts
 
+    if options.parallel != "auto":
+        stage, how = "zero" not in options.parallel and "fsdp" not in options.parallel, options.recompute == "auto"
+        layout = complete_layout(request, _layout(options), data, stage, how)
+        return train_plan(request, layout, data, rate), None
     schedule = choice(options.schedule, SCHEDULES, "--schedule") if options.schedule else None
     search = search_layouts(request, data, schedule)  # type: ignore[arg-type]
     return train_plan(request, search.best[0].layout, data, rate, searched=True), search
@@ -83,7 +84,9 @@ def plan_of_phases(options: TrainOptions) -> PhasesPlan:
     data = Data(options.data)
     request = _request(options, data, options.tokens or "1")
     rate = rental_rate(request.accelerator, data, options.rate, options.market)
-    layout = _layout(options) if options.parallel != "auto" else Layout(schedule=_schedule(options))
+    layout = (
+        _layout(options) if options.parallel != "auto" else Layout(schedule=_schedule(options), recompute="selective")
+    )
     return plan_phases(request, layout, load_phases(options.phases or ""), data, rate)
 
 
@@ -99,7 +102,7 @@ def _request(options: TrainOptions, data: Data, tokens: str | None) -> TrainRequ
         tokens=parse_amount(tokens, "--tokens"),
         seq=options.seq,
         batch=options.batch,
-        precision=choice(options.precision, tuple(BYTES), "--precision"),
+        precision=precision(options.precision),
         software=parse_day(options.software, "--software") if options.software else None,
         stack=choice(options.stack, STACKS, "--stack") if options.stack else _default_stack(options),  # type: ignore[arg-type]
         imbalance=options.imbalance if shape.experts else 1.0,
@@ -118,8 +121,9 @@ def _schedule(options: TrainOptions) -> Schedule:
 
 
 def _layout(options: TrainOptions) -> Layout:
-    recompute = choice(options.recompute, RECOMPUTES, "--recompute")
-    layout = parse_layout(options.parallel, schedule=_schedule(options), recompute=recompute)
+    recompute = choice(options.recompute, ("auto", *RECOMPUTES), "--recompute")
+    how = "selective" if recompute == "auto" else recompute
+    layout = parse_layout(options.parallel, schedule=_schedule(options), recompute=how)
     return replace(layout, microbatch=options.microbatch) if options.microbatch else layout
 
 

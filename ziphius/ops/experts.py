@@ -27,7 +27,7 @@ def grouped_experts(
     x_ND, gate_up_E2FD, down_EDF = x_ND.to(dtype), gate_up_E2FD.to(dtype), down_EDF.to(dtype)
     name = backend_for(x_ND, weights_NK, gate_up_E2FD, down_EDF)
     if name == "native":
-        step = _capacity_step(indices_NK.numel(), gate_up_E2FD.shape[0])
+        step = _capacity_step(indices_NK.numel(), gate_up_E2FD.shape[0], dtype)
         return native.GroupedExperts.apply(x_ND, indices_NK, weights_NK.float(), gate_up_E2FD, down_EDF, step)
     args = x_ND, indices_NK, weights_NK.to(dtype), gate_up_E2FD, down_EDF
     return grouped_experts_reference(*args) if name == "reference" else _GroupedExperts.apply(*args)
@@ -94,10 +94,10 @@ def _lay_out(indices_NK: Tensor, experts: int) -> tuple[Tensor, Tensor]:
     return place.view_as(indices_NK), token_of_row
 
 
-def _capacity_step(pairs: int, experts: int) -> int:
-    """The capacity C is a multiple of this, about a quarter of the mean load: few distinct shapes reach the matrix
-    library, which on a CPU compiles a kernel for each new one."""
-    quarter = pairs // (4 * experts)
+def _capacity_step(pairs: int, experts: int, dtype: torch.dtype) -> int:
+    """The capacity C is a multiple of this. In BF16 about a quarter of the mean load: few distinct shapes reach the
+    matrix library, which on a CPU compiles a kernel for each new one; in fp32 it compiles none."""
+    quarter = pairs // (4 * experts) if dtype == torch.bfloat16 else 0
     return max(8, 1 << max(quarter.bit_length() - 1, 0))
 
 

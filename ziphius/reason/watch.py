@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ziphius.model.config import ModelConfig
-from ziphius.reason.doctor import Context, diagnose
+from ziphius.reason.chart import Context
+from ziphius.reason.doctor import diagnose
 from ziphius.train.metrics import read_metrics
 
 

@@ -23,6 +23,8 @@ from ziphius.cost.ledger import (
     table_of_costs,
 )
 
+_UNITS = (("hours", 1.0), ("minutes", 1 / 60), ("seconds", 1 / 3600))  # with their length in hours
+
 
 def show_cost(run: Path, as_json: bool, rate: float | None = None) -> None:
     """The table of costs of a run and its bills, and those of its control where there is one.
@@ -81,15 +83,17 @@ def _table_of_costs(
     table.add_column("")
     for column in columns:
         table.add_column(column.name, justify="right")
-    devices = sorted({row.device for row in rows}) or ["cpu"]
-    table.add_row(f"in {' and '.join(devices)} hours", *[_hours(c.device_hours) for c in columns])
+    devices = " and ".join(sorted({row.device for row in rows})).replace("cpu", "CPU")
+    unit, hours = next((u for u in _UNITS if columns[-1].device_hours >= 2 * u[1]), _UNITS[-1])
+    table.add_row(f"in {devices} {unit}", *[_amount(c.device_hours / hours) for c in columns])
     table.add_row("in USD", *[f"${c.dollars:,.4f}" if c.dollars < 1 else f"${c.dollars:,.2f}" for c in columns])
     table.add_row("tokens", *[f"{c.tokens:,}" if c.tokens else "" for c in columns])
     if any(c.energy_kwh is not None for c in columns):
         table.add_row("in kWh", *["" if c.energy_kwh is None else f"{c.energy_kwh:.4f}" for c in columns])
     if any(c.planned_device_hours for c in columns):
         table.add_section()
-        table.add_row("planned hours", *[_planned(c) for c in columns])
+        planned = [c.planned_device_hours for c in columns]
+        table.add_row(f"planned {unit}", *["" if value is None else _amount(value / hours) for value in planned])
         ratios = [*[c.ratio for c in columns[:-1]], like_with_like(columns)]
         table.add_row("actual ÷ planned", *["" if ratio is None else f"{ratio:.2f}" for ratio in ratios])
     console.print(table)
@@ -131,12 +135,8 @@ def _bills(console: Console, rows: Sequence[LedgerRow]) -> None:
         console.print(f"MFU: {MFU_BASIS}.", highlight=False)
 
 
-def _hours(value: float) -> str:
-    return f"{value:.4f}" if value < 10 else f"{value:,.1f}"
-
-
-def _planned(column: Column) -> str:
-    return "" if column.planned_device_hours is None else _hours(column.planned_device_hours)
+def _amount(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
 
 
 def _read_json(path: Path, otherwise: Any) -> Any:

@@ -17,7 +17,7 @@ from ziphius.recipe.schema import GRPOStage, PretrainStage, Recipe, SFTStage, To
 # "speed of the loop"): small networks are bound by memory passes, which grow with the parameters a token meets.
 _BYTES_PER_PARAMETER = {"fp32": 16, "bf16": 20}  # master, gradient, two moments; bf16 adds a working copy and gradient
 _CPU_FLOPS_PER_SECOND = 60e9
-_CPU_DECODE_TOKENS_PER_SECOND = 6000.0
+_CPU_DECODE_TOKENS_PER_SECOND = 30000.0
 
 
 @dataclass

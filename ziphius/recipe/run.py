@@ -22,7 +22,7 @@ from ziphius.checkpoint.folder import load_config
 from ziphius.cost.energy import EnergyMeter
 from ziphius.cost.flops import count_parameters
 from ziphius.cost.ledger import LedgerRow, append_row, read_abandoned, read_rows
-from ziphius.reason.doctor import reading
+from ziphius.reason.chart import reading
 from ziphius.recipe import stages as work
 from ziphius.recipe.bills import bill, book_abandoned, lost_seconds, measured_energy, stage_energy
 from ziphius.recipe.plan import plan_stages

@@ -38,26 +38,30 @@ def show_summary(run: Path) -> None:
 
 
 def _evaluations(console: Console, summary: dict[str, Any]) -> None:
-    rows = [("", entry) for entry in summary["evaluations"]]
-    rows += [("without thinking", entry) for entry in (summary.get("control") or {}).get("evaluations", [])]
+    """One table, narrow enough for eighty columns; the control's rows are named so."""
+    control = (summary.get("control") or {}).get("evaluations", [])
+    rows = [(e["after"], e) for e in summary["evaluations"]] + [(f"{e['after']}, control", e) for e in control]
     if not rows:
         return
-    table = Table(title=f"{summary['name']}, seed {summary['seed']}: held-out problems")
-    for heading in ("after", "", "task", "problems", "pass@1 (95%)", "greedy", "majority", "tokens/answer"):
-        table.add_column(heading, justify="right" if heading not in ("after", "", "task") else "left")
-    for note, e in rows:
+    tasks = sorted({e.get("task", e["family"]) for _, e in rows})
+    asked = sorted({e["n"] for _, e in rows})
+    title = f"{summary['name']}, seed {summary['seed']}: {'/'.join(map(str, asked))} held-out problems"
+    table = Table(title=f"{title} of {tasks[0]}" if len(tasks) == 1 else title)
+    for heading in ("after", *(["task"] if len(tasks) > 1 else []), "pass@1 (95%)", "greedy", "majority", "tokens"):
+        table.add_column(heading, justify="left" if heading in ("after", "task") else "right")
+    for after, e in rows:
         low, high = e["ci95"]
         table.add_row(
-            e["after"],
-            note,
-            e.get("task", e["family"]),
-            str(e["n"]),
+            after,
+            *([e.get("task", e["family"])] if len(tasks) > 1 else []),
             f"{e['pass_at_1']:.1%} ({low:.1%}–{high:.1%})",
             f"{e['greedy']:.1%}",
             f"{e['majority_at_k']:.1%}",
             f"{e['response_length']:.0f}",
         )
     console.print(table)
+    if control:
+        console.print("control: the same training without thinking")
 
 
 def show_findings(run: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ziphius.reason.doctor import reading
+from ziphius.reason.chart import reading
 from ziphius.report.drawing import Point
 from ziphius.train.metrics import read_metrics
 

@@ -27,9 +27,11 @@ INLINE void forward(const void *x, int64_t ld, const void *w, void *y, float *rs
     }
 }
 
-/* grad_x = rstd * (g*w - xhat * mean(g*w*xhat)); grad_w = sum over rows of g*xhat, via `partial` [chunks, D']. */
-INLINE void backward(const void *x, int64_t ld, const void *w, const float *rstd, const void *grad, void *grad_x,
-                     void *grad_w, float *partial, int64_t rows, int64_t D, int threads, int xh, int wh, int yh) {
+/* grad_x = rstd * (g*w - xhat * mean(g*w*xhat)) + extra; grad_w = sum over rows of g*xhat, via `partial` [chunks, D'].
+ * `extra` [rows,D] fp32 is added, and `grad_delta` gets the same numbers as grad_x, where they are not null. */
+INLINE void backward_with(const void *x, int64_t ld, const void *w, const float *rstd, const float *extra,
+                          const void *grad, void *grad_x, void *grad_delta, void *grad_w, float *partial, int64_t rows,
+                          int64_t D, int threads, int xh, int dh, int wh, int yh) {
     int64_t chunks = (rows + CHUNK - 1) / CHUNK, Dp = round_up(D, W);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
@@ -47,7 +49,10 @@ INLINE void backward(const void *x, int64_t ld, const void *w, const float *rstd
             float mean = hsum(dot) / (float)D * scale;
             for (int64_t j = 0; j < D; j += W) {
                 vf g = load_n(grad, i * D + j, D - j, yh), xs = load_n(x, i * ld + j, D - j, xh);
-                store_n(grad_x, i * D + j, scale * (g * load_n(w, j, D - j, wh) - xs * mean), D - j, xh);
+                vf sum = scale * (g * load_n(w, j, D - j, wh) - xs * mean);
+                if (extra) sum += load_n(extra, i * D + j, D - j, 0);
+                store_n(grad_x, i * D + j, sum, D - j, xh);
+                if (grad_delta) store_n(grad_delta, i * D + j, sum, D - j, dh);
             }
         }
     }
@@ -56,6 +61,18 @@ INLINE void backward(const void *x, int64_t ld, const void *w, const float *rstd
         for (int64_t chunk = 0; chunk < chunks; chunk++) sum += load(partial, chunk * Dp + j, 0);
         store_n(grad_w, j, sum, D - j, wh);
     }
+}
+
+INLINE void backward(const void *x, int64_t ld, const void *w, const float *rstd, const void *grad, void *grad_x,
+                     void *grad_w, float *partial, int64_t rows, int64_t D, int threads, int xh, int wh, int yh) {
+    backward_with(x, ld, w, rstd, NULL, grad, grad_x, NULL, grad_w, partial, rows, D, threads, xh, 0, wh, yh);
+}
+
+INLINE void add_backward(const float *total, const void *w, const float *rstd, const float *grad_total,
+                         const void *grad, float *grad_x, void *grad_delta, void *grad_w, float *partial, int64_t rows,
+                         int64_t D, int threads, int dh, int wh, int yh) {
+    backward_with(total, D, w, rstd, grad_total, grad, grad_x, grad_delta, grad_w, partial, rows, D, threads, 0, dh, wh,
+                  yh);
 }
 
 /* total = x + delta (total and x fp32), then as above on total. */
@@ -73,41 +90,6 @@ INLINE void add_forward(const float *x, const void *delta, const void *w, float 
         rstd[i] = scale;
         for (int64_t j = 0; j < D; j += W)
             store_n(y, i * D + j, load_n(total, i * D + j, D - j, 0) * scale * load_n(w, j, D - j, wh), D - j, yh);
-    }
-}
-
-/* grad_total [rows,D] fp32 is what came for the sum itself, or null; grad_x, fp32, and grad_delta are the same numbers. */
-INLINE void add_backward(const float *total, const void *w, const float *rstd, const float *grad_total,
-                         const void *grad, float *grad_x, void *grad_delta, void *grad_w, float *partial, int64_t rows,
-                         int64_t D, int threads, int dh, int wh, int yh) {
-    int64_t chunks = (rows + CHUNK - 1) / CHUNK, Dp = round_up(D, W);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t chunk = 0; chunk < chunks; chunk++) {
-        float *sum_w = partial + chunk * Dp;
-        memset(sum_w, 0, (size_t)Dp * 4);
-        for (int64_t i = chunk * CHUNK; i < rows && i < (chunk + 1) * CHUNK; i++) {
-            float scale = rstd[i];
-            vf dot = splat(0);
-            for (int64_t j = 0; j < D; j += W) {
-                vf g = load_n(grad, i * D + j, D - j, yh), xs = load_n(total, i * D + j, D - j, 0);
-                vf product = g * (xs * scale);
-                dot += product * load_n(w, j, D - j, wh);
-                store(sum_w, j, load(sum_w, j, 0) + product, 0);
-            }
-            float mean = hsum(dot) / (float)D * scale;
-            for (int64_t j = 0; j < D; j += W) {
-                vf g = load_n(grad, i * D + j, D - j, yh), xs = load_n(total, i * D + j, D - j, 0);
-                vf sum = scale * (g * load_n(w, j, D - j, wh) - xs * mean);
-                if (grad_total) sum += load_n(grad_total, i * D + j, D - j, 0);
-                store_n(grad_x, i * D + j, sum, D - j, 0);
-                store_n(grad_delta, i * D + j, sum, D - j, dh);
-            }
-        }
-    }
-    for (int64_t j = 0; j < D; j += W) {
-        vf sum = splat(0);
-        for (int64_t chunk = 0; chunk < chunks; chunk++) sum += load(partial, chunk * Dp + j, 0);
-        store_n(grad_w, j, sum, D - j, wh);
     }
 }
 
@@ -143,7 +125,7 @@ int64_t norm_add_forward(const float *x, const void *delta, const void *w, float
     return 0;
 }
 
-/* `partial` as in norm_backward. */
+/* grad_total [rows,D], what came for the sum itself, or null; grad_x fp32; `partial` as in norm_backward. */
 int64_t norm_add_backward(const float *total, const void *w, const float *rstd, const float *grad_total,
                           const void *grad, float *grad_x, void *grad_delta, void *grad_w, float *partial, int64_t rows,
                           int64_t D, int threads, int xh, int wh, int yh) {

@@ -1,0 +1,191 @@
+"""Decoding speed of the engine: tokens per second and share of the memory's speed, against transformers' `generate`.
+
+Networks of random weights: the shape of recipes/r1-cpu.toml at batch 1, 16, 64 and 256, and rungs of the ladder of
+about 190M and 440M parameters at batch 1 and 16. All draw at temperature 1, and none may stop early. Each side at its
+best setting of those tried at batch 16 (ours: fp32, bf16 weights; the peer: both, with each implementation of its
+experts). At batch 1 a step must read the weights that one token uses: their bytes times the tokens per second, over
+what a plain sum of a large array reads per second, is the share of the memory's speed.
+
+    pip install -c constraints.txt torch        # first: the plain index brings a CUDA build
+    pip install -c constraints.txt -e .[bench]
+    python bench/engine.py                      # about 10 minutes on two slow cores
+    python bench/engine.py --quick              # the small network only
+
+Writes bench/results/engine-MACHINE.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from common import (
+    SMALL_SHAPE,
+    Contestant,
+    arguments,
+    console,
+    quiet_libraries,
+    ratio_of,
+    reason,
+    show_contestants,
+    take_turns,
+    timed,
+    write_results,
+)
+from rollout import Load, Ours, Peer, PeerSetting, contestant
+
+from ziphius.checkpoint import save_model
+from ziphius.cost.flops import count_parameters
+from ziphius.model.config import ModelConfig
+from ziphius.model.presets import ladder
+from ziphius.model.transformer import Transformer
+
+PROMPT_LENGTH = 16
+BYTES = {"fp32": 4, "bf16 weights": 2}
+GOAL_OF_MEMORY = 0.75
+
+
+@dataclass(frozen=True)
+class Size:
+    """A network, the batches it decodes and how many tokens, and the ratio aimed at for each batch."""
+
+    name: str
+    depth: int
+    new_tokens: int
+    targets: dict[int, float]
+
+    def config(self) -> ModelConfig:
+        if self.name == "small":
+            return ladder(**SMALL_SHAPE, num_nextn_predict_layers=0)
+        return ladder(self.depth, num_nextn_predict_layers=0)
+
+
+SIZES = [
+    Size("small", 4, 64, {1: 5.0, 16: 3.5, 64: 3.5, 256: 3.5}),
+    Size("190M", 19, 32, {1: 2.0, 16: 1.3}),
+    Size("440M", 25, 32, {1: 2.0, 16: 1.3}),
+]
+
+
+def read_speed(threads: int) -> float:
+    """Bytes per second that a sum over 512 MiB of fp32 reads; the best of several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    array = torch.ones(2**27)
+    seconds = min(timed(lambda: array.sum()) for _ in range(9))
+    torch.set_num_threads(before)
+    return array.numel() * 4 / seconds
+
+
+def best_peers(size: Size, folder: Path, prompts: list[list[int]]) -> tuple[list[PeerSetting], list[dict[str, Any]]]:
+    """The peer's fastest implementation of its experts in each format, and all that was tried."""
+    trials: list[dict[str, Any]] = []
+
+    def seconds(setting: PeerSetting) -> float:
+        outcome: dict[str, Any] = asdict(setting)
+        try:
+            entry = contestant(Peer(folder, setting), Load(len(prompts)), prompts, size.new_tokens)
+            entry.run()
+            outcome["seconds"] = min(timed(entry.run) for _ in range(2))
+        except Exception as error:
+            outcome["failed"] = reason(error)
+        trials.append(outcome)
+        gc.collect()
+        console.print(f"[dim]tried peer {setting}: {outcome.get('seconds', outcome.get('failed'))}[/]", highlight=False)
+        return outcome.get("seconds", float("inf"))
+
+    peers = []
+    for precision in BYTES:
+        settings = [PeerSetting(precision, experts=kind, stop="none") for kind in ("grouped_mm", "eager", "batched_mm")]
+        peers.append(min(settings, key=seconds))
+    return peers, trials
+
+
+def decode_rate(entry: Contestant, short: Contestant, new_tokens: int) -> float:
+    """Tokens per second beyond the first, whose time is that of a run of one token."""
+    rows = entry.work / new_tokens
+    whole, first = entry.work / entry.rate, short.work / short.rate
+    return rows * (new_tokens - 1) / max(whole - first, 1e-9)
+
+
+def run_size(size: Size, options: argparse.Namespace, read: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rounds at every batch; the ratios of the best of both sides."""
+    config = size.config()
+    counts = count_parameters(config)
+    console.rule(f"{size.name}: {counts.total / 1e6:.1f}M parameters, {counts.active / 1e6:.1f}M active")
+    rng = Random(options.seed)
+    results, ratios = [], []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        model = Transformer(config)
+        model.init_weights(torch.Generator().manual_seed(options.seed))
+        save_model(model, folder)
+        del model
+        prompts = [[rng.randrange(2, config.vocab_size) for _ in range(PROMPT_LENGTH)] for _ in range(256)]
+        peer_settings, trials = best_peers(size, folder, prompts[:16])
+        sides: list[Ours | Peer] = [Ours(folder, precision) for precision in BYTES]
+        sides += [Peer(folder, setting) for setting in peer_settings]
+        for batch, target in size.targets.items():
+            load = Load(batch)
+            whole = [contestant(side, load, prompts[:batch], size.new_tokens) for side in sides]
+            short = [contestant(side, load, prompts[:batch], 1) for side in sides]
+            take_turns(whole, options.rounds)
+            take_turns(short, options.rounds)
+            show_contestants(f"{size.name}, batch {batch}, {options.rounds} rounds", whole, "new tokens/s")
+            rows = []
+            for entry, first in zip(whole, short, strict=True):
+                row = entry.as_dict() | {"decode_per_second": decode_rate(entry, first, size.new_tokens)}
+                precision = entry.settings["precision"]
+                if batch == 1:
+                    used = counts.active_without_embedding * BYTES[precision]
+                    row["share_of_read_speed"] = used * row["decode_per_second"] / read
+                    console.print(
+                        f"  {entry.name}, {precision}: reads {used / 1e6:.0f} MB a token, "
+                        f"{row['share_of_read_speed']:.0%} of the memory's {read / 1e9:.1f} GB/s"
+                    )
+                rows.append(row)
+            results.append({"size": size.name, "batch": batch, "contestants": rows, "peer_trials": trials})
+            ours, peer = (max((e for e in whole if e.side == s), key=lambda e: e.rate) for s in ("ours", "peer"))
+            settings = {"our_settings": ours.settings, "peer_settings": peer.settings}
+            ratios.append({"size": size.name, "batch": batch, **ratio_of(ours, peer), **settings, "target": target})
+    return results, ratios
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each batch")
+    parser.add_argument("--sizes", nargs="+", default=None, help="of small 190M 440M (default: all)")
+    options = parser.parse_args()
+    quiet_libraries()
+    torch.set_num_threads(options.threads)
+    began = time.perf_counter()
+    read = read_speed(options.threads)
+    console.print(f"Memory: {read / 1e9:.1f} GB/s read by {options.threads} threads")
+    results, ratios = [], []
+    for size in SIZES[:1] if options.quick else SIZES:
+        if options.sizes is None or size.name in options.sizes:
+            found, of_size = run_size(size, options, read)
+            results += found
+            ratios += of_size
+    console.rule("Ratios, the best of each side")
+    for r in ratios:
+        verdict = "met" if r["ratio"] >= r["target"] else "missed"
+        console.print(
+            f"{r['size']:>6}  batch {r['batch']:<4} {r['ratio']:.2f}x  "
+            f"(rounds {r['lowest_round']:.2f} to {r['highest_round']:.2f}; target {r['target']}x {verdict})"
+        )
+    content = {"read_bytes_per_second": read, "goal_of_memory": GOAL_OF_MEMORY, "ratios": ratios, "sizes": results}
+    write_results("engine", options, content | {"wall_seconds": time.perf_counter() - began})
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+    main()
