@@ -11,6 +11,7 @@ import typer
 
 from ziphius.cost.commands import AsJson, DataFiles, Html, Market, RateOption, plan
 from ziphius.cost.owner_commands import claims, fleet
+from ziphius.serve.commands import chat, key, serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,7 +21,8 @@ app = typer.Typer(
 )
 app.add_typer(plan, name="plan")
 plan.command()(fleet)
-app.command()(claims)
+for verb in (serve, chat, key, claims):
+    app.command()(verb)
 _debug = False
 
 
@@ -123,24 +125,6 @@ def evaluate_(
     )
     found = evaluate_folder(folder, task, parse_settings(set_ or []), settings, thinking, seed)
     show_evaluation(found, as_json=json_)
-
-
-@app.command()
-def chat(
-    folder: Annotated[Path, typer.Argument(help="A model folder, or a run folder (its last stage is taken).")],
-    question: Annotated[str | None, typer.Argument(help="One question; without it, a conversation.")] = None,
-    temperature: Annotated[float, typer.Option()] = 0.6,
-    max_new_tokens: Annotated[int, typer.Option()] = 256,
-    thinking: Annotated[bool, typer.Option(help="Let it think before it answers.")] = True,
-    seed: Annotated[int, typer.Option()] = 0,
-) -> None:
-    """Ask a model something; its thinking is shown dimmed, then its answer.
-
-    Example: `ziphius chat runs/r1-cpu-seed0`
-    """
-    from ziphius.engine.chat import converse
-
-    converse(folder, question, temperature, max_new_tokens, thinking, seed)
 
 
 @app.command()

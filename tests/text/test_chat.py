@@ -2,8 +2,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ziphius.text.chat import split_thinking
-from ziphius.text.tokens import ASSISTANT, BOS, EOS, USER
+from ziphius.text.chat import render_chat, split_thinking
+from ziphius.text.tokens import (
+    ASSISTANT,
+    BOS,
+    CALL_BEGIN,
+    CALL_END,
+    CALLS_BEGIN,
+    CALLS_END,
+    EOS,
+    OUTPUT_BEGIN,
+    OUTPUT_END,
+    OUTPUTS_BEGIN,
+    OUTPUTS_END,
+    TOOL_SEP,
+    USER,
+)
 
 
 def test_one_question(tokenizer):
@@ -27,7 +41,7 @@ def test_history_loses_its_thinking_and_keeps_its_whitespace(tokenizer):
         {"role": "assistant", "content": "bye"},
     ]
     assert tokenizer.render(messages, add_generation_prompt=False) == (
-        f"{BOS}Be brief.\n{USER}  hi {ASSISTANT}\n\nhello {EOS}{USER}bye{ASSISTANT}bye{EOS}"
+        f"{BOS}Be brief.\n{USER}  hi {ASSISTANT}</think>\n\nhello {EOS}{USER}bye{ASSISTANT}</think>bye{EOS}"
     )
 
 
@@ -49,8 +63,30 @@ def test_bad_messages_are_refused(tokenizer):
         tokenizer.render([{"role": "assistant", "content": None}])
     with pytest.raises(ValueError, match="message 1 needs a string 'role'"):
         tokenizer.render([{"role": "user", "content": "x"}, {"content": "x"}])
-    with pytest.raises(ValueError, match="role must be 'system', 'user' or 'assistant', not 'tool'"):
-        tokenizer.render([{"role": "tool", "content": "x"}])
+    with pytest.raises(ValueError, match="role must be 'system', 'user', 'assistant' or 'tool', not 'whale'"):
+        tokenizer.render([{"role": "whale", "content": "x"}])
+
+
+def test_tools_calls_and_their_outputs(tokenizer):
+    tools = [{"type": "function", "function": {"name": "depth", "parameters": {"type": "object"}}}]
+    call = {"id": "1", "type": "function", "function": {"name": "depth", "arguments": '{"of": "<whale>"}'}}
+    messages = [
+        {"role": "user", "content": "how deep?"},
+        {"role": "assistant", "content": None, "tool_calls": [call, call]},
+        {"role": "tool", "content": "2992", "tool_call_id": "1"},
+        {"role": "tool", "content": "m", "tool_call_id": "1"},
+    ]
+    text = tokenizer.render(messages, tools=tools)
+    asked, _, rest = text.partition(USER)
+    assert asked.startswith(f"{BOS}## Tools\n")
+    assert asked.endswith('\n\n### depth\nParameters: {"type": "object"}')
+    one = f'{CALL_BEGIN}depth{TOOL_SEP}{{"of": "<whale>"}}{CALL_END}'
+    outputs = f"{OUTPUTS_BEGIN}{OUTPUT_BEGIN}2992{OUTPUT_END}{OUTPUT_BEGIN}m{OUTPUT_END}{OUTPUTS_END}"
+    end = f"{EOS}{outputs}{ASSISTANT}<think>\n"
+    assert rest == f"how deep?{ASSISTANT}</think>{CALLS_BEGIN}{one}{one}{CALLS_END}{end}"
+    silent = "{{ messages[0]['content'] }}{{ messages | length }}"  # a template that knows nothing of tools
+    told = render_chat(silent, messages, bos_token=BOS, eos_token=EOS, tools=tools)
+    assert told == asked.removeprefix(BOS) + "5"
 
 
 @pytest.mark.parametrize(

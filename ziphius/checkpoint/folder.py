@@ -41,6 +41,16 @@ def load_config(folder: str | Path) -> ModelConfig:
         raise CheckpointError(f"{path}: {error}") from None
 
 
+def model_folder(folder: Path) -> Path:
+    """`folder` itself, or the last trained stage of a run folder. Raises ValueError for a run without one."""
+    if (folder / "stages").is_dir():
+        trained = sorted(path.parent for path in (folder / "stages").glob("*/config.json"))
+        if not trained:
+            raise ValueError(f"{folder}: no stage of this run has written a model yet")
+        return trained[-1]
+    return folder
+
+
 def load_model(
     folder: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Transformer:

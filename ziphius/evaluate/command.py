@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ziphius.checkpoint.folder import load_model
-from ziphius.engine.chat import model_folder
+from ziphius.checkpoint.folder import load_model, model_folder
 from ziphius.evaluate.runner import evaluate
 from ziphius.evaluate.settings import EvaluationSettings
 from ziphius.tasks.registry import make_family

@@ -1,45 +1,26 @@
-"""The chat template in DeepSeek's form, its rendering, and the split of a completion into thinking and answer."""
+"""Rendering a conversation with its chat template, and the split of a completion into thinking and answer."""
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from jinja2 import Template, TemplateError
+from jinja2 import Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ziphius.text.tokens import ASSISTANT, END_THINK, THINK, USER
-
-# Variables: `messages`, `bos_token`, `eos_token` and `add_generation_prompt`, which transformers passes; `thinking`,
-# which is true unless given. The generation prompt is R1's when thinking and V3.1's when not.
-CHAT_TEMPLATE = f"""\
-{{%- if thinking is not defined %}}{{% set thinking = true %}}{{% endif -%}}
-{{{{ bos_token }}}}
-{{%- for message in messages if message['role'] == 'system' -%}}
-    {{{{ message['content'] if loop.first else '\\n\\n' + message['content'] }}}}
-{{%- endfor -%}}
-{{%- for message in messages -%}}
-    {{%- if message['role'] == 'user' -%}}
-        {{{{ '{USER}' + message['content'] }}}}
-    {{%- elif message['role'] == 'assistant' -%}}
-        {{{{ '{ASSISTANT}' + message['content'].split('{END_THINK}')[-1] + eos_token }}}}
-    {{%- elif message['role'] != 'system' -%}}
-        {{{{ raise_exception("role must be 'system', 'user' or 'assistant', not '" ~ message['role'] ~ "'") }}}}
-    {{%- endif -%}}
-{{%- endfor -%}}
-{{%- if add_generation_prompt -%}}
-    {{{{ '{ASSISTANT}{THINK}\\n' if thinking else '{ASSISTANT}{END_THINK}' }}}}
-{{%- endif -%}}
-"""
+from ziphius.text.template import TOOLS_SECTION
+from ziphius.text.tokens import END_THINK, THINK
 
 
 def render_chat(
     template: str,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     *,
     bos_token: str,
     eos_token: str,
-    thinking: bool = True,
+    thinking: bool | None = True,
     add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> str:
     """The text of a conversation, as `transformers.apply_chat_template` would write it.
 
@@ -48,24 +29,32 @@ def render_chat(
 
     Args:
         template: jinja2 source, for instance `CHAT_TEMPLATE`.
-        messages: mappings with the strings `role` and `content`, oldest first.
-        thinking: end the generation prompt with an open thinking block (else with a closed one).
+        messages: mappings with the strings `role` and `content`, oldest first; an assistant's with `tool_calls` may
+            have no content.
+        thinking: end the generation prompt with an open thinking block (else with a closed one); None leaves it to
+            the template.
         add_generation_prompt: end with the opening of the assistant's next turn.
+        tools: functions that the model may call, as the OpenAI API describes them. A template that knows nothing of
+            tools is told of them at the end of the system message.
 
     Raises:
         ValueError: a message without a string `role` or `content`, or one the template refuses.
     """
     for index, message in enumerate(messages):
         for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
+            if not isinstance(message.get(key), str) and not (key == "content" and message.get("tool_calls")):
                 raise ValueError(f"message {index} needs a string {key!r}, not {message.get(key)!r}")
+    given = {} if thinking is None else {"thinking": thinking}
     try:
+        if tools and not _knows_tools(template):
+            messages, tools = _told_of_tools(messages, tools), None
         return _compile(template).render(
             messages=messages,
+            tools=tools or None,
             bos_token=bos_token,
             eos_token=eos_token,
-            thinking=thinking,
             add_generation_prompt=add_generation_prompt,
+            **given,
         )
     except TemplateError as error:
         raise ValueError(f"the chat template refused the conversation: {error}") from error
@@ -84,11 +73,35 @@ def split_thinking(text: str) -> tuple[str | None, str]:
     return thinking.strip().removeprefix(THINK).strip(), answer.strip()
 
 
-@lru_cache(maxsize=8)
-def _compile(template: str) -> Template:
+def _told_of_tools(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """The messages, the first of them a system message that ends with the section on tools."""
+    first, rest = (messages[0], messages[1:]) if messages[0]["role"] == "system" else (None, messages)
+    said = first["content"] if first is not None else ""
+    section = _compile(TOOLS_SECTION).render(tools=tools, lead=bool(said))
+    return [{"role": "system", "content": said + section}, *rest]
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = _refuse
-    return environment.from_string(template)
+    environment.filters["tojson"] = _to_json  # jinja2's own escapes HTML, transformers' does not
+    return environment
+
+
+@lru_cache(maxsize=8)
+def _compile(template: str) -> Template:
+    return _environment().from_string(template)
+
+
+@lru_cache(maxsize=8)
+def _knows_tools(template: str) -> bool:
+    return "tools" in meta.find_undeclared_variables(_environment().parse(template))
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _refuse(reason: str) -> NoReturn:

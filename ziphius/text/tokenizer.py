@@ -6,12 +6,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
 from ziphius.text import tokens
-from ziphius.text.chat import CHAT_TEMPLATE, render_chat
+from ziphius.text.chat import render_chat
+from ziphius.text.template import CHAT_TEMPLATE
 
 # V3's tokenizer.json cuts text three times before the bytes are merged: digits by threes, runs of Chinese and Japanese,
 # then words, marks and whitespace. Source: the published file, as llama.cpp's `deepseek-v3` pre-tokenizer restates it.
@@ -114,7 +116,11 @@ class Tokenizer:
         ]
 
     def render(
-        self, messages: Sequence[Mapping[str, str]], thinking: bool = True, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        thinking: bool | None = True,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         """The text of a conversation, beginning with bos; see `render_chat`."""
         return render_chat(
@@ -124,6 +130,7 @@ class Tokenizer:
             eos_token=tokens.EOS,
             thinking=thinking,
             add_generation_prompt=add_generation_prompt,
+            tools=tools,
         )
 
     def prompt_ids(self, question: str, thinking: bool = True) -> list[int]:

@@ -1,0 +1,71 @@
+import asyncio
+import contextlib
+import threading
+
+import httpx2
+import pytest
+import uvicorn
+from hypothesis import settings
+
+from ziphius.serve.app import make_app
+from ziphius.serve.ask import Limits
+from ziphius.serve.runner import Runner
+from ziphius.serve.service import Service
+from ziphius.serve.settings import ServeSettings
+from ziphius.text.tokenizer import Tokenizer, train_tokenizer
+
+settings.register_profile("ziphius", deadline=None)  # a busy machine must not fail a test
+settings.load_profile("ziphius")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(["a whale dives deep", "1 + 2 = 3", "many whales dive", "鲸鱼"] * 3, 330)
+
+
+class Running:
+    """A server in a thread: its address, its service, and a plain HTTP client for it."""
+
+    def __init__(self, service, server, thread):
+        self.service, self.server, self.thread = service, server, thread
+        port = server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.port = port
+        self.http = httpx2.Client(base_url=self.url, timeout=20)
+
+    def ask(self, **fields):
+        """A chat completion that asks "hi"."""
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]} | fields
+        return self.http.post("/v1/chat/completions", json=body)
+
+
+@pytest.fixture
+def serve(tokenizer):
+    """`serve(engine, **settings)` -> a running server, stopped at the end of the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda engine, **options: stack.enter_context(running(tokenizer, engine, **options))
+
+
+@contextlib.contextmanager
+def running(tokenizer, engine, context=512, defaults=None, rate=None, keys=None, **options):
+    chosen = ServeSettings(**{"name": "tiny", "port": 0, "drain_seconds": 5} | options)
+    limits = Limits(context, tokenizer.vocab_size, chosen.max_tokens, defaults or {"temperature": 0.6, "top_p": 0.95})
+    more = {key: value for key, value in (("rate", rate), ("keys", keys)) if value is not None}
+    service = Service(chosen, tokenizer, Runner(engine), limits, **more)
+    config = uvicorn.Config(
+        make_app(service), port=0, log_config=None, timeout_graceful_shutdown=chosen.drain_seconds, loop="asyncio"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        thread.join(0.01)
+    found = Running(service, server, thread)
+    try:
+        yield found
+    finally:
+        found.http.close()
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()

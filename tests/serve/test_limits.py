@@ -1,0 +1,292 @@
+"""Under load and attack: who may ask, how much, how long, and what a failure costs others."""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+
+import pytest
+
+from tests.serve.scripted import ScriptedEngine
+from ziphius.serve.auth import Keys, is_loopback, new_key
+from ziphius.serve.settings import ServeSettings
+
+STREAM = {"stream": True}
+
+
+@pytest.fixture
+def endless(tokenizer):
+    """An engine that talks until the limit, a token each 2 ms."""
+    word = tokenizer.encode(" whale")[0]
+    return ScriptedEngine(lambda _: iter(lambda: word, None), delay=0.002)
+
+
+def until(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.005)
+
+
+def error_of(response, status):
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert "\n" not in error["message"]
+    return error
+
+
+# Keys
+
+
+def test_keys_are_hashed_and_checked(tmp_path, serve, endless):
+    path = tmp_path / "keys"
+    key, other = new_key(path, "ada"), new_key(path, "bo")
+    assert key not in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o600
+    keys = Keys.load(path)
+    assert (keys.owner(f"Bearer {key}"), keys.owner(f"bearer {other}")) == ("ada", "bo")
+    for wrong in (None, "", key, f"Basic {key}", f"Bearer {key}x", "Bearer ", "Bearer \udc80"):
+        assert keys.owner(wrong) is None
+    server = serve(endless, keys=keys)
+    assert error_of(server.ask(max_tokens=3), 401)["code"] == "invalid_api_key"
+    assert error_of(server.http.get("/metrics"), 401)
+    assert server.http.get("/health").status_code == 200
+    server.http.headers["Authorization"] = f"Bearer {key}"
+    assert server.ask(max_tokens=3).status_code == 200
+
+
+def test_a_wrong_file_of_keys_names_the_line(tmp_path):
+    path = tmp_path / "keys"
+    with pytest.raises(ValueError, match="no such file of keys"):
+        Keys.load(path)
+    path.write_text("# none\n")
+    with pytest.raises(ValueError, match="holds no key"):
+        Keys.load(path)
+    path.write_text("\nada sha256:12\n")
+    with pytest.raises(ValueError, match=r"keys:2: a line is `name sha256:` and 64 hex digits"):
+        Keys.load(path)
+    path.unlink()
+    new_key(path, "ada")
+    with pytest.raises(ValueError, match="has a key called 'ada' already"):
+        new_key(path, "ada")
+    with pytest.raises(ValueError, match="use one word"):
+        new_key(path, "a b")
+
+
+def test_a_public_address_without_keys_is_refused(tmp_path):
+    for host in ("0.0.0.0", "::", "10.0.0.1", "example.org"):
+        with pytest.raises(ValueError, match="can be reached from other machines and there are no API keys"):
+            ServeSettings(host=host)
+        assert ServeSettings(host=host, open_to_all=True).host == host
+        assert ServeSettings(host=host, keys=tmp_path / "keys").host == host
+    assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.0.0.9", "::1")))
+
+
+def test_another_sites_name_for_this_machine_is_refused(serve, endless):
+    server = serve(endless)
+    refused = server.http.get("/v1/models", headers={"Host": "evil.example:80"})
+    assert error_of(refused, 400)["code"] == "wrong_host"
+    for host in ("localhost:1", "[::1]:1", "127.0.0.1"):
+        assert server.http.get("/v1/models", headers={"Host": host}).status_code == 200
+
+
+# What is asked
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"best_of": 2}, "best_of", "best_of is not a field of this request"),
+        ({"stream_options": {"include_usage": True, "x": 1}, "stream": True}, "stream_options.x", "not a field"),
+        ({"messages": [{"role": "user", "content": "x", "name": "a"}]}, "messages.0.name", "not a field"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.type", "'text'"),
+        ({"messages": [{"role": "whale", "content": "x"}]}, "messages.0", "does not match any of the expected tags"),
+        ({"messages": []}, "messages", "at least 1 item"),
+        ({"temperature": "hot"}, "temperature", "valid number"),
+        ({"temperature": 3}, "temperature", "less than or equal to 2"),
+        ({"n": 1000}, "n", "less than or equal to 128"),
+        ({"logit_bias": {"whale": 1}}, "logit_bias", "maps token ids to numbers"),
+        ({"logit_bias": {"5000": 1}}, "logit_bias", "there is no token 5000"),
+        ({"stop": [""]}, None, "empty string"),
+        ({"response_format": {"type": "xml"}}, "response_format", "does not match"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "Field required"),
+        ({"tool_choice": "required"}, None, "tool_choice needs tools"),
+        ({"stream_options": {"include_usage": True}}, None, "stream_options needs stream"),
+        ({"top_logprobs": 3}, None, "top_logprobs needs logprobs"),
+        ({"thinking": {"type": "maybe"}}, "thinking.type", "'enabled' or 'disabled'"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, None, "the last message is the assistant's"),
+        ({"max_tokens": 5, "min_tokens": 6}, "min_tokens", "6 exceeds the 5 tokens"),
+    ],
+)
+def test_what_is_not_offered_is_refused_by_name(serve, endless, fields, param, says):
+    error = error_of(serve(endless).ask(**fields), 422)
+    assert error["param"] == param
+    assert says in error["message"]
+    assert endless.requests == []
+
+
+def test_limits_of_body_and_tokens(serve, endless):
+    server = serve(endless, max_body_bytes=2000)
+    post = lambda body, **more: server.http.post("/v1/chat/completions", content=body, **more)
+    json_type = {"headers": {"Content-Type": "application/json"}}
+    assert error_of(server.ask(user="x" * 2000), 413)["code"] == "body_too_large"
+    assert error_of(post(iter([b"x" * 999] * 3), **json_type), 413)  # no Content-Length to tell
+    assert "not JSON" in error_of(post(b"{", **json_type), 400)["message"]
+    assert "must be a JSON object" in error_of(post(b"[]", **json_type), 400)["message"]
+    assert error_of(post(b"[" * 1900, **json_type), 400)
+    assert error_of(post(b"\xff\xfe{}", **json_type), 400)
+    assert error_of(server.ask(max_tokens=600), 400)["code"] == "context_length_exceeded"
+    assert error_of(server.ask(messages=[{"role": "user", "content": "1" * 1500}]), 400)["param"] == "messages"
+    assert error_of(server.ask(model="other"), 404)["code"] == "model_not_found"
+    assert error_of(server.http.get("/nowhere"), 404)
+    refused = server.http.get("/v1/chat/completions")
+    assert (error_of(refused, 405)["type"], refused.headers["allow"]) == ("invalid_request_error", "POST")
+    assert server.ask(max_tokens=2).status_code == 200
+
+
+def test_too_many_requests_are_told_when_to_come_back(serve, endless):
+    server = serve(endless, max_requests=2)
+    with (
+        server.http.stream("POST", "/v1/chat/completions", json=body(300)) as one,
+        server.http.stream("POST", "/v1/chat/completions", json=body(300)) as two,
+    ):
+        assert {one.status_code, two.status_code} == {200}
+        refused = server.ask(max_tokens=1)
+        assert error_of(refused, 429)["code"] == "too_many_requests"
+        assert int(refused.headers["Retry-After"]) >= 1
+    until(lambda: server.service.active == 0)
+    assert server.ask(max_tokens=1).status_code == 200
+
+
+# Those who go away, read slowly, or send slowly
+
+
+def body(max_tokens, **fields):
+    message = {"role": "user", "content": "hi"}
+    return {"model": "tiny", "messages": [message], "stream": True, "max_tokens": max_tokens} | fields
+
+
+def raw(server, asked, receive_buffer=None):
+    """A connection that has sent a request and reads nothing by itself."""
+    connection = socket.socket()
+    if receive_buffer is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    connection.connect(("127.0.0.1", server.port))
+    text = json.dumps(asked)
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: {len(text)}\r\n\r\n{text}".encode())
+    return connection
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_cancels_its_work(serve, endless, stream):
+    server = serve(endless)
+    connection = raw(server, body(400, stream=stream))
+    until(lambda: endless.has_work)
+    connection.close()
+    until(lambda: not endless.has_work)
+    assert endless.cancelled == [1]
+    assert endless.made < 400
+    until(lambda: server.service.active == 0)
+    assert 'status="499"' in server.http.get("/metrics").text
+
+
+def test_a_slow_reader_holds_up_nobody(serve, tokenizer):
+    word = tokenizer.encode(" whale")[0]
+    engine = ScriptedEngine(lambda _: iter(lambda: word, None), pace=50)
+    server = serve(engine, context=10**6, write_seconds=0.5, max_tokens=10**5)
+    slow = raw(server, body(90_000, n=8), receive_buffer=4096)
+    until(lambda: engine.has_work)
+    began = time.monotonic()
+    assert server.ask(max_tokens=100).status_code == 200
+    assert time.monotonic() - began < 5
+    until(lambda: server.service.active == 0)  # what is not read for half a second is given up
+    slow.close()
+
+
+def test_a_body_that_never_ends_is_given_up(serve, endless):
+    server = serve(endless, read_seconds=0.2)
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{")
+        connection.settimeout(5)
+        assert b"400" in connection.recv(4096)
+
+
+def test_an_answer_that_takes_too_long_is_stopped(serve, endless):
+    server = serve(endless, request_seconds=0.2)
+    assert error_of(server.ask(max_tokens=400), 503)["code"] == "timeout"
+    with server.http.stream("POST", "/v1/chat/completions", json=body(400)) as response:
+        last = [line for line in response.iter_lines() if line][-2:]
+    assert json.loads(last[0].removeprefix("data: "))["error"]["code"] == "timeout"
+    assert last[1] == "data: [DONE]"
+    until(lambda: not endless.has_work)
+
+
+def test_comments_keep_a_waiting_stream_open(serve, tokenizer):
+    engine = ScriptedEngine(lambda _: tokenizer.encode("</think>four"), delay=0.25)
+    server = serve(engine, keep_alive_seconds=0.05)
+    with server.http.stream("POST", "/v1/chat/completions", json=body(2)) as response:
+        lines = list(response.iter_lines())
+    assert lines.count(": keep-alive") >= 3
+
+
+# Failures and the end
+
+
+def test_a_failure_of_the_engine_ends_what_is_under_way_and_nothing_more(serve, endless, caplog):
+    server = serve(endless)
+    results = []
+    asking = threading.Thread(target=lambda: results.append(server.ask(max_tokens=400)))
+    asking.start()
+    until(lambda: endless.has_work)
+    with caplog.at_level(logging.CRITICAL, "ziphius.serve"):
+        endless.failing = RuntimeError("out of whales")
+        asking.join(10)
+    assert "out of whales" in error_of(results[0], 500)["message"]
+    assert server.ask(max_tokens=3).status_code == 200
+    assert server.http.get("/health").json() == {"status": "ok"}
+
+
+def test_an_engine_that_fails_again_and_again_is_given_up(serve, endless):
+    server = serve(endless)
+    endless.step = lambda: (_ for _ in ()).throw(RuntimeError("no whales"))
+    codes = {server.ask(max_tokens=3).status_code for _ in range(6)}
+    assert codes == {500, 503}
+    assert server.http.get("/health").status_code == 503
+
+
+def test_a_bug_in_one_request_hurts_no_other(serve, endless, monkeypatch):
+    server = serve(endless)
+    monkeypatch.setattr("ziphius.serve.chat.chat_request", lambda *_: 1 / 0)
+    assert "its log says how" in error_of(server.ask(), 500)["message"]
+    monkeypatch.undo()
+    assert server.ask(max_tokens=3).status_code == 200
+    assert server.service.active == 0
+
+
+def test_the_log_holds_no_prompt_unless_asked(serve, endless, caplog):
+    caplog.set_level(logging.INFO, "ziphius.serve")
+    for asked, there in ((False, False), (True, True)):
+        caplog.clear()
+        server = serve(endless, log_prompts=asked)
+        server.ask(max_tokens=3, user="ada", messages=[{"role": "user", "content": "a whale dives"}])
+        until(lambda: caplog.messages)
+        entry = json.loads(caplog.messages[-1])
+        assert (entry["status"], entry["user"], entry["completion_tokens"]) == (200, "ada", 3)
+        assert ("a whale dives" in caplog.text) == there
+    server.ask(whales=3)
+    entry = json.loads(caplog.messages[-1])
+    assert (entry["status"], entry["code"], entry["param"]) == (422, "unknown_field", "whales")
+
+
+def test_random_bytes_are_answered_in_the_same_form(serve, endless):
+    server = serve(endless)
+    for seed in range(40):
+        noise = os.urandom(seed * 7 % 300)
+        for kind in ("application/json", "text/plain"):
+            response = server.http.post("/v1/completions", content=noise, headers={"Content-Type": kind})
+            assert response.status_code in (400, 422)
+            assert set(response.json()["error"]) == {"message", "type", "param", "code"}

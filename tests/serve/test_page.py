@@ -1,0 +1,169 @@
+"""The chat page in headless Chromium: what a person sees and does."""
+
+import re
+import shutil
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from tests.serve.conftest import running
+from tests.serve.scripted import ScriptedEngine
+from ziphius.text import tokens
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian's package: chromium)")
+
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+ANSWER = """\
+**Deep**: $d^2$ metres costs $5 and $6.
+
+```python
+depth = 2992
+```
+<img src=x onerror="window.hacked = 1"><script>window.hacked = 1</script>
+[link](javascript:window.hacked=1)
+
+\\[ E = mc^2 \\]
+"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def engine(tokenizer):
+    return ScriptedEngine(lambda _: tokenizer.encode(f"I <b>dive</b>.\n</think>\n\n{ANSWER}{tokens.EOS}"), pace=4)
+
+
+@pytest.fixture
+def page(browser, tokenizer, engine):
+    """The page of a running service; the test fails on an error in its console."""
+    from ziphius.serve.price import Rate
+
+    with running(tokenizer, engine, context=4096, rate=Rate(0.09)) as server:
+        context = browser.new_context()
+        opened = context.new_page()
+        errors = []
+        opened.on("pageerror", lambda error: errors.append(str(error)))
+        opened.on("request", lambda r: r.url.startswith(server.url) or errors.append(f"asked for {r.url}"))
+        opened.goto(server.url)
+        expect(opened.locator("#model")).to_have_text("tiny")
+        yield opened
+        context.close()
+    assert errors == []
+
+
+def ask(page, text):
+    page.get_by_label("Your question").fill(text)
+    page.keyboard.press("Enter")
+
+
+def test_thinking_folds_and_the_answer_is_rendered(page):
+    ask(page, "how deep?")
+    expect(page.locator(".message.user .text")).to_have_text("how deep?")
+    thinking = page.locator(".thinking")
+    expect(thinking.locator("summary")).to_have_text(re.compile(r"Thought for \d+\.\d s, \d+ tokens"))
+    assert thinking.get_attribute("open") is None
+    thinking.locator("summary").click()
+    expect(thinking.locator(".thoughts")).to_have_text("I <b>dive</b>.")
+    answer = page.locator(".answer")
+    expect(answer.locator("strong")).to_have_text("Deep")
+    expect(answer.locator("pre code.hljs")).to_have_text("depth = 2992")
+    expect(answer.locator(".math .katex")).to_have_count(2)
+    expect(answer).to_contain_text("costs $5 and $6")
+    expect(page.locator(".bill")).to_have_text(re.compile(r"\d+ tokens · [\d]+ tokens/s · .*\$0\.0000"))
+
+
+def test_a_model_can_inject_no_script(page):
+    ask(page, "hack")
+    expect(page.locator(".bill")).to_contain_text("tokens/s")
+    assert page.evaluate("window.hacked") is None
+    assert page.locator(".answer script, .answer img, .answer [onerror], .answer a[href^=javascript]").count() == 0
+    policy = page.request.get(page.url).headers["content-security-policy"]
+    assert "script-src 'self'" in policy
+    assert "unsafe-inline" not in policy.split("script-src")[1].split(";")[0]
+
+
+def test_thinking_is_open_while_it_thinks_and_stop_ends_it(page, engine, tokenizer):
+    word = tokenizer.encode(" whale")[0]
+    engine.script, engine.delay = (lambda _: iter(lambda: word, None)), 0.01
+    ask(page, "forever")
+    expect(page.locator(".thinking")).to_have_attribute("open", "")
+    expect(page.locator(".thinking summary")).to_have_text(re.compile("Thinking… "))
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator(".bill")).to_have_text("stopped")
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    page.wait_for_timeout(300)
+    assert not engine.has_work
+
+
+def test_regenerate_edit_and_several_conversations(page, engine):
+    ask(page, "first")
+    page.get_by_role("button", name="Regenerate").click()
+    expect(page.locator(".bill")).to_have_count(1)
+    page.get_by_role("button", name="Edit").click()
+    page.get_by_label("Edit your question").fill("first, again")
+    page.get_by_role("button", name="Send again").click()
+    expect(page.locator(".bill")).to_have_count(1)
+    assert len(engine.requests) == 3
+    page.get_by_role("button", name="New conversation").click()
+    ask(page, "second")
+    expect(page.locator(".bill")).to_have_count(1)
+    expect(page.locator("#conversations .name")).to_have_text(["second", "first, again"])
+    page.reload()
+    page.locator("#conversations .name", has_text="first").click()
+    expect(page.locator(".message.user .text")).to_have_text("first, again")
+    expect(page.locator(".bill")).to_have_count(1)
+
+
+def test_settings_reach_the_server(page, engine):
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Temperature").fill("0")
+    page.get_by_label("Longest answer, tokens").fill("9")
+    page.get_by_label("System message").fill("Be brief.")
+    page.get_by_label("Colours").select_option("dark")
+    page.get_by_role("button", name="Done").click()
+    page.get_by_role("button", name="Think").click()
+    ask(page, "how deep?")
+    expect(page.locator(".bill")).to_contain_text("cut off at the longest answer")
+    settings = engine.requests[0].settings
+    assert (settings.temperature, settings.max_new_tokens, engine.requests[0].thinking) == (0, 9, False)
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_a_refusal_is_shown_and_announced(page):
+    page.evaluate("localStorage.setItem('ziphius.settings', '{\"max_tokens\": \"99999\"}')")
+    page.reload()
+    ask(page, "hello")
+    expect(page.get_by_role("alert")).to_contain_text("lower max_tokens")
+    expect(page.get_by_role("status")).to_contain_text("lower max_tokens")
+
+
+def test_phone_width(page):
+    page.set_viewport_size({"width": 360, "height": 640})
+    ask(page, "how deep?")
+    expect(page.locator(".bill")).to_have_count(1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    expect(page.locator("#side")).not_to_be_visible()
+    page.get_by_role("button", name="Show conversations").click()
+    expect(page.locator("#side")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#side")).not_to_be_visible()
+
+
+def test_everything_has_a_name_for_screen_readers(page):
+    ask(page, "how deep?")
+    expect(page.locator(".bill")).to_have_count(1)
+    unnamed = page.evaluate(
+        """[...document.querySelectorAll('button, input, textarea, select')].filter((field) =>
+           !(field.textContent.trim() || field.ariaLabel || field.labels?.length)).map((field) => field.outerHTML)"""
+    )
+    assert unnamed == []
+    assert page.evaluate("document.documentElement.lang") == "en"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.tagName") != "BODY"

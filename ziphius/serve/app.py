@@ -1,0 +1,111 @@
+"""The HTTP interface: routes, refusals, the life of the engine's thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.exceptions import HTTPException
+
+from ziphius.serve import gate, page
+from ziphius.serve.chat import complete_chat
+from ziphius.serve.completions import complete_text
+from ziphius.serve.errors import ApiError, ErrorBody, of_validation
+from ziphius.serve.reply import ChatCompletion, Health, ModelCard, ModelList, TextCompletion
+from ziphius.serve.schema import ChatRequest, CompletionRequest
+from ziphius.serve.service import Service
+from ziphius.serve.stream import ClientLeft
+
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in (400, 401, 404, 413, 422, 429, 500, 503)
+}
+_STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {}}, "description": "Whole, or as a stream"}
+}
+
+
+def make_app(service: Service) -> FastAPI:
+    """The application. Its startup starts the engine's thread, its shutdown ends it."""
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        service.runner.start(asyncio.get_running_loop())
+        try:
+            yield
+        finally:
+            service.runner.stop()
+
+    app = FastAPI(title="Ziphius", version=version("ziphius"), lifespan=life, docs_url=None, redoc_url=None)
+    app.add_middleware(gate.Gate, service=service)
+    _handle_errors(app, service)
+    page.mount(app)
+
+    @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_REFUSALS | _STREAMED)
+    async def chat_completions(asked: ChatRequest, request: Request) -> Response:
+        """Answer a conversation: thinking, answer and tool calls apart."""
+        return await complete_chat(service, asked, request, request.state.owner)
+
+    @app.post("/v1/completions", response_model=TextCompletion, responses=_REFUSALS | _STREAMED)
+    async def completions(asked: CompletionRequest, request: Request) -> Response:
+        """Continue a text, or write what stands between a prompt and a suffix."""
+        return await complete_text(service, asked, request, request.state.owner)
+
+    def card() -> ModelCard:
+        settings = service.settings
+        return ModelCard(
+            id=settings.name, created=service.created, owned_by="ziphius", context_length=service.limits.context
+        )
+
+    @app.get("/v1/models", responses={401: {"model": ErrorBody}})
+    async def models() -> ModelList:
+        """The one model that is served."""
+        return ModelList(data=[card()])
+
+    @app.get("/v1/models/{model}", responses={401: {"model": ErrorBody}, 404: {"model": ErrorBody}})
+    async def model(model: str) -> ModelCard:
+        """The model of that name."""
+        service.check_model(model)
+        return card()
+
+    @app.get("/health", responses={503: {"model": Health}})
+    async def health() -> Response:
+        """Whether requests are taken: 200 `ok`, or 503 `draining` or `failed`."""
+        status = "failed" if service.runner.broken else "draining" if service.draining else "ok"
+        return JSONResponse({"status": status}, 200 if status == "ok" else 503)
+
+    @app.get("/metrics", response_class=PlainTextResponse, responses={401: {"model": ErrorBody}})
+    async def metrics() -> Response:
+        """Prometheus's text form."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return app
+
+
+def _handle_errors(app: FastAPI, service: Service) -> None:
+    def refuse(request: Request, error: ApiError) -> Response:
+        service.refuse(gate.known(request.url.path), error)
+        return gate.answer(error)
+
+    @app.exception_handler(ApiError)
+    async def refused(request: Request, error: ApiError) -> Response:
+        return refuse(request, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return refuse(request, of_validation(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def plain(request: Request, error: HTTPException) -> Response:
+        response = refuse(request, ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(ClientLeft)
+    async def left(request: Request, error: ClientLeft) -> Response:
+        return Response(status_code=499)

@@ -1,0 +1,143 @@
+"""A request as the engine knows it: settings with the model's defaults, limits, budgets. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ziphius.engine.request import Request
+from ziphius.engine.settings import Constraint, SamplingSettings
+from ziphius.serve.errors import ApiError
+from ziphius.serve.prompt import Prompt
+from ziphius.serve.schema import ChatRequest, CompletionRequest, GrammarFormat, JsonSchemaFormat, RegexFormat, Sampling
+
+# The share of an answer's tokens that thinking may take, so that the answer always has room.
+EFFORT = {"minimal": 1 / 8, "low": 1 / 4, "medium": 1 / 2, "high": 3 / 4, "xhigh": 7 / 8, "max": 15 / 16}
+_WHITESPACE = r"[ \n]{0,32}"
+_SAME_NAME = (
+    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
+    "logit_bias", "seed", "min_tokens",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the model allows and does unless told otherwise.
+
+    `context` is its longest sequence in tokens, `max_tokens` an answer's length where none is given, `defaults` the
+    sampling of its generation_config.json.
+    """
+
+    context: int
+    vocab_size: int
+    max_tokens: int
+    defaults: dict[str, Any]
+
+
+def chat_request(
+    asked: ChatRequest, prompt: Prompt, limits: Limits, ends: Sequence[int], tools: Mapping[str, Any] | None = None
+) -> Request:
+    """`ends`: tokens that end a turn beside the model's end token; `tools`: what `tool_settings` says.
+
+    Raises ApiError for what does not fit.
+    """
+    tools = tools or {}
+    room = _room(len(prompt.ids), asked.limit, limits, "messages")
+    settings = _settings(asked, limits, room)
+    settings["stop_token_ids"] = (*settings["stop_token_ids"], *ends, *tools.get("stop_token_ids", ()))
+    settings["logit_bias"] = settings.get("logit_bias", {}) | tools.get("logit_bias", {})
+    settings["constraint"] = tools.get("constraint", settings["constraint"])
+    settings["logprobs"] = (asked.top_logprobs or 0) if asked.logprobs else None
+    settings["thinking_budget"] = _budget(asked, room) if prompt.thinking else None
+    return Request(
+        prompt.ids,
+        SamplingSettings(**settings),
+        thinking=prompt.thinking,
+        samples=asked.n or 1,
+        stream=bool(asked.stream),
+    )
+
+
+def completion_request(asked: CompletionRequest, ids: list[int], limits: Limits) -> Request:
+    """One of the prompts of a completion."""
+    settings = _settings(asked, limits, _room(len(ids), asked.max_tokens or 16, limits, "prompt"))
+    settings["logprobs"] = asked.logprobs
+    return Request(ids, SamplingSettings(**settings), samples=asked.n or 1, stream=bool(asked.stream))
+
+
+def _room(prompt_tokens: int, wanted: int | None, limits: Limits, param: str) -> int:
+    """How many tokens the answer may have."""
+    left = limits.context - prompt_tokens
+    if left < 1 or (wanted is not None and wanted > left):
+        grown = "" if wanted is None else f" and max_tokens adds {wanted}"
+        raise ApiError(
+            400,
+            f"the prompt has {prompt_tokens} tokens{grown}; the model reads and writes {limits.context} at most: "
+            f"shorten {param}" + ("" if wanted is None else " or lower max_tokens"),
+            param=param,
+            code="context_length_exceeded",
+        )
+    return min(left, wanted if wanted is not None else limits.max_tokens)
+
+
+def _settings(asked: Sampling, limits: Limits, room: int) -> dict[str, Any]:
+    given = {name: value for name in _SAME_NAME if (value := getattr(asked, name)) is not None}
+    for name, ids in (("logit_bias", asked.logit_bias), ("stop_token_ids", asked.stop_token_ids)):
+        for token in ids or ():
+            if not 0 <= token < limits.vocab_size:
+                raise ApiError(
+                    422, f"{name}: there is no token {token}; ids run from 0 to {limits.vocab_size - 1}", param=name
+                )
+    if given.get("min_tokens", 0) > room:
+        raise ApiError(
+            422,
+            f"min_tokens: {given['min_tokens']} exceeds the {room} tokens that the answer may have",
+            param="min_tokens",
+        )
+    return (
+        limits.defaults
+        | given
+        | {
+            "max_new_tokens": room,
+            "stop": tuple(asked.stops),
+            "stop_token_ids": tuple(asked.stop_token_ids or ()),
+            "constraint": _constraint(asked),
+        }
+    )
+
+
+def _budget(asked: ChatRequest, room: int) -> int | None:
+    """How many tokens the thinking may have of the answer's `room`; None where there is no room to divide."""
+    if room < 2:
+        return None
+    budget = int(room * EFFORT[asked.reasoning_effort or "high"])
+    if asked.thinking is not None and asked.thinking.budget_tokens is not None:
+        budget = asked.thinking.budget_tokens
+        if budget + 2 > room:
+            raise ApiError(
+                422,
+                f"thinking.budget_tokens: {budget} leaves no room for an answer within {room} tokens; lower it, or "
+                "raise max_tokens",
+                param="thinking.budget_tokens",
+            )
+    return min(budget, room - 2)
+
+
+def json_form(schema: Mapping[str, Any]) -> str:
+    """A JSON schema for the engine, in which whitespace has an end: some models would go on with it for ever."""
+    return json.dumps({"x-guidance": {"whitespace_pattern": _WHITESPACE}} | dict(schema))
+
+
+def _constraint(asked: Sampling) -> Constraint | None:
+    form = asked.response_format
+    if isinstance(form, RegexFormat):
+        return Constraint(kind="regex", text=form.pattern)
+    if isinstance(form, GrammarFormat):
+        return Constraint(kind="grammar", text=form.grammar)
+    if isinstance(form, JsonSchemaFormat):
+        return Constraint(kind="json_schema", text=json_form(form.json_schema.schema_))
+    if form is not None and form.type == "json_object":
+        return Constraint(kind="json_schema", text=json_form({"type": "object"}))
+    return None

@@ -1,0 +1,103 @@
+"""`ziphius serve`, `ziphius chat` and `ziphius key`. Imports neither torch nor the service's packages."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Thinking = Annotated[bool, typer.Option(help="Let it think before it answers; --no-thinking: answer at once.")]
+
+
+def serve(
+    folder: Annotated[Path, typer.Argument(help="A model folder, or a run folder (its last stage is taken).")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen at, e.g. --host 0.0.0.0 for other machines.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port, e.g. --port 8080; 0 takes a free one.")] = 8000,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name in requests, e.g. --name r1; the folder's otherwise.")
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="File of API keys (`ziphius key` writes it), e.g. --keys keys.txt.")
+    ] = None,
+    open_to_all: Annotated[bool, typer.Option("--open-to-all", help="Serve a public address without keys.")] = False,
+    dollars_per_hour: Annotated[
+        float | None, typer.Option(help="What the machine costs, e.g. 0.09; the run's price otherwise.")
+    ] = None,
+    price_list: Annotated[
+        str | None, typer.Option(help="Compare with this model's list price, e.g. --price-list deepseek-r1.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Any other setting of docs/SERVING.md, e.g. --set max_requests=64 --set speculation=off",
+        ),
+    ] = None,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Write prompts and answers into the log, too.")
+    ] = False,
+) -> None:
+    """Serve a model: an OpenAI-compatible API that shows its thinking, and a chat page.
+
+    Example: `ziphius serve runs/r1-cpu-seed0 --dollars-per-hour 0.09 --price-list deepseek-r1`
+    """
+    from ziphius.serve.settings import read_pairs
+
+    given: dict[str, Any] = {"host": host, "port": port, "name": name, "keys": keys, "price_list": price_list}
+    given |= {"dollars_per_hour": dollars_per_hour, "open_to_all": open_to_all, "log_prompts": log_prompts}
+    given = {key: value for key, value in given.items() if value is not None}
+    _need_packages()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads leave the cores to those who talk to clients
+    from ziphius.serve.launch import launch
+
+    launch(folder, given | read_pairs(set_ or []))
+
+
+def chat(
+    model: Annotated[
+        str, typer.Argument(metavar="FOLDER|URL", help="A model or run folder, or the address of a service.")
+    ],
+    question: Annotated[str | None, typer.Argument(help="One question; without it, a conversation.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="E.g. 0 for the likeliest answer; the model's own otherwise.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer, thinking included, e.g. 256.")] = None,
+    thinking: Thinking = True,
+    seed: Annotated[int | None, typer.Option(help="The same answers each time, e.g. --seed 0.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="ZIPHIUS_API_KEY", help="Key of a service that asks for one.")
+    ] = None,
+) -> None:
+    """Talk to a model in the terminal: its thinking dimmed, then its answer. Ctrl-C stops an answer.
+
+    Example: `ziphius chat runs/r1-cpu-seed0` or `ziphius chat http://127.0.0.1:8000`
+    """
+    from ziphius.serve.terminal import converse
+
+    settings = {"temperature": temperature, "max_tokens": max_new_tokens, "seed": seed}
+    converse(model, question, {k: v for k, v in settings.items() if v is not None}, thinking, api_key)
+
+
+def key(
+    file: Annotated[Path, typer.Argument(help="File of keys; made where there is none.")],
+    name: Annotated[str, typer.Argument(help="Whose key it is: one word, which the log will show.")],
+) -> None:
+    """Make an API key: it is printed once, the file keeps its hash.
+
+    Example: `ziphius key keys.txt ada`
+    """
+    from ziphius.serve.auth import new_key
+
+    print(new_key(file, name))
+
+
+def _need_packages() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"serving needs {', '.join(missing)}: pip install 'ziphius[serve]'")

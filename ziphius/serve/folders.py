@@ -1,0 +1,45 @@
+"""What a model folder, and the run around it, say about serving it. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ziphius.engine.request import Request
+from ziphius.engine.settings import SamplingSettings
+from ziphius.serve.runner import Samples
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def sampling_defaults(folder: Path) -> dict[str, Any]:
+    """The sampling that the folder's generation_config.json asks for; temperature 0 where it asks for none."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return {}
+    config = json.loads(path.read_text())
+    if config.get("do_sample") is False:
+        return {"temperature": 0.0}
+    return {name: config[name] for name in _SAMPLING if config.get(name) is not None}
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run that `folder` is a stage of."""
+    folder = folder.resolve()
+    return folder.parent.parent if folder.parent.name == "stages" else None
+
+
+def machine_price(folder: Path) -> float:
+    """Dollars per hour in the recipe of the folder's run; 0 where there is none."""
+    run = run_of(folder)
+    if run is None or not (run / "recipe.json").is_file():
+        return 0.0
+    return float(json.loads((run / "recipe.json").read_text()).get("price", {}).get("dollars_per_hour", 0.0))
+
+
+def try_once(engine: Samples, token: int) -> None:
+    """One short request, so that the first to ask need not wait for what is built or loaded on first use."""
+    engine.add(Request([token], SamplingSettings(max_new_tokens=2, ignore_eos=True)))
+    while engine.has_work:
+        engine.step()

@@ -1,0 +1,85 @@
+"""What `/metrics` tells, in Prometheus's text form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from ziphius.serve.price import Rate
+from ziphius.serve.runner import Runner
+from ziphius.serve.usage import Tally, Usage
+
+_FIRST = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+_TOKEN = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
+_WHOLE = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    """Counters of requests, and the engine's own numbers at the moment they are asked for."""
+
+    def __init__(self, runner: Runner, rate: Rate) -> None:
+        self.registry = CollectorRegistry()
+        counter = partial(Counter, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        self._requests = counter("ziphius_requests", "Requests by path and status", ["path", "status"])
+        self._prompt = counter("ziphius_prompt_tokens", "Prompt tokens by cache", ["cache"])
+        self._answer = counter("ziphius_completion_tokens", "Tokens written, by part", ["part"])
+        self._dollars = counter("ziphius_request_dollars", "Cost of the requests' shares of the engine's time")
+        self._listed = counter("ziphius_list_price_dollars", "What the same tokens cost by the price list")
+        self._first = histogram("ziphius_first_token_seconds", "Time to first token", buckets=_FIRST)
+        self._token = histogram("ziphius_token_seconds", "Mean time a token after the first", buckets=_TOKEN)
+        self._whole = histogram("ziphius_request_seconds", "Time of a whole request", buckets=_WHOLE)
+        self.registry.register(_EngineNumbers(runner, rate))
+
+    def count_request(self, path: str, status: int) -> None:
+        self._requests.labels(path, str(status)).inc()
+
+    def count(self, seconds: float, first: float | None, tally: Tally, used: Usage | None) -> None:
+        """Count what a request that was taken in used until its end."""
+        self._prompt.labels("hit").inc(tally.cached)
+        self._prompt.labels("miss").inc(tally.prompt - tally.cached)
+        self._answer.labels("reasoning").inc(tally.reasoning)
+        self._answer.labels("answer").inc(tally.completion - tally.reasoning)
+        self._whole.observe(seconds)
+        if first is not None:
+            self._first.observe(first)
+            if tally.completion > 1:
+                self._token.observe((seconds - first) / (tally.completion - 1))
+        if used is not None:
+            self._dollars.inc(used.ziphius.dollars)
+            self._listed.inc(used.ziphius.list_price.dollars if used.ziphius.list_price else 0.0)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class _EngineNumbers:
+    """The engine's state as Prometheus metrics."""
+
+    def __init__(self, runner: Runner, rate: Rate) -> None:
+        self._runner, self._rate = runner, rate
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._runner.stats
+        for name, value, what in (
+            ("blocks_total", stats.blocks_total, "Blocks of the latent cache"),
+            ("blocks_used", stats.blocks_used, "Blocks held by running samples"),
+            ("blocks_cached", stats.blocks_cached, "Blocks kept for later prompts"),
+            ("samples_running", stats.running, "Samples in the batch"),
+            ("samples_waiting", stats.waiting, "Samples in the queue"),
+            ("dollars_per_hour", self._rate.dollars_per_hour, "The machine's rate"),
+        ):
+            yield GaugeMetricFamily(f"ziphius_{name}", what, value)
+        for name, value, what in (
+            ("engine_preemptions", stats.preemptions, "Samples put back into the queue to make room"),
+            ("engine_hit_tokens", stats.hit_tokens, "Prompt tokens found in the prefix cache"),
+            ("engine_miss_tokens", stats.miss_tokens, "Prompt tokens read by the network"),
+            ("engine_generated_tokens", stats.generated_tokens, "Tokens drawn"),
+            ("engine_drafted_tokens", stats.drafted_tokens, "Tokens drafted by the prediction module"),
+            ("engine_accepted_tokens", stats.accepted_tokens, "Drafted tokens that were right"),
+            ("engine_busy_seconds", self._runner.busy_seconds, "Time the engine worked"),
+        ):
+            yield CounterMetricFamily(f"ziphius_{name}", what, value=value)

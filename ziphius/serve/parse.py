@@ -1,0 +1,256 @@
+"""A reply's tokens, as they come, into thinking, answer and tool calls.
+
+The split follows the tokens, never the text: a person may write "<think>" and a model may spell it. Imports no torch.
+Sources of the two forms of a call: the chat templates published with DeepSeek-V3/R1 (`function`, the name, fenced JSON)
+and with V3.1 (the name, JSON).
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ziphius.serve.stops import StopTail
+from ziphius.text import tokens
+from ziphius.text.detokenise import Detokeniser
+from ziphius.text.tokenizer import Tokenizer
+
+Part = Literal["reasoning", "content", "call", "mark"]
+_FENCE = re.compile(r"\s*`{0,3}\s*\Z")
+
+
+@dataclass(slots=True)
+class CallDelta:
+    """The beginning of a call (`id` and `name` set) or more of its arguments."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(slots=True)
+class Delta:
+    reasoning: str = ""
+    content: str = ""
+    calls: list[CallDelta] = field(default_factory=list)
+
+    def followed_by(self, later: Delta) -> Delta:
+        """Both as one."""
+        return Delta(self.reasoning + later.reasoning, self.content + later.content, self.calls + later.calls)
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call being written: `header` up to the separator, then arguments, plain (V3.1) or behind a name and a fence."""
+
+    header: str = ""
+    began: bool = False
+    named: bool = False
+    fenced: bool = False
+    held: str = ""
+    arguments: str = ""
+    ids: list[int] = field(default_factory=list)
+
+
+class ReplyParser:
+    """Takes tokens one by one and gives deltas; what comes out in pieces is what would come out at once.
+
+    Thinking is open from the start where the prompt leaves it open, or once `<think>` is the first thing said. The
+    first `</think>` ends it; opened once more before the answer begins, it goes on. Once the answer has begun both tags
+    are text like any other. Whitespace around the thinking, and before an answer that follows it, is dropped.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        thinking: bool,
+        *,
+        tools: bool = False,
+        stops: Sequence[str] = (),
+        ends: Sequence[int] = (),
+    ) -> None:
+        find = tokenizer.inner.token_to_id
+        self._tokenizer, self._detokeniser = tokenizer, Detokeniser(tokenizer)
+        self._think, self._end_think = find(tokens.THINK), find(tokens.END_THINK)
+        names = (tokens.CALLS_BEGIN, tokens.CALLS_END, tokens.CALL_BEGIN, tokens.CALL_END, tokens.TOOL_SEP)
+        marks: list[int | None] = [find(name) if tools else None for name in names]
+        self._calls_begin, self._calls_end, self._call_begin, self._call_end, self._sep = marks
+        self._ends, self._tail = frozenset(ends), StopTail(stops)
+        self._part: Part = "reasoning" if thinking else "content"
+        self._thought = thinking
+        self._held = ""  # the end of a part that may have to be dropped
+        self._delta = Delta()
+        self._call: _Call | None = None
+        self._written: list[tuple[str, list[int]]] = []
+        self._content_ids: list[int] = []
+        self._reasoning: list[str] = []
+        self._content: list[str] = []
+        self.calls: list[CallDelta] = []
+        self.reasoning_tokens = 0
+
+    def push(self, token: int, stop: str | None = None) -> Part:
+        """Read a token; the part of the reply that it belongs to. `stop`: the stop string that this token completes."""
+        if token in self._ends:
+            if token == self._call_end and self._call is not None:
+                self._end_call()
+            return "mark"
+        if self._part == "reasoning":
+            self.reasoning_tokens += 1
+        if self._mark(token):
+            return "mark"
+        text = self._detokeniser.push([token])
+        if self._part == "call" and self._call is not None:
+            self._call.ids.append(token)
+            self._write_call(text)
+        elif self._part == "reasoning":
+            self._write_reasoning(text)
+        elif self._part == "content" or text.strip():  # between two calls stands nothing but whitespace
+            self._write_content(text, token, stop)
+        return self._part
+
+    def take(self) -> Delta:
+        """What has become certain since the last call."""
+        delta, self._delta = self._delta, Delta()
+        return delta
+
+    def finish(self) -> Delta:
+        """What is left when the reply has ended."""
+        self._leave()
+        return self.take()
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(self._reasoning)
+
+    @property
+    def content(self) -> str:
+        return "".join(self._content)
+
+    def written(self) -> list[tuple[str, list[int]]]:
+        """Texts of the finished reply with the tokens that spell them: its answer, the arguments of its calls."""
+        texts = [(self.content, self._content_ids), *self._written]
+        return [(text, ids) for text, ids in texts if text and self._tokenizer.decode(ids) == text]
+
+    def _mark(self, token: int) -> bool:
+        """Whether the token changes the part instead of adding to it."""
+        if self._part == "call" and self._call is not None:
+            if token == self._sep and not self._call.began:
+                self._begin_arguments()
+            elif token == self._call_end:
+                self._end_call()
+            else:
+                return False
+        elif token in (self._calls_begin, self._call_begin) and token is not None:
+            self._leave()
+            self._part = "call"
+            self._call = _Call() if token == self._call_begin else None
+        elif self._part == "call" and token == self._calls_end:
+            self._part = "content"
+        elif self._part == "reasoning" and token == self._end_think:
+            self._leave()
+            self._part, self._thought = "content", True
+        elif token == self._think and token is not None and (self._part == "reasoning" or not self._content):
+            if self._part != "reasoning":
+                self.reasoning_tokens += 1
+                self._held, self._content_ids = "", []
+            self._part, self._thought = "reasoning", True
+        else:
+            return token == self._end_think and not self._content
+        return True
+
+    def _write_reasoning(self, text: str) -> None:
+        text = self._held + text
+        kept = text.rstrip()
+        self._held = text[len(kept) :] if self._reasoning or kept else ""
+        self._say_reasoning(kept if self._reasoning else kept.lstrip())
+
+    def _write_content(self, text: str, token: int, stop: str | None) -> None:
+        spelled, text = text, self._held + text
+        if self._thought and not self._content:
+            text = text.lstrip()
+        if text or self._content or not spelled:  # not the whitespace that is dropped
+            self._content_ids.append(token)
+        if not self._content and not text.strip():  # thinking may follow, and then this is no part of the answer
+            self._held = text
+            return
+        self._held = ""
+        self._say_content(self._tail.push(text, stop))
+
+    def _begin_arguments(self) -> None:
+        call = self._call
+        assert call is not None
+        call.header += self._detokeniser.finish()
+        call.began, call.ids = True, []
+        call.fenced = call.header.strip() == "function"
+        if not call.fenced and call.header.strip():
+            self._name(call.header.strip())
+
+    def _write_call(self, text: str) -> None:
+        call = self._call
+        assert call is not None
+        if not (call.named or call.fenced):
+            call.header += text
+            return
+        call.held += text
+        if call.fenced and not call.named:
+            name, line, rest = call.held.partition("\n")
+            if not line or (len(rest.lstrip()) < len("```json\n") and "{" not in rest):
+                return
+            self._name(name.strip())
+            call.held = rest.lstrip().removeprefix("```json").removeprefix("```").lstrip()
+        tail = _FENCE.search(call.held) if call.fenced else re.search(r"\s*\Z", call.held)
+        certain = call.held[: tail.start()] if tail is not None else call.held
+        call.held = call.held[len(certain) :]
+        self._say_arguments(certain if call.arguments else certain.lstrip())
+
+    def _end_call(self) -> None:
+        """The end of a call. One without a name is no call: what was written becomes part of the answer."""
+        call = self._call
+        assert call is not None
+        self._write_call(self._detokeniser.finish())
+        if call.began and call.fenced and not call.named and "\n" in call.held:
+            name, _, rest = call.held.partition("\n")
+            self._name(name.strip())
+            self._say_arguments(rest.strip().removeprefix("```json").removesuffix("```").strip())
+        if call.named:
+            self._written.append((call.arguments, call.ids))
+        else:
+            self._say_content((call.header + call.held).strip())
+        self._call = None
+
+    def _leave(self) -> None:
+        """The end of a part: what was held back is said, but for the whitespace after thinking."""
+        text, self._held = self._held + self._detokeniser.finish(), ""
+        if self._part == "content":
+            self._say_content(self._tail.finish(text))
+        elif self._part == "reasoning":
+            self._say_reasoning(text.rstrip())
+        elif self._call is not None:
+            self._end_call()
+
+    def _name(self, name: str) -> None:
+        assert self._call is not None
+        self._call.named = True
+        call = CallDelta(len(self.calls), f"call_{secrets.token_hex(12)}", name)
+        self.calls.append(call)
+        self._delta.calls.append(CallDelta(call.index, call.id, call.name))
+
+    def _say_arguments(self, text: str) -> None:
+        if text and self._call is not None:
+            self._call.arguments += text
+            self.calls[-1].arguments += text
+            self._delta.calls.append(CallDelta(self.calls[-1].index, arguments=text))
+
+    def _say_reasoning(self, text: str) -> None:
+        if text:
+            self._reasoning.append(text)
+            self._delta.reasoning += text
+
+    def _say_content(self, text: str) -> None:
+        if text:
+            self._content.append(text)
+            self._delta.content += text

@@ -1,0 +1,69 @@
+"""What can be said about the service. Imports no torch."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ziphius.serve.auth import is_loopback
+
+
+class ServeSettings(BaseModel):
+    """Address, limits and prices of a service.
+
+    - `keys`: a file of API keys; without one, everybody on this machine may ask, and nobody else unless `open_to_all`.
+    - `max_requests` are worked on or wait at once; the next is told to come back (429). `max_body_bytes`: 413 beyond.
+    - `max_tokens`: of an answer whose request does not say.
+    - `request_seconds`: the longest a request may take in all. `read_seconds`: the longest its body may take to arrive.
+      `write_seconds`: the longest a reader may leave what is sent to it unread.
+    - `keep_alive_seconds` between the comments that keep a waiting stream open.
+    - `drain_seconds` for answers under way when the server is asked to stop.
+    - `dollars_per_hour` of the machine; `price_list`: whose list price the same tokens are compared with.
+    - `log_prompts`: write prompts and answers into the log, too.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    name: str = "ziphius"
+    keys: Path | None = None
+    open_to_all: bool = False
+    max_requests: int = Field(256, ge=1)
+    max_body_bytes: int = Field(4 * 2**20, ge=1)
+    max_tokens: int = Field(4096, ge=1)
+    request_seconds: float = Field(600.0, gt=0)
+    read_seconds: float = Field(30.0, gt=0)
+    write_seconds: float = Field(60.0, gt=0)
+    keep_alive_seconds: float = Field(10.0, gt=0)
+    drain_seconds: float = Field(30.0, ge=0)
+    dollars_per_hour: float = Field(0.0, ge=0)
+    price_list: str | None = None
+    log_prompts: bool = False
+
+    @model_validator(mode="after")
+    def _is_guarded(self) -> ServeSettings:
+        if not is_loopback(self.host) and self.keys is None and not self.open_to_all:
+            raise ValueError(
+                f"{self.host} can be reached from other machines and there are no API keys: give --keys FILE "
+                "(`ziphius key FILE NAME` makes one), or say --open-to-all"
+            )
+        return self
+
+
+def read_pairs(pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value` pairs of the command line; a value is read as TOML, and as a string where it is none."""
+    table: dict[str, Any] = {}
+    for pair in pairs:
+        key, found, text = pair.partition("=")
+        if not found or not key.strip():
+            raise ValueError(f"--set {pair}: write it as key=value, for instance max_requests=64")
+        try:
+            table[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            table[key.strip()] = text.strip()
+    return table
