@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -155,21 +156,22 @@ finally:
 
 @pytest.mark.parametrize("arguments", [TRAIN, (*TRAIN, "--json"), SERVE], ids=["text", "json", "serve"])
 def test_a_plan_answers_in_a_blink(arguments):
-    """0.3–0.5 s on a quiet machine; the best of five may take twice that on a busy one."""
+    """Processor time, for other work stretches the clock: 0.35–0.5 s on a quiet machine, 0.65 s on a busy one."""
     seconds = []
     for _ in range(5):
-        began = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-c", WATCH, *arguments], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.stderr == "\n"
-    assert min(seconds) < 1.0
+    assert min(seconds) < 0.9
 
 
 def test_the_search_is_quick(verb):
-    began = time.perf_counter()
+    began = time.process_time()
     code, _, _ = verb(*(a if a != "pp16,ep64,zero1" else "auto" for a in TRAIN))
     assert code == 0
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_nothing_here_imports_torch():
