@@ -149,6 +149,8 @@ def test_phone_width(page):
     ask(page, "how deep?")
     expect(page.locator(".bill")).to_have_count(1)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.locator("#question").bounding_box()["width"] > 100
+    assert page.locator("#ask").bounding_box()["height"] < 80
     expect(page.locator("#side")).not_to_be_visible()
     page.get_by_role("button", name="Show conversations").click()
     expect(page.locator("#side")).to_be_visible()

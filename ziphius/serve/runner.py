@@ -138,7 +138,10 @@ class Runner:
 
     def _cancel(self, ids: Sequence[int]) -> None:
         for id in ids:
-            self.engine.cancel(id)
+            try:
+                self.engine.cancel(id)
+            except Exception:  # the thread must go on for all others
+                _log.exception("a request could not be cancelled")
 
     def _add(self, ticket: Ticket, accepted: asyncio.Future[Ticket]) -> None:
         """In the engine's thread: all of the ticket's requests, or none."""
@@ -156,11 +159,6 @@ class Runner:
         ticket.ids = ids
         self._tickets |= dict.fromkeys(ids, ticket)
         accepted.set_result(ticket)
-
-    @property
-    def under_way(self) -> int:
-        """Requests that the engine works on or holds in its queue."""
-        return len(self._tickets)
 
     def _order(self, order: Callable[[], None]) -> None:
         with self._wake:
