@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +23,9 @@ from ziphius.cost.ledger import (
     read_rows,
     table_of_costs,
 )
+from ziphius.cost.quantity import short
 
+_HEADINGS = {"fine-tuning": "SFT", "reinforcement": "RL", "evaluation": "eval", "lost or redone": "lost"}  # narrow
 _UNITS = (("hours", 1.0), ("minutes", 1 / 60), ("seconds", 1 / 3600))  # with their length in hours
 
 
@@ -78,24 +81,24 @@ def _as_json(parts: dict[str, Path], price: Any, rate: float | None) -> dict[str
 def _table_of_costs(
     console: Console, title: str, rows: Sequence[LedgerRow], plan: Sequence[dict[str, Any]], price: Any
 ) -> None:
-    columns = table_of_costs(rows, plan)
-    table = Table(title=f"Training costs of {title}")
+    columns = [c for c in table_of_costs(rows, plan) if c.seconds or c.planned_device_hours or c.name == "total"]
+    table = Table(title=f"Training costs of {title}", box=SIMPLE_HEAD)
     table.add_column("")
     for column in columns:
-        table.add_column(column.name, justify="right")
+        table.add_column(_HEADINGS.get(column.name, column.name), justify="right")
     devices = " and ".join(sorted({row.device for row in rows})).replace("cpu", "CPU")
     unit, hours = next((u for u in _UNITS if columns[-1].device_hours >= 2 * u[1]), _UNITS[-1])
-    table.add_row(f"in {devices} {unit}", *[_amount(c.device_hours / hours) for c in columns])
-    table.add_row("in USD", *[f"${c.dollars:,.4f}" if c.dollars < 1 else f"${c.dollars:,.2f}" for c in columns])
-    table.add_row("tokens", *[f"{c.tokens:,}" if c.tokens else "" for c in columns])
+    table.add_row(f"{devices} {unit}", *[_amount(c.device_hours / hours) for c in columns])
+    table.add_row("USD", *[f"${c.dollars:,.4f}" if c.dollars < 1 else f"${c.dollars:,.2f}" for c in columns])
+    table.add_row("tokens", *[short(c.tokens) if c.tokens else "" for c in columns])
     if any(c.energy_kwh is not None for c in columns):
-        table.add_row("in kWh", *["" if c.energy_kwh is None else f"{c.energy_kwh:.4f}" for c in columns])
+        table.add_row("kWh", *["" if c.energy_kwh is None else f"{c.energy_kwh:.4f}" for c in columns])
     if any(c.planned_device_hours for c in columns):
         table.add_section()
         planned = [c.planned_device_hours for c in columns]
-        table.add_row(f"planned {unit}", *["" if value is None else _amount(value / hours) for value in planned])
+        table.add_row("planned", *["" if value is None else _amount(value / hours) for value in planned])
         ratios = [*[c.ratio for c in columns[:-1]], like_with_like(columns)]
-        table.add_row("actual ÷ planned", *["" if ratio is None else f"{ratio:.2f}" for ratio in ratios])
+        table.add_row("÷ planned", *["" if ratio is None else f"{ratio:.2f}" for ratio in ratios])
     console.print(table)
     console.print(_reading(columns, price), highlight=False)
 
@@ -116,15 +119,14 @@ def _reading(columns: Sequence[Column], price: Any) -> str:
 
 
 def _bills(console: Console, rows: Sequence[LedgerRow]) -> None:
-    table = Table(title="Bills")
-    for heading in ("what", "kind", "seconds", "tokens", "device-hours", "dollars", "MFU", "memory, GiB"):
-        table.add_column(heading, justify="left" if heading in ("what", "kind") else "right")
+    table = Table(title="Bills", box=SIMPLE_HEAD)
+    for heading in ("what", "seconds", "tokens", "device-h", "dollars", "MFU", "GiB"):
+        table.add_column(heading, justify="left" if heading == "what" else "right")
     for row in rows:
         table.add_row(
             row.name,
-            row.kind,
             f"{row.seconds:.1f}",
-            f"{row.tokens:,}" if row.tokens else "",
+            short(row.tokens) if row.tokens else "",
             f"{row.device_hours:.4f}",
             f"{row.dollars:.4f}",
             "" if row.mfu is None else f"{row.mfu:.1%}",
