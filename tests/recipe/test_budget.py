@@ -58,10 +58,33 @@ def test_the_cpu_is_measured_twice(tmp_path, capsys):
 
 def test_the_probe_measures_training():
     from ziphius.cost.budget import network
+    from ziphius.train.probe import measure_alone, measure_training
+
+    alone = measure_alone(network(2, 64), 64, 0.2)
+    assert 1e7 < alone < 1e14
+    assert measure_training(network(2, 64), 64, 0.2) > alone / 20  # other work may share the cores
+
+
+def test_a_probe_that_fails_says_why():
+    from ziphius.cost.budget import network
     from ziphius.train.probe import measure_training
 
-    flops = measure_training(network(2, 64), 64, 0.2)
-    assert 1e8 < flops < 1e14
+    with pytest.raises(RuntimeError, match="the probe of this machine's speed failed: TypeError"):
+        measure_training(network(2, 64), 64, "soon")
+
+
+def test_a_recipe_without_evaluation_runs(tmp_path):
+    """What a budget writes asks no questions, so nothing is to be kept out of its text."""
+    from ziphius.cost.ledger import read_rows
+    from ziphius.recipe.run import run_recipe
+
+    path = tmp_path / "cent.toml"
+    run_budget(BudgetOptions(0.02, "cpu", seq=64, rate=0.09, out=path), measure=lambda *_: 1e9)
+    overrides = ["pretrain.train.steps=3", "pretrain.rows=2", "tokenizer.documents=50", "machine.processes=1"]
+    recipe = load_recipe(path, overrides)
+    run_recipe(recipe, tmp_path / "run")
+    assert [row.kind for row in read_rows(tmp_path / "run")] == ["tokenizer", "pretrain", "data"]
+    assert json.loads((tmp_path / "run" / "stages" / "02-pretrain" / "data.json").read_text())["dropped"] == {}
 
 
 def test_page(ziphius, tmp_path):

@@ -96,7 +96,7 @@ def _cpu_rate(options: BudgetOptions, data: Data) -> Rate:
 
 
 def _speed_of_this_machine(money: Money, seq_len: int, measure: Measure) -> tuple[Speed, str]:
-    """Probe a small network, choose by it, and probe the one chosen: ten seconds in all."""
+    """Probe a small network, choose by it, and probe the one chosen: ten seconds of training steps."""
     found: dict[float, float] = {}
     for depth, seconds in ((FIRST_DEPTH, FIRST_SECONDS), (None, SECOND_SECONDS)):
         if depth is None:
@@ -108,7 +108,7 @@ def _speed_of_this_machine(money: Money, seq_len: int, measure: Measure) -> tupl
 
 
 def _probe(config: Any, seq_len: int, seconds: float) -> float:
-    from ziphius.train.probe import measure_training  # the only part of a plan that needs torch
+    from ziphius.train.probe import measure_training
 
     return measure_training(config, seq_len, seconds)
 

@@ -79,21 +79,22 @@ def run_tokenizer(job: Job, stage: TokenizerStage, folder: Path) -> TrainResult:
 
 
 def make_mixture(job: Job) -> Mixture:
-    """The recipe's corpora, each with the evaluation questions filtered out.
+    """The recipe's corpora, each with the evaluation questions filtered out where the recipe asks any.
 
     Files are held to n-grams. Lessons share the wording of the questions by design, so there whole questions count.
     """
     questions = job.evaluation_texts()
-    by_ngram, whole = Decontaminator(questions), Decontaminator(questions, n=max(map(len, questions), default=1))
     sources: dict[str, Source] = {}
+    if questions:
+        by_ngram, whole = Decontaminator(questions), Decontaminator(questions, n=max(map(len, questions)))
     for name, corpus in job.recipe.corpora.items():
         if corpus.task is not None:
             write = _lesson_writer(job.family(corpus.task), corpus.kinds, name)
-            source: Source = Decontaminated(GeneratedSource(write, job.recipe.seed), whole, name)
+            source: Source = GeneratedSource(write, job.recipe.seed)
         else:
             assert corpus.path is not None
-            source = Decontaminated(open_source(corpus.path, corpus.documents, corpus.field), by_ngram, name)
-        sources[name] = source
+            source = open_source(corpus.path, corpus.documents, corpus.field)
+        sources[name] = Decontaminated(source, whole if corpus.task else by_ngram, name) if questions else source
     weights = {name: corpus.weight for name, corpus in job.recipe.corpora.items()}
     return Mixture(sources, weights, job.recipe.seed)
 
@@ -128,7 +129,8 @@ def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokeni
     trainer = _trainer(job, stage, model, source, loss, folder, title, probe if samples else None)
     result = trainer.run()
     _write(trainer, folder, tokenizer, job)
-    dropped = {name: s.decontaminator.dropped[name] for name, s in mixture.sources.items()}  # type: ignore[attr-defined]
+    filtered = {name: s for name, s in mixture.sources.items() if isinstance(s, Decontaminated)}
+    dropped = {name: source.decontaminator.dropped[name] for name, source in filtered.items()}
     if job.world.is_main:
         counts = {"documents": dict(stream.documents), "tokens": dict(stream.tokens), "dropped": dropped}
         (folder / "data.json").write_text(json.dumps(counts, indent=1))
