@@ -133,7 +133,7 @@ async def ask(port: int, body: bytes, leave_after: float | None = None) -> Seen:
             await _read(port, body, seen)
     except TimeoutError:
         seen.failure = "left" if leave_after is not None else "no answer within 300 s"
-    except (OSError, ValueError, asyncio.IncompleteReadError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:  # whatever another server says instead of a chunk
         seen.failure = f"{type(error).__name__}: {error}"
     seen.ended = time.perf_counter()
     return seen
@@ -152,7 +152,7 @@ async def _read(port: int, body: bytes, seen: Seen) -> None:
                 continue
             chunk = json.loads(line[6:])
             if "error" in chunk:
-                raise ValueError(chunk["error"]["message"])
+                raise ValueError(str(chunk["error"]))
             delta = chunk["choices"][0]["delta"] if chunk["choices"] else {}
             if delta.get("content") or delta.get("reasoning_content"):
                 seen.pieces.append(time.perf_counter())
