@@ -196,7 +196,7 @@ def summary(rate: float, seen: Sequence[Seen]) -> dict[str, Any]:
             "rate": rate,
             "requests": len(seen),
             "failed": len(seen) - len(good),
-            "why": [s.failure for s in seen][:1],
+            "why": sorted({str(one.failure) for one in seen})[:3],
         }
     first = [1e3 * (one.pieces[0] - one.began) for one in good]
     each = [1e3 * (one.ended - one.pieces[0]) / (one.tokens - 1) for one in good if one.tokens > 1]
