@@ -33,6 +33,7 @@ from ziphius.model.config import ModelConfig
 from ziphius.model.presets import ladder
 
 SHALLOWEST, DEEPEST = 2, 512  # the ladder's 512th rung is 16,384 wide
+PROBE_ERROR = 1.4  # a probe of seconds against a run of hours, beside whatever else the machine does
 TOO_LITTLE = 30.0  # times the rule's size that even the smallest network may be
 PATIENCE_HOURS = 720.0  # without --hours a run is spread over enough devices to end within 30 days
 
@@ -240,6 +241,6 @@ def measured_speed(flops_per_second: dict[float, float]) -> Speed:
         for (left, slow), (right, fast) in pairwise(known):
             if left < scale < right:
                 flops = slow + (fast - slow) * math.log(scale / left) / math.log(right / left)
-        return Interval.within(flops / train_flops_per_token(config, seq_len, mtp=True), 1.25)
+        return Interval.within(flops / train_flops_per_token(config, seq_len, mtp=True), PROBE_ERROR)
 
     return speed

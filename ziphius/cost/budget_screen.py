@@ -85,13 +85,13 @@ def write_budget_page(
     )
     section = Section("What it buys", tables=[Table(["", *_names(choices, best)], rows)], figures=[figure])
     section.small = _remarks(choices, best)
-    write_page(path, f"A model for ${money.dollars:,.2f}", [_opening(money, how)], [section])
+    write_page(path, f"A model for {_dollars(money.dollars)}", [_opening(money, how)], [section])
 
 
 def _opening(money: Money, how: str) -> str:
     return (
-        f"${money.dollars:,.2f} at {money.rate.what}: {money.devices * money.hours:,.1f} device-hours, "
-        f"{money.devices} for {_clock(money.hours)}, ${money.spent:,.2f} spent. {how[0].upper()}{how[1:]}."
+        f"{_dollars(money.dollars)} at {money.rate.what}: {short(money.devices * money.hours)} device-hours, "
+        f"{money.devices} for {_clock(money.hours)}, {_dollars(money.spent)} spent. {how[0].upper()}{how[1:]}."
     )
 
 
@@ -157,6 +157,10 @@ _ROWS = {
 
 def _names(choices: Sequence[Choice], best: Choice) -> list[str]:
     return ["chosen" if c is best else "smaller" if c.depth < best.depth else "larger" for c in choices]
+
+
+def _dollars(value: float) -> str:
+    return f"${value:,.2f}" if value >= 1 else f"${value:.3g}"
 
 
 def _clock(hours: float) -> str:
