@@ -337,7 +337,7 @@ class Late:
     def next_step(self, step):
         head = self.source.model.lm_head.weight.data
         trained = head.clone()
-        head.mul_(0.75)
+        head.mul_(0.85)
         data = self.source.next_step(step)
         head.copy_(trained)
         return data
