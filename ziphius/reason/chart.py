@@ -20,6 +20,11 @@ class Context:
     guess: float = 0.1
     worst_violation: float | None = None
 
+    @classmethod
+    def of(cls, n_routed_experts: int | None, num_experts_per_tok: int) -> Context:
+        """What the network's sizes tell."""
+        return cls(worst_violation=n_routed_experts / num_experts_per_tok - 1 if n_routed_experts else None)
+
 
 @dataclass(frozen=True)
 class Finding:

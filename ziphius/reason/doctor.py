@@ -42,8 +42,7 @@ def _context(stage: Path) -> Context:
     """What the folder of a finished stage tells of its network."""
     path = stage / "config.json"
     config = json.loads(path.read_text()) if path.exists() else {}
-    experts = config.get("n_routed_experts")
-    return Context(worst_violation=experts / config["num_experts_per_tok"] - 1 if experts else None)
+    return Context.of(config.get("n_routed_experts"), config.get("num_experts_per_tok", 1))
 
 
 def verdict(findings: Sequence[Finding]) -> str:

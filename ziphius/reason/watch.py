@@ -20,8 +20,7 @@ class Watch:
     """
 
     def __init__(self, config: ModelConfig, folder: Path) -> None:
-        experts = config.n_routed_experts
-        self.context = Context(worst_violation=experts / config.num_experts_per_tok - 1 if experts else None)
+        self.context = Context.of(config.n_routed_experts, config.num_experts_per_tok)
         self.folder = folder
         self.rows: list[Mapping[str, Any]] | None = None
         self.said: set[tuple[str, str]] = set()
