@@ -136,6 +136,8 @@ class Peer:
         self.model = DeepseekV3ForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation=setting.attention, experts_implementation=setting.experts
         ).eval()
+        if setting.stop == "none":  # else the folder's own would fill the gap
+            self.model.generation_config.eos_token_id = None
 
     def run(self, prompts: list[list[int]], samples: int, new_tokens: int) -> None:
         with ExitStack() as stack:
