@@ -46,7 +46,7 @@ class Stepper:
 
     def __init__(self, model: Transformer, scheduler: Scheduler, settings: EngineSettings) -> None:
         """Raises ValueError for settings that do not fit the model."""
-        config, weight, pool = model.config, model.lm_head.weight, scheduler.pool
+        config, weight, pool = model.config, model.model.embed_tokens.weight, scheduler.pool
         self.scheduler = scheduler
         self.memory = LatentMemory(config, pool.total, pool.block_size, compute_dtype(weight), weight.device)
         self.passes = Passes(model, self.memory, settings.batch_invariant)
