@@ -25,7 +25,7 @@ def test_blocks_are_copied_and_cleared_in_every_layer():
     memory.data[:, :4] = torch.randn(len(memory.data), 4, WIDTH)
     memory.copy_blocks([0, 0], [1, 2])
     assert torch.equal(memory.data[:, 4:8], memory.data[:, :4])
-    assert torch.equal(memory.data[:, 8:], memory.data[:, :4])
+    assert torch.equal(memory.data[:, 8:12], memory.data[:, :4])
     memory.clear_blocks([0, 2])
     assert memory.data[:, :4].abs().sum() == memory.data[:, 8:].abs().sum() == 0 < memory.data[:, 4:8].abs().sum()
 

@@ -4,6 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ziphius import ops
+from ziphius.ops import experts, triton
+from ziphius.ops.experts import chosen_experts, every_expert, grouped_experts_reference
 
 from .compare import agree, close, few, normal, seeds, sizes
 
@@ -83,3 +85,35 @@ def test_no_gradient_where_none_is_asked():
     with torch.no_grad():
         out = ops.grouped_experts(normal(1, 5, 4), indices, weights, *weights_of(2, 4, 4, 3))
     assert not out.requires_grad
+
+
+@few
+@given(
+    N=st.integers(1, 40), D=sizes, F=sizes, E=st.integers(1, 12), K=st.integers(1, 4), seed=seeds,
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)  # fmt: skip
+def test_forms_that_count_nothing_equal_reference(N, D, F, E, K, seed, dtype):
+    indices, weights = routing(seed, N, E, min(K, E))
+    floats = normal(seed + 2, N, D), weights, *weights_of(seed + 3, E, D, F)
+    x, weights, gate_up, down = (t.to(dtype) for t in floats)
+    args = x, indices, weights, gate_up, down
+    expected = grouped_experts_reference(*args)
+    for form in (every_expert, chosen_experts):
+        got = form(*args)
+        assert got.dtype == dtype
+        close(got, expected)
+
+
+@pytest.mark.skipif(not triton.interpreted(), reason="needs Triton, and TRITON_INTERPRET without a GPU")
+@pytest.mark.parametrize(("N", "form"), [(2, "chosen_experts"), (3, "every_expert"), (257, "_GroupedExperts")])
+def test_a_gpu_counts_nothing_in_decoding(monkeypatch, N, form):
+    """Two of twelve experts a token: copies for two tokens cost no more than reading all, for three they do."""
+    for name in ("chosen_experts", "every_expert"):
+        if name != form:
+            monkeypatch.setattr(experts, name, lambda *args: pytest.fail("the wrong form"))
+    if form != "_GroupedExperts":
+        monkeypatch.setattr(experts, "_lay_out", lambda *args: pytest.fail("counts"))
+    indices, weights = routing(0, N, 12, 2)
+    args = normal(1, N, 5), indices, weights, *weights_of(2, 12, 5, 3)
+    with ops.backend("triton"), torch.no_grad():
+        close(ops.grouped_experts(*args), grouped_experts_reference(*args))

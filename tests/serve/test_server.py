@@ -91,6 +91,7 @@ def chat(client, **fields):
 def test_it_says_where_it_is(served):
     assert f"curl {served.url}/v1/chat/completions" in served.hello
     assert "whale: " in served.hello
+    assert f" on {'cuda' if torch.cuda.is_available() else 'cpu'}, " in served.hello
     assert httpx2.get(f"{served.url}/health").json() == {"status": "ok"}
 
 
@@ -257,6 +258,7 @@ def test_mistakes_at_the_start_are_one_line(folder, tmp_path, monkeypatch, capsy
         ([folder, "--set", "max_whales=3"], "max_whales"),
         ([folder, "--set", "max_rows"], "write it as key=value"),
         ([folder, "--price-list", "gpt-whale"], "gpt-whale"),
+        ([folder, "--device", "gpu"], "it must be auto, cpu, cuda or cuda:NUMBER"),
     ):
         monkeypatch.setattr(sys, "argv", ["ziphius", "serve", "--port", "0", *map(str, arguments)])
         with pytest.raises(SystemExit, match="1"):

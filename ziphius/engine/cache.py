@@ -19,9 +19,10 @@ _ALIGNMENT = 64  # bytes, a cache line
 
 
 class LatentMemory:
-    """Entries of every layer, the prediction modules' included: `data` [L, blocks · block_size, X].
+    """Entries of every layer, the prediction modules' included: `data` [L, (blocks + 1) · block_size, X].
 
-    Who owns which block is its user's business. Source: V2 §2.1.3 (what is cached per token).
+    Who owns which block is its user's business; the last one, `spare`, is nobody's: tokens that only fill up a step
+    stand there. Source: V2 §2.1.3 (what is cached per token).
     """
 
     def __init__(
@@ -33,10 +34,10 @@ class LatentMemory:
         device: torch.device | str | None = None,
     ) -> None:
         layers = config.num_hidden_layers + config.num_nextn_predict_layers
-        self.block_size, self.rank = block_size, config.kv_lora_rank
+        self.block_size, self.rank, self.spare = block_size, config.kv_lora_rank, blocks
         width = config.kv_lora_rank + config.qk_rope_head_dim
         # zeros, for what is never seen is still multiplied by zero
-        self.data = _zeros((layers, blocks * block_size, width), dtype, torch.device(device or "cpu"))
+        self.data = _zeros((layers, (blocks + 1) * block_size, width), dtype, torch.device(device or "cpu"))
 
     def clear_blocks(self, blocks: Sequence[int]) -> None:
         """Back to zeros in every layer."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ziphius.engine.cache import LatentMemory
 from ziphius.engine.forward import draft_hidden, is_batch_invariant, next_logits, step_hidden
+from ziphius.engine.graphs import StepGraphs, recorder_for
 from ziphius.model.transformer import Transformer
 from ziphius.ops.paged import Placement
 
@@ -24,6 +25,9 @@ class Passes:
         self.model, self.memory = model, memory
         self.device = memory.data.device
         self._one_by_one = apart and not is_batch_invariant(model, memory)
+        recorder = recorder_for(self.device)
+        self._graphs = None if recorder is None else StepGraphs(model, memory, recorder)
+        self._last: tuple[Tensor, Tensor] | None = None  # hidden states of a recorded step, and their logits
 
     def place(
         self, tables_RM: np.ndarray, rows_B: Sequence[int], starts_B: Sequence[int], counts_B: Sequence[int]
@@ -35,40 +39,43 @@ class Passes:
             before = counts.cumsum() - counts
             rows = rows.repeat(counts)
             positions = (positions - before).repeat(counts) + np.arange(len(rows))
-        return self.place_tokens(tables_RM, rows, positions)
+        return self.place_tokens(tables_RM, rows, positions, max(counts_B))
 
-    def place_tokens(self, tables_RM: np.ndarray, rows: np.ndarray, positions: np.ndarray) -> Placement:
-        """Where tokens stand, each with its int32 row and int64 position."""
+    def place_tokens(self, tables_RM: np.ndarray, rows: np.ndarray, positions: np.ndarray, most: int = 1) -> Placement:
+        """Where tokens stand, each with its int32 row and int64 position; no row has more than `most`. On the CPU."""
         size = self.memory.block_size
         slots = tables_RM[rows, positions // size] * np.int64(size) + positions % size
-        t = self._tensor
-        return Placement(t(rows), t(positions), t(slots), t(tables_RM), size)
+        t = torch.from_numpy
+        return Placement(t(rows), t(positions), t(slots), t(tables_RM), size, most)
 
     def read(self, tokens: Sequence[int] | np.ndarray, placement: Placement) -> Tensor:
-        """Hidden states [N, D] of the network."""
-        tokens_N = self._tensor(np.asarray(tokens, np.int64))
+        """Hidden states [N, D] of the network, which hold until the next step."""
+        tokens_N = torch.from_numpy(np.asarray(tokens, np.int64))
         if not self._one_by_one:
-            return step_hidden(self.model, tokens_N, placement, self.memory)
-        return torch.cat(
-            [
-                step_hidden(self.model, tokens_N[n : n + 1], _only(placement, n), self.memory)
-                for n in range(len(tokens_N))
-            ]
-        )
+            return self._step(tokens_N, placement)
+        alone = [self._step(tokens_N[n : n + 1], _only(placement, n)).clone() for n in range(len(tokens_N))]
+        return torch.cat(alone)
+
+    def _step(self, tokens_N: Tensor, placement: Placement) -> Tensor:
+        self._last = None
+        if self._graphs is not None and self._graphs.take(placement):
+            self._last = self._graphs.run(tokens_N, placement)
+            if self._last is not None:
+                return self._last[0]
+        return step_hidden(self.model, tokens_N.to(self.device), placement.to(self.device), self.memory)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        """fp32 logits [N, W]."""
+        """fp32 logits [N, W], which hold until the next step."""
+        if self._last is not None and hidden_ND is self._last[0]:
+            return self._last[1]
         if not self._one_by_one:
             return next_logits(self.model, hidden_ND)
         return torch.cat([next_logits(self.model, hidden_1D) for hidden_1D in hidden_ND.split(1)])
 
     def draft(self, hidden_ND: Tensor, tokens: Sequence[int], placement: Placement) -> Tensor:
         """States [N, D] of the first prediction module. Drafts are only guesses: their rounding is free."""
-        tokens_N = self._tensor(np.array(tokens, np.int64))
-        return draft_hidden(self.model, 1, hidden_ND, tokens_N, placement, self.memory)
-
-    def _tensor(self, x: np.ndarray) -> Tensor:
-        return torch.from_numpy(x).to(self.device)
+        tokens_N = torch.from_numpy(np.array(tokens, np.int64)).to(self.device)
+        return draft_hidden(self.model, 1, hidden_ND, tokens_N, placement.to(self.device), self.memory)
 
 
 def _only(placement: Placement, n: int) -> Placement:
@@ -79,4 +86,5 @@ def _only(placement: Placement, n: int) -> Placement:
         placement.slots_N[here],
         placement.tables_BM,
         placement.block_size,
+        most=1,
     )

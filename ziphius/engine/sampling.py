@@ -93,8 +93,6 @@ class Sampler:
 
     def _plain(self, rows_S: np.ndarray, bound: Seq[int] = ()) -> np.ndarray:
         """The rows that one operation serves whole: nothing but a temperature bears on them."""
-        if self.device.type != "cpu":
-            return np.zeros(len(rows_S), bool)
         plain_S = ~self.cuts[rows_S] & (self.tops[rows_S] < 0)
         plain_S[list(bound)] = False
         return plain_S

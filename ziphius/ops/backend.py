@@ -3,7 +3,8 @@
 - `reference`: the plain formula, on any device.
 - `torch`: fewer passes over the data, still made of torch operations, on any device.
 - `native`: C kernels (`ops.native`) for fp32 and bf16 tensors on a CPU. What has no kernel runs as `torch`.
-- `auto` (the default): `native` where the tensors allow it and the kernels can be built, else `torch`.
+- `triton`: GPU kernels (`ops.triton`) for fp32 and bf16 tensors on a CUDA device. What has no kernel runs as `torch`.
+- `auto` (the default): `native` or `triton` where the tensors allow it and the kernels can be had, else `torch`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from ziphius.ops import triton
 from ziphius.ops.native import build
 
-BACKENDS = ("auto", "reference", "torch", "native")
+BACKENDS = ("auto", "reference", "torch", "native", "triton")
 
 _backend: ContextVar[str] = ContextVar("ziphius_ops_backend", default="auto")
 
@@ -29,7 +31,7 @@ def current_backend() -> str:
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Use `name` for every operation inside the block. Raises RuntimeError when 'native' cannot be built."""
+    """Use `name` for every operation inside the block. Raises RuntimeError when its kernels cannot be had."""
     if name not in BACKENDS:
         raise ValueError(f"no ops backend called {name!r}; there are {', '.join(map(repr, BACKENDS))}")
     if name == "native":
@@ -37,6 +39,8 @@ def backend(name: str) -> Iterator[None]:
             build.require()
         except build.BuildError as error:
             raise RuntimeError(f"the native ops backend cannot be had: {error}") from error
+    if name == "triton" and (reason := triton.why_not()) is not None:
+        raise RuntimeError(f"the triton ops backend cannot be had: {reason}")
     token = _backend.set(name)
     try:
         yield
@@ -45,28 +49,34 @@ def backend(name: str) -> Iterator[None]:
 
 
 def backend_for(*tensors: Tensor) -> str:
-    """'reference', 'torch' or 'native' for an operation on `tensors`.
+    """'reference', 'torch', 'native' or 'triton' for an operation on `tensors`.
 
-    Raises RuntimeError when 'native' was asked for and a tensor is not a plain fp32 or bf16 one on a CPU.
+    Raises RuntimeError where kernels were asked for by name and a tensor is no plain fp32 or bf16 one on their device.
     """
     name = _backend.get()
     if name in ("reference", "torch"):
         return name
-    if all(map(_fits, tensors)):
+    if name != "triton" and all(map(_fits, tensors)):
         if build.library() is not None:
             return "native"
-    elif name == "native":
-        wrong = next(x for x in tensors if not _fits(x))
+    elif name != "native" and all(_fits(x, "cuda") for x in tensors):
+        if triton.why_not() is None:
+            return "triton"
+    elif name == "triton" and triton.interpreted() and all(map(_fits, tensors)):
+        return "triton"
+    elif name != "auto":
+        device = "CPU" if name == "native" else "CUDA"
+        wrong = next(x for x in tensors if not _fits(x, device.lower()))
         raise RuntimeError(
-            f"the native ops backend takes fp32 and bf16 CPU tensors, not {type(wrong).__name__} "
+            f"the {name} ops backend takes fp32 and bf16 {device} tensors, not {type(wrong).__name__} "
             f"{wrong.dtype} on {wrong.device}; use 'auto'"
         )
     return "torch"
 
 
-def _fits(x: Tensor) -> bool:
+def _fits(x: Tensor, device: str = "cpu") -> bool:
     plain = type(x) is Tensor or type(x) is torch.nn.Parameter  # a DTensor, say, has no memory of its own to point at
-    return plain and x.device.type == "cpu" and (x.dtype == torch.float32 or x.dtype == torch.bfloat16)
+    return plain and x.device.type == device and (x.dtype == torch.float32 or x.dtype == torch.bfloat16)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -15,6 +15,11 @@ from ziphius.ops.backend import backend_for, compute_dtype
 from ziphius.ops.native import experts as native
 from ziphius.ops.swiglu import swiglu_grad, swiglu_reference
 
+# A GPU reads a matrix for as long as it multiplies some 300 rows by it (H100: 989 TFLOP/s, 3.35 TB/s, two FLOP and two
+# bytes a weight): up to about so many tokens, rows that no token needs cost no time.
+UNCOUNTED_TOKENS = 256
+_GATHER_COST = 3  # a matrix that is gathered is read, written and read again
+
 
 def grouped_experts(
     x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor
@@ -30,7 +35,12 @@ def grouped_experts(
         step = _capacity_step(indices_NK.numel(), gate_up_E2FD.shape[0], dtype)
         return native.GroupedExperts.apply(x_ND, indices_NK, weights_NK.float(), gate_up_E2FD, down_EDF, step)
     args = x_ND, indices_NK, weights_NK.to(dtype), gate_up_E2FD, down_EDF
-    return grouped_experts_reference(*args) if name == "reference" else _GroupedExperts.apply(*args)
+    if name == "reference":
+        return grouped_experts_reference(*args)
+    if name == "triton" and len(x_ND) <= UNCOUNTED_TOKENS and not torch.is_grad_enabled():
+        chosen = _GATHER_COST * indices_NK.numel() <= len(gate_up_E2FD)
+        return chosen_experts(*args) if chosen else every_expert(*args)
+    return _GroupedExperts.apply(*args)
 
 
 def grouped_experts_reference(
@@ -92,6 +102,29 @@ def _lay_out(indices_NK: Tensor, experts: int) -> tuple[Tensor, Tensor]:
     token_of_row = flat.new_zeros(experts * capacity)
     token_of_row[row] = order // indices_NK.shape[1]
     return place.view_as(indices_NK), token_of_row
+
+
+def every_expert(x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """All tokens through all experts, of which each token takes its own: nothing is counted, so the host never waits
+    for the device. Where most experts are wanted by some token it reads no more weights than it must. No gradients."""
+    E, N = len(gate_up), len(x_ND)
+    w_EN = x_ND.new_zeros(N, E).scatter_(1, indices_NK, weights_NK).t()
+    pre = torch.bmm(x_ND.expand(E, -1, -1), gate_up.transpose(1, 2))
+    y_END = torch.bmm(swiglu_reference(pre) * w_EN.unsqueeze(2), down.transpose(1, 2))
+    place_NK = indices_NK * N + torch.arange(N, device=x_ND.device).unsqueeze(1)
+    return _gather_sum(y_END.flatten(0, 1), place_NK)
+
+
+def chosen_experts(x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Copies of each token's experts: for so few tokens that the copies are fewer than the experts. Asks the device
+    nothing either. No gradients."""
+    N, K = indices_NK.shape
+    pairs = indices_NK.reshape(-1)
+    x_PD1 = x_ND.repeat_interleave(K, dim=0).unsqueeze(2)
+    pre = torch.bmm(gate_up[pairs], x_PD1).squeeze(2)
+    hidden = swiglu_reference(pre) * weights_NK.reshape(-1, 1)
+    y_PD = torch.bmm(down[pairs], hidden.unsqueeze(2)).squeeze(2)
+    return _gather_sum(y_PD, torch.arange(N * K, device=x_ND.device).view(N, K))
 
 
 def _capacity_step(pairs: int, experts: int, dtype: torch.dtype) -> int:

@@ -12,9 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ziphius.ops.backend import current_backend
+from ziphius.ops.backend import backend_for, current_backend
 
 _ROUND = 32  # visible columns are padded to a multiple: few shapes reach the matrix library
+
+# The Triton kernel reads a token's whole prefix for that token. A prompt's tokens share most of theirs, which the
+# products of the torch form read once for all; drafts behind an answer's token are few enough to find it in the cache.
+_FEW = 8
+_WIDEST_RANK = 1024  # what a program of the kernel has registers for
 
 
 @dataclass
@@ -23,6 +28,7 @@ class Placement:
 
     `slots_N` is where each token's entry is stored: `tables_BM[row, position // block_size] · block_size + position %
     block_size`. `rows_N` names its line of `tables_BM` (both int32), `positions_N` (int64) its place in the sequence.
+    `most` is the largest number of tokens of one sequence, 0 where only the device could tell.
     """
 
     rows_N: Tensor
@@ -30,12 +36,22 @@ class Placement:
     slots_N: Tensor
     tables_BM: Tensor
     block_size: int
+    most: int = 0
 
     @classmethod
     def of(cls, rows_N: Tensor, positions_N: Tensor, tables_BM: Tensor, block_size: int) -> Placement:
         """A placement whose slots follow from the tables."""
         blocks_N = tables_BM[rows_N.long(), positions_N // block_size].long()
         return cls(rows_N, positions_N, blocks_N * block_size + positions_N % block_size, tables_BM, block_size)
+
+    def to(self, device: torch.device) -> Placement:
+        """This one, made on the CPU, for `device`: with no more of the tables than its tokens need."""
+        if device.type == "cpu":
+            return self
+        lines, rows_N = torch.unique(self.rows_N, return_inverse=True)
+        tables_BM = self.tables_BM[lines, : int(self.positions_N.max()) // self.block_size + 1]
+        rows_N, positions_N, slots_N = (x.to(device) for x in (rows_N.int(), self.positions_N, self.slots_N))
+        return Placement(rows_N, positions_N, slots_N, tables_BM.to(device), self.block_size, self.most)
 
 
 def paged_attention(q_NHX: Tensor, memory_SX: Tensor, placement: Placement, rank: int, scale: float) -> Tensor:
@@ -45,6 +61,10 @@ def paged_attention(q_NHX: Tensor, memory_SX: Tensor, placement: Placement, rank
     """
     if current_backend() == "reference":
         return paged_attention_reference(q_NHX, memory_SX, placement, rank, scale)
+    if uses_kernel(q_NHX, memory_SX, rank, placement.most):
+        from ziphius.ops.triton.paged import latent_decode
+
+        return latent_decode(q_NHX, memory_SX, placement, rank, scale)
     _, counts_B = torch.unique_consecutive(placement.rows_N, return_counts=True)
     starts_B = counts_B.cumsum(0) - counts_B
     out = q_NHX.new_empty(*q_NHX.shape[:2], rank)
@@ -53,6 +73,14 @@ def paged_attention(q_NHX: Tensor, memory_SX: Tensor, placement: Placement, rank
         tokens_BT = first.unsqueeze(1) + torch.arange(count, device=first.device)
         out[tokens_BT] = _attend(q_NHX[tokens_BT], memory_SX, placement, tokens_BT, rank, scale)
     return out
+
+
+def uses_kernel(q: Tensor, memory: Tensor, rank: int, most: int) -> bool:
+    """Whether the Triton kernel serves: on a GPU where no sequence brings more than a few tokens, as in decoding, or
+    wherever the backend is 'triton' by name. `most` as in `Placement`."""
+    if backend_for(q, memory) != "triton" or rank > _WIDEST_RANK:
+        return False
+    return current_backend() == "triton" or 0 < most <= _FEW
 
 
 def paged_attention_reference(

@@ -20,6 +20,9 @@ def serve(
     name: Annotated[
         str | None, typer.Option(help="The model's name in requests, e.g. --name r1; the folder's otherwise.")
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where the model runs, e.g. --device cuda:1; auto: on a GPU where there is one.")
+    ] = "auto",
     keys: Annotated[
         Path | None, typer.Option(help="File of API keys (`ziphius key` writes it), e.g. --keys keys.txt.")
     ] = None,
@@ -48,7 +51,12 @@ def serve(
     from ziphius.serve.settings import read_pairs
 
     given: dict[str, Any] = {"host": host, "port": port, "name": name, "keys": keys, "price_list": price_list}
-    given |= {"dollars_per_hour": dollars_per_hour, "open_to_all": open_to_all, "log_prompts": log_prompts}
+    given |= {
+        "device": device,
+        "dollars_per_hour": dollars_per_hour,
+        "open_to_all": open_to_all,
+        "log_prompts": log_prompts,
+    }
     given = {key: value for key, value in given.items() if value is not None}
     _need_packages()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads leave the cores to those who talk to clients

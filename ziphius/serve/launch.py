@@ -14,7 +14,8 @@ from typing import Any
 
 import uvicorn
 
-from ziphius.checkpoint.folder import load_model, model_folder
+from ziphius.checkpoint.device import load_on, pick_device
+from ziphius.checkpoint.folder import model_folder
 from ziphius.engine.engine import Engine
 from ziphius.engine.settings import EngineSettings
 from ziphius.serve.app import make_app
@@ -74,7 +75,7 @@ def make_service(folder: Path, settings: ServeSettings, engine_settings: EngineS
     """The model of `folder` behind an engine that has been tried once, so that the first to ask need not wait."""
     keys = Keys.load(settings.keys) if settings.keys is not None else Keys()
     rate = Rate.of(settings.dollars_per_hour, settings.price_list, date.today())
-    model, tokenizer = load_model(folder), Tokenizer.load(folder)
+    model, tokenizer = load_on(folder, pick_device(settings.device)), Tokenizer.load(folder)
     engine = Engine(model, tokenizer, engine_settings)
     try_once(engine, tokenizer.bos_id)
     limits = Limits(
@@ -93,7 +94,8 @@ def _introduce(service: Service, folder: Path, address: str) -> None:
     room = stats.blocks_total * service.runner.engine.settings.block_size  # type: ignore[attr-defined]
     body = {"model": settings.name, "messages": [{"role": "user", "content": "Hello"}]}
     key = '-H "Authorization: Bearer $KEY" ' if service.keys.hashes else ""
-    print(f"{settings.name}: {folder}, {service.limits.context} tokens of context, cache for {room:,} tokens")
+    where = f"{folder} on {pick_device(settings.device)}"
+    print(f"{settings.name}: {where}, {service.limits.context} tokens of context, cache for {room:,} tokens")
     print(f"Chat page   {address}/")
     print(f"API         {address}/v1   metrics {address}/metrics   health {address}/health")
     curl = f"curl {address}/v1/chat/completions {key}-H 'Content-Type: application/json' -d '{json.dumps(body)}'"

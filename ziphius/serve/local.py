@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ziphius.checkpoint.folder import load_model, model_folder
+from ziphius.checkpoint.device import load_on, pick_device
+from ziphius.checkpoint.folder import model_folder
 from ziphius.engine.engine import Engine
 from ziphius.engine.settings import EngineSettings
 from ziphius.serve.ask import Limits, chat_request
@@ -30,7 +31,7 @@ class Local:
         folder = model_folder(folder)
         self.what = str(folder)
         self._settings = settings
-        self._tokenizer, model = Tokenizer.load(folder), load_model(folder)
+        self._tokenizer, model = Tokenizer.load(folder), load_on(folder, pick_device("auto"))
         self._prompts = Prompts(self._tokenizer)
         config = model.config
         self._limits = Limits(config.max_position_embeddings, config.vocab_size, 4096, sampling_defaults(folder))

@@ -16,6 +16,7 @@ class ServeSettings(BaseModel):
     """Address, limits and prices of a service.
 
     - `keys`: a file of API keys; without one, everybody on this machine may ask, and nobody else unless `open_to_all`.
+    - `device` that runs the model: auto (a GPU where there is one), cpu, cuda, cuda:1.
     - `max_requests` are worked on or wait at once; the next is told to come back (429). `max_body_bytes`: 413 beyond.
     - `max_tokens`: of an answer whose request does not say.
     - `request_seconds`: the longest a request may take in all. `read_seconds`: the longest its body may take to arrive.
@@ -31,6 +32,7 @@ class ServeSettings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     name: str = "ziphius"
+    device: str = "auto"
     keys: Path | None = None
     open_to_all: bool = False
     max_requests: int = Field(256, ge=1)
