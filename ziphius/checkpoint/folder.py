@@ -94,7 +94,11 @@ def save_model(
     dtype: torch.dtype | None = None,
     generation_config: dict[str, Any] | None = None,
 ) -> None:
-    """Write `model` as a folder that transformers, vLLM and SGLang open; see `save_state`."""
+    """Write `model` as a folder that transformers, vLLM and SGLang open; see `save_state`.
+
+    Raises CheckpointError for a network in 8 bits, which is made for sampling."""
+    if any(tensor.dtype == torch.int8 for tensor in model.buffers()):
+        raise CheckpointError("weights in 8-bit integers are for sampling; save the network before it is quantised")
     save_state(model.config, model.state_dict(), folder, max_shard_bytes, dtype, generation_config)
 
 

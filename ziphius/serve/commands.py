@@ -8,6 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from ziphius.model.formats import Weights
+
+WeightsOption = Annotated[
+    Weights,
+    typer.Option(help="Format in memory, e.g. --weights int8: half of bf16, slightly rounded; auto: the folder's own."),
+]
 Thinking = Annotated[bool, typer.Option(help="Let it think before it answers; --no-thinking: answer at once.")]
 
 
@@ -23,6 +29,7 @@ def serve(
     device: Annotated[
         str, typer.Option(help="Where the model runs, e.g. --device cuda:1; auto: on a GPU where there is one.")
     ] = "auto",
+    weights: WeightsOption = "auto",
     keys: Annotated[
         Path | None, typer.Option(help="File of API keys (`ziphius key` writes it), e.g. --keys keys.txt.")
     ] = None,
@@ -53,6 +60,7 @@ def serve(
     given: dict[str, Any] = {"host": host, "port": port, "name": name, "keys": keys, "price_list": price_list}
     given |= {
         "device": device,
+        "weights": weights,
         "dollars_per_hour": dollars_per_hour,
         "open_to_all": open_to_all,
         "log_prompts": log_prompts,
@@ -76,6 +84,7 @@ def chat(
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer, thinking included, e.g. 256.")] = None,
     thinking: Thinking = True,
     seed: Annotated[int | None, typer.Option(help="The same answers each time, e.g. --seed 0.")] = None,
+    weights: WeightsOption = "auto",
     api_key: Annotated[
         str | None, typer.Option(envvar="ZIPHIUS_API_KEY", help="Key of a service that asks for one.")
     ] = None,
@@ -87,7 +96,7 @@ def chat(
     from ziphius.serve.terminal import converse
 
     settings = {"temperature": temperature, "max_tokens": max_new_tokens, "seed": seed}
-    converse(model, question, {k: v for k, v in settings.items() if v is not None}, thinking, api_key)
+    converse(model, question, {k: v for k, v in settings.items() if v is not None}, thinking, weights, api_key)
 
 
 def key(

@@ -14,6 +14,7 @@ from ziphius.checkpoint.device import load_on, pick_device
 from ziphius.checkpoint.folder import model_folder
 from ziphius.engine.engine import Engine
 from ziphius.engine.settings import EngineSettings
+from ziphius.model.formats import Weights
 from ziphius.serve.ask import Limits, chat_request
 from ziphius.serve.errors import ApiError
 from ziphius.serve.folders import sampling_defaults, try_once
@@ -27,11 +28,11 @@ from ziphius.text.tokenizer import Tokenizer
 class Local:
     """A `Source`: the engine that serves, without a server."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], weights: Weights = "auto") -> None:
         folder = model_folder(folder)
         self.what = str(folder)
         self._settings = settings
-        self._tokenizer, model = Tokenizer.load(folder), load_on(folder, pick_device("auto"))
+        self._tokenizer, model = Tokenizer.load(folder), load_on(folder, pick_device("auto"), weights)
         self._prompts = Prompts(self._tokenizer)
         config = model.config
         self._limits = Limits(config.max_position_embeddings, config.vocab_size, 4096, sampling_defaults(folder))
