@@ -6,8 +6,9 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from random import Random
 from threading import Timer
@@ -15,21 +16,23 @@ from typing import IO, Any, cast
 
 import torch
 from common import Contestant, console, ratio_of, show_contestants
-from rollout import Load, Ours, contestant
 
-import ziphius
 from ziphius.checkpoint import load_model, save_model
 from ziphius.checkpoint.gguf import WeightType, write_gguf
+from ziphius.engine.complete import complete
+from ziphius.engine.engine import Engine
+from ziphius.engine.request import Request
+from ziphius.engine.settings import EngineSettings, SamplingSettings
 from ziphius.model.config import ModelConfig
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
 
-PROMPT_LENGTH, NEW_TOKENS = 16, 64
+PROMPT_LENGTH, NEW_TOKENS, BATCHES = 16, 64, (1, 16, 64)
 READY_SECONDS = 420  # vLLM compiles on its first start
 SETTLE_SECONDS = 0.4  # idle threads of the side that went before spin so long
 TARGETS = {"vllm": {1: 3.0, 16: 1.3, 64: 1.3}, "llama.cpp": {1: 1.0, 16: 2.0, 64: 2.0}}
-FILE_TYPES: dict[str, WeightType] = {"fp32": "f32", "bf16": "bf16"}
-WEIGHTS = {"fp32": "fp32", "bf16": "bf16 weights"}  # our side's name of it
+RACES = {"vllm": ("bf16",), "llama.cpp": ("fp32", "bf16")}  # what each peer is good at
+FILE_TYPES: dict[str, WeightType] = {"exact": "f32", "fp32": "f32", "bf16": "bf16"}
 
 
 def wide_heads() -> ModelConfig:
@@ -46,7 +49,7 @@ class Behind:
     """A peer in a process of its own."""
 
     def __init__(self, name: str, process: subprocess.Popen[str], version: str) -> None:
-        self.name, self.version, self._process = name, version, process
+        self.name, self.about, self._process = name, {"version": version}, process
 
     def run(self, prompts: list[list[int]], new_tokens: int, greedy: bool = False) -> list[list[int]]:
         """The new tokens of each prompt. Raises RuntimeError when the process has ended."""
@@ -85,24 +88,34 @@ def start(name: str, python: Path, model: Path, dtype: str, threads: int, rows: 
             process.kill()
 
 
-def same_tokens(peer: Behind, folder: Path, dtype: str, prompts: list[list[int]]) -> dict[str, Any]:
-    """How many greedy tokens agree, over how many prompts, until the first that differs in each."""
-    model = load_model(folder, {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
-    ours = ziphius.generate(model, prompts, max_new_tokens=NEW_TOKENS, temperature=0.0)
-    ours_tokens = [completion.tokens for completion in ours]  # type: ignore[union-attr]
-    theirs = peer.run(prompts, NEW_TOKENS, greedy=True)
-    agreed = sum(_common(a, b) for a, b in zip(ours_tokens, theirs, strict=True))
-    whole = sum(a == b[: len(a)] for a, b in zip(ours_tokens, theirs, strict=True))
-    asked = sum(map(len, ours_tokens))
+class Kept:
+    """Our engine, made once, as the peers' are."""
+
+    def __init__(self, folder: Path, dtype: str, rows: int) -> None:
+        model = load_model(folder, {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
+        settings = EngineSettings(max_rows=rows, speculation="off", prefix_cache=False)
+        self.engine = Engine(model, None, settings)
+
+    def run(self, prompts: list[list[int]], new_tokens: int, greedy: bool = False) -> list[list[int]]:
+        settings = SamplingSettings(temperature=0.0 if greedy else 1.0, max_new_tokens=new_tokens, ignore_eos=True)
+        found = complete(self.engine, [Request(prompt, settings, stream=False) for prompt in prompts])
+        return [samples[0].tokens for samples in found]
+
+
+def same_tokens(ours: Kept, peer: Behind, dtype: str, prompts: list[list[int]]) -> dict[str, Any]:
+    """How many greedy answers are equal, and how many tokens stand before the first that differs in each."""
+    pairs = list(zip(ours.run(prompts, NEW_TOKENS, True), peer.run(prompts, NEW_TOKENS, True), strict=True))
+    agreed, equal = sum(_common(a, b) for a, b in pairs), sum(a == b for a, b in pairs)
+    asked = len(prompts) * NEW_TOKENS
     console.print(
-        f"  greedy, {dtype}: {whole} of {len(prompts)} answers equal {peer.name}'s, {agreed} of {asked} tokens before "
+        f"  greedy, {dtype}: {equal} of {len(prompts)} answers equal {peer.name}'s, {agreed} of {asked} tokens before "
         "the first difference"
     )
     return {
         "peer": peer.name,
         "dtype": dtype,
         "answers": len(prompts),
-        "equal": whole,
+        "equal": equal,
         "tokens": asked,
         "agreed": agreed,
     }
@@ -113,50 +126,66 @@ def _common(a: list[int], b: list[int]) -> int:
 
 
 def run_peers(pythons: dict[str, Path], threads: int, rounds: int, seed: int) -> dict[str, Any]:
-    """Ours against each peer that `pythons` names an interpreter for: batch 1, 16 and 64, in turns."""
+    """Ours against each peer that `pythons` has an interpreter for: greedy tokens, then each batch in turns."""
     config, rng = wide_heads(), Random(seed)
     console.rule("Other engines: 3 layers of width 256, 8 experts, head size 576")
-    prompts = [[rng.randrange(2, config.vocab_size) for _ in range(PROMPT_LENGTH)] for _ in range(64)]
-    content: dict[str, Any] = {"config": config.to_hf(), "batches": [], "ratios": [], "greedy": [], "versions": {}}
+    prompts = [[rng.randrange(2, config.vocab_size) for _ in range(PROMPT_LENGTH)] for _ in range(max(BATCHES))]
+    content: dict[str, Any] = {"config": config.to_hf(), "greedy": [], "failed": []}
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
         folder = Path(place) / "model"
         model = Transformer(config)
         model.init_weights(torch.Generator().manual_seed(seed))
         save_model(model, folder)
+        ours = {dtype: Kept(folder, dtype, len(prompts)) for dtype in ("fp32", "bf16")}
         peers: list[tuple[Behind, str]] = []
         for name, python in pythons.items():
-            for dtype in ("bf16",) if name == "vllm" else ("fp32", "bf16"):
-                model_path = folder
+            for dtype in ("exact", *RACES[name]):
+                path = folder
                 if name == "llama.cpp":
-                    model_path = Path(place) / f"{dtype}.gguf"
-                    write_gguf(folder, model_path, FILE_TYPES[dtype])
-                try:
-                    length = PROMPT_LENGTH + NEW_TOKENS
-                    peer = stack.enter_context(start(name, python, model_path, dtype, threads, len(prompts), length))
-                except RuntimeError as error:
-                    console.print(f"[red]{error}[/]", highlight=False)
-                    content.setdefault("failed", []).append(str(error))
-                    continue
-                content["versions"][name] = peer.version
-                peers.append((peer, dtype))
-                content["greedy"].append(same_tokens(peer, folder, dtype, prompts[:16]))
-        dtypes = sorted({dtype for _, dtype in peers}, reverse=True)
-        ours = {dtype: Ours(folder, WEIGHTS[dtype]) for dtype in dtypes}
-        for batch in (1, 16, 64):
-            entries = [contestant(ours[dtype], Load(batch), prompts[:batch], NEW_TOKENS) for dtype in dtypes]
-            for peer, dtype in peers:
-                settings = {"precision": dtype, "version": peer.version}
-                run: Callable[[], object] = lambda peer=peer: peer.run(prompts[:batch], NEW_TOKENS)  # noqa: B023
-                entries.append(Contestant(peer.name, "peer", dtype, run, batch * NEW_TOKENS, settings))
-            _take_quiet_turns(entries, rounds)
-            show_contestants(f"batch {batch}, {rounds} rounds", entries, "new tokens/s")
-            content["batches"].append({"batch": batch, "contestants": [entry.as_dict() for entry in entries]})
-            mine = {entry.precision: entry for entry in entries if entry.side == "ours"}
-            for entry in entries:
-                if entry.side == "peer":
-                    about = {"batch": batch, "precision": entry.precision, "target": TARGETS[entry.name][batch]}
-                    content["ratios"].append(about | ratio_of(mine[entry.precision], entry))
-    return content
+                    path = Path(place) / f"{dtype}.gguf"
+                    write_gguf(folder, path, FILE_TYPES[dtype])
+                length = PROMPT_LENGTH + NEW_TOKENS
+                with ExitStack() as own:
+                    try:
+                        peer = own.enter_context(start(name, python, path, dtype, threads, len(prompts), length))
+                        ours_of = ours["fp32" if dtype == "exact" else dtype]
+                        content["greedy"].append(same_tokens(ours_of, peer, dtype, prompts[:16]))
+                    except RuntimeError as error:
+                        console.print(f"[red]{error}[/]", highlight=False)
+                        content["failed"].append(str(error))
+                        continue
+                    if dtype != "exact":
+                        peers.append((peer, dtype))
+                        stack.push(own.pop_all())
+        return content | _race(ours, peers, prompts, rounds)
+
+
+def _race(
+    ours: dict[str, Kept], peers: list[tuple[Behind, str]], prompts: list[list[int]], rounds: int
+) -> dict[str, Any]:
+    """Every batch with all of them in turns, and the ratios within each dtype."""
+    batches, ratios = [], []
+    for batch in BATCHES:
+        work = batch * NEW_TOKENS
+        entries = [
+            Contestant("ziphius", "ours", dtype, partial(kept.run, prompts[:batch], NEW_TOKENS), work)
+            for dtype, kept in ours.items()
+        ]
+        entries += [
+            Contestant(peer.name, "peer", dtype, partial(peer.run, prompts[:batch], NEW_TOKENS), work, peer.about)
+            for peer, dtype in peers
+        ]
+        _take_quiet_turns(entries, rounds)
+        show_contestants(f"batch {batch}, {rounds} rounds", entries, "new tokens/s")
+        batches.append({"batch": batch, "contestants": [entry.as_dict() for entry in entries]})
+        mine = {entry.precision: entry for entry in entries if entry.side == "ours"}
+        ratios += [
+            {"batch": batch, "precision": entry.precision, "target": TARGETS[entry.name][batch]}
+            | ratio_of(mine[entry.precision], entry)
+            for entry in entries
+            if entry.side == "peer"
+        ]
+    return {"batches": batches, "ratios": ratios}
 
 
 def _take_quiet_turns(entries: list[Contestant], rounds: int) -> None:

