@@ -11,7 +11,7 @@ import typer
 
 from ziphius.cost.commands import AsJson, DataFiles, Html, Market, RateOption, plan
 from ziphius.cost.owner_commands import claims, fleet
-from ziphius.serve.commands import WeightsOption, chat, key, serve
+from ziphius.serve.commands import WeightsOption, chat, export, key, serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 app.add_typer(plan, name="plan")
 plan.command()(fleet)
-for verb in (serve, chat, key, claims):
+for verb in (serve, chat, key, export, claims):
     app.command()(verb)
 _debug = False
 

@@ -1,10 +1,10 @@
-"""`ziphius serve`, `ziphius chat` and `ziphius key`. Imports neither torch nor the service's packages."""
+"""`ziphius serve`, `chat`, `key` and `export`. Imports neither torch nor the service's packages."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -110,6 +110,23 @@ def key(
     from ziphius.serve.auth import new_key
 
     print(new_key(file, name))
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="A model folder, or a run folder (its last stage is taken).")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="The file to write, e.g. model.gguf.")],
+    type_: Annotated[
+        Literal["f32", "bf16", "q8_0"],
+        typer.Option("--type", help="How weights are kept, e.g. --type q8_0 for about a byte each."),
+    ] = "f32",
+) -> None:
+    """Write a model as one GGUF file, which llama.cpp runs.
+
+    Example: `ziphius export runs/r1-cpu-seed0 r1-cpu.gguf --type bf16`
+    """
+    from ziphius.serve.export import export_folder
+
+    export_folder(folder, out, type_)
 
 
 def _need_packages() -> None:
