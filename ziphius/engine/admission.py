@@ -12,6 +12,7 @@ from ziphius.engine.sequence import Sequence
 from ziphius.engine.settings import SamplingSettings
 from ziphius.engine.shaping import is_shaped
 from ziphius.model.config import ModelConfig
+from ziphius.text import tokens
 from ziphius.text.detokenise import Detokeniser, StopStrings
 from ziphius.text.tokenizer import Tokenizer
 
@@ -74,14 +75,18 @@ class Admission:
                 raise ValueError(f"{what} holds a token id outside 0…{vocabulary - 1}, the model's vocabulary")
         if self.tokenizer is None and _needs_text(settings):
             raise ValueError("stop strings, a thinking budget and a constraint need a tokenizer; give the engine one")
+        budgeted = settings.thinking_budget is not None and self.tokenizer is not None
+        if budgeted and self.tokenizer.inner.token_to_id(tokens.END_THINK) is None:
+            raise ValueError(f"a thinking budget needs the token {tokens.END_THINK}, which this tokenizer lacks")
 
     def _course(self, request: Request) -> Course | None:
         settings, tokenizer = request.settings, self.tokenizer
         if tokenizer is None or not _needs_text(settings):
             return None
+        find = tokenizer.inner.token_to_id
         return Course(
-            tokenizer.think_id,
-            tokenizer.end_think_id,
+            find(tokens.THINK),
+            find(tokens.END_THINK),
             request.thinking,
             settings.thinking_budget,
             self._matcher(settings, tokenizer),

@@ -18,10 +18,11 @@ from ziphius.engine.grammar import GrammarError
 from ziphius.engine.lockstep import Lockstep
 from ziphius.engine.pace import Pace
 from ziphius.engine.passes import Passes
-from ziphius.engine.sampling import Bound, Drawn, Sampler
+from ziphius.engine.sampling import Drawn, Sampler
 from ziphius.engine.scheduler import Piece, Scheduler
 from ziphius.engine.sequence import Sequence
 from ziphius.engine.settings import EngineSettings
+from ziphius.engine.shaping import Bound, is_shaped
 from ziphius.engine.speculation import Drafter, Span
 from ziphius.model.transformer import Transformer
 from ziphius.ops.backend import compute_dtype
@@ -168,8 +169,9 @@ class Stepper:
     def _seat(self, depth: int) -> None:
         """Give the settings of those who got a row to the sampler, and see who drafts."""
         for sequence in self.scheduler.seated:
-            self.sampler.seat(sequence)
-            sequence.drafting = depth > 0
+            if sequence.row >= 0:  # it may have left in a step that failed
+                self.sampler.seat(sequence)
+                sequence.drafting = depth > 0
         self.scheduler.seated.clear()
         if not depth:
             for sequence in self.scheduler.running:
@@ -195,6 +197,7 @@ class Stepper:
 
     def _bounds(self, sequence: Sequence, first: int) -> list[Bound]:
         """What binds its draws, the first of which is at row `first`; those behind a draft that cannot be are free."""
+        always = is_shaped(sequence.request.settings)
         demands: list[tuple[int | None, np.ndarray | None]] = [(None, None)] * (1 + len(sequence.drafts))
         if sequence.course is not None:
             try:
@@ -204,6 +207,7 @@ class Stepper:
         return [
             Bound(first + place, sequence, sequence.drafts[:place], forced, allowed)
             for place, (forced, allowed) in enumerate(demands)
+            if always or forced is not None or allowed is not None
         ]
 
     def _take(self, targets: list[_Target], drawn: Drawn) -> None:
