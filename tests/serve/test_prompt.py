@@ -28,8 +28,8 @@ def messages(*contents):
 def test_thinking_is_as_asked_whatever_the_template_says(tokenizer, template, thinking):
     prompts = Prompts(Tokenizer(tokenizer.inner, TEMPLATES[template]))
     prompt = prompts.chat(messages("hi"), thinking)
-    expected = (template != "never says") if thinking is None else thinking
-    assert prompt.thinking == expected
+    expected = (True if template != "never says" else None) if thinking is None else thinking
+    assert prompt.thinking is expected
     end = tokenizer.decode(prompt.ids).partition(tokens.ASSISTANT)[2]
     if expected:
         assert end == "<think>\n"
@@ -40,7 +40,7 @@ def test_thinking_is_as_asked_whatever_the_template_says(tokenizer, template, th
 def test_a_tokenizer_that_cannot_think_refuses(tokenizer):
     prompts = Prompts(Tokenizer(tokenizer.inner, TEMPLATES["never says"]))
     prompts.think_id = None
-    assert not prompts.chat(messages("hi")).thinking
+    assert prompts.chat(messages("hi")).thinking is False
     with pytest.raises(ValueError, match="no thinking tokens"):
         prompts.chat(messages("hi"), True)
 

@@ -42,7 +42,9 @@ async def complete_chat(service: Service, asked: ChatRequest, request: Request, 
     choices = [
         Choice(
             index,
-            ReplyParser(service.tokenizer, prompt.thinking, tools=bool(asked.tools), stops=asked.stops, ends=ends),
+            ReplyParser(
+                service.tokenizer, bool(prompt.thinking), tools=bool(asked.tools), stops=asked.stops, ends=ends
+            ),
             bool(asked.logprobs),
         )
         for index in range(engine_request.samples)

@@ -45,7 +45,7 @@ class Local:
             id = self._engine.add(chat_request(asked, prompt, self._limits, [user_id]))
         except ApiError as error:
             raise ValueError(error.message) from None
-        parser = ReplyParser(self._tokenizer, prompt.thinking, ends=[self._tokenizer.eos_id, user_id])
+        parser = ReplyParser(self._tokenizer, bool(prompt.thinking), ends=[self._tokenizer.eos_id, user_id])
         began, tokens, reason = time.perf_counter(), 0, None
         try:
             with _interrupts() as interrupted:

@@ -20,13 +20,14 @@ _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Unicode's noncharacter
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the engine reads. `thinking`: it ends inside an open thinking block. `turn`: where the reply will stand.
+    """What the engine reads. `turn`: where the reply will stand.
 
+    `thinking`: whether it ends inside an open thinking block; None where the model is free to open one itself.
     `begun` is the part of the reply that the caller gave.
     """
 
     ids: list[int]
-    thinking: bool
+    thinking: bool | None
     turn: bytes
     begun: str = ""
 
@@ -109,7 +110,8 @@ class Prompts:
         begun = ""
         if prefix is not None:
             prompt, begun = self._begin(prompt, prefix), prefix.content or ""
-        return Prompt(prompt, self._is_open(prompt), turns[-1], begun)
+        free = thinking is None and not begun and self._is_open(prompt) is None
+        return Prompt(prompt, None if free else bool(self._is_open(prompt)), turns[-1], begun)
 
     def _splice(
         self, turn: bytes, said: dict[str, Any], shown: dict[str, Any], key: str, mark: str, replies: list[list[int]]
@@ -154,18 +156,20 @@ class Prompts:
             return {self._break(key, mark): self._break(part, mark) for key, part in value.items()}
         return [self._break(part, mark) for part in value] if isinstance(value, list) else value
 
-    def _is_open(self, prompt: Sequence[int]) -> bool:
-        """Whether the last turn has an open thinking block."""
+    def _is_open(self, prompt: Sequence[int]) -> bool | None:
+        """Whether the last turn has an open thinking block; None where it has none, and could."""
         for token in reversed(prompt):
             if token == self.think_id:
                 return True
-            if token == self.end_think_id or token in self._turns:
+            if token == self.end_think_id:
                 return False
-        return False
+            if token in self._turns:
+                break
+        return False if None in (self.think_id, self.end_think_id) else None
 
     def _set_thinking(self, prompt: list[int], thinking: bool | None) -> list[int]:
         """The prompt as the caller wants it, where the template has no say in thinking."""
-        if thinking is None or thinking == self._is_open(prompt):
+        if thinking is None or thinking == bool(self._is_open(prompt)):
             return prompt
         if self.think_id is None or self.end_think_id is None:
             raise ValueError("this model has no thinking tokens; leave thinking out")
