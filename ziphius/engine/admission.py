@@ -51,6 +51,14 @@ class Admission:
             for sample in range(request.samples)
         ]
 
+    def prepare(self, settings: SamplingSettings) -> None:
+        """Read a constraint, which may take long, so that `sequences` need not; any thread may call it.
+
+        Raises ValueError for one that cannot be read.
+        """
+        if self.tokenizer is not None:
+            self._matcher(settings, self.tokenizer)
+
     def _check(self, request: Request) -> None:
         settings, room, vocabulary = request.settings, self.config.max_position_embeddings, self.config.vocab_size
         length, limit = len(request.prompt), len(request.prompt) + settings.max_new_tokens

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from typing import NamedTuple
 
 import numpy as np
 
 from ziphius.engine.grammar import Matcher
+
+
+class Demand(NamedTuple):
+    """Of the next token: which must come, which may (bool [W]), which comes in place of one that ends the turn."""
+
+    forced: int | None = None
+    allowed: np.ndarray | None = None
+    for_end: int | None = None
 
 
 class Course:
@@ -14,7 +23,8 @@ class Course:
 
     Thinking lasts until `</think>`. Unless `thinking` is False, one that the model opens itself counts too: with its
     very first token or, where no constraint forbids it, once more before the answer. The budget of `thinking_budget`
-    tokens ends it by force. The constraint binds the answer alone. A tokenizer without the two tags has None.
+    tokens ends it by force. The constraint binds the answer alone; for an answer to come, the end of the
+    turn within the thinking is read as the end of the thinking. A tokenizer without the two tags has None.
     """
 
     def __init__(
@@ -84,15 +94,19 @@ class Course:
                 self.matcher.retreat()
             self.thinking, self._thought, self._answered = thinking, thought, answered
 
-    def look_ahead(self, drafts: Seq[int]) -> list[tuple[int | None, np.ndarray | None]]:
-        """What must and what may come now, and behind each draft in turn that may come itself."""
-        demands = [(self.forced(), self.allowed())]
+    def _demand(self) -> Demand:
+        owes = self.thinking and self.matcher is not None
+        return Demand(self.forced(), self.allowed(), self._end_think_id if owes else None)
+
+    def look_ahead(self, drafts: Seq[int]) -> list[Demand]:
+        """What is demanded now, and behind each draft in turn that may come itself."""
+        demands = [self._demand()]
         steps = 0
         for draft in drafts:
             if not self.accepts(draft):
                 break
             self.advance(draft)
             steps += 1
-            demands.append((self.forced(), self.allowed()))
+            demands.append(self._demand())
         self.retreat(steps)
         return demands

@@ -63,8 +63,7 @@ class Sampler:
         shaped_SW = self.shaper.shape(logits_SW, bound)
         tokens, logprobs = self._draw(shaped_SW, rows_S, places_S)
         for b in bound:
-            if b.forced is not None:
-                tokens[b.place] = b.forced
+            tokens[b.place] = b.settle(tokens[b.place])
         again_S = self.cuts[rows_S] | (self.tops[rows_S] >= 0)
         again_S[[b.place for b in bound]] = True
         if not again_S.any():

@@ -7,28 +7,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ziphius.engine.course import Demand
 from ziphius.engine.sequence import Sequence
 from ziphius.engine.settings import SamplingSettings
 
 
 @dataclass(slots=True)
 class Bound:
-    """What holds at one row of a draw beside the settings: `behind` are drafts it stands behind.
-
-    `forced` is the token that must come, `allowed` [W] those that may.
-    """
+    """What holds at one row of a draw beside the settings: `behind` are drafts it stands behind."""
 
     place: int  # of the row in the draw
     sequence: Sequence
     behind: Seq[int] = ()
-    forced: int | None = None
-    allowed: np.ndarray | None = None
+    demand: Demand = field(default_factory=Demand)
+
+    def settle(self, token: int) -> int:
+        """The token that comes where `token` was drawn."""
+        if self.demand.forced is not None:
+            return self.demand.forced
+        if self.demand.for_end is not None and token in self.sequence.stops:
+            return self.demand.for_end
+        return token
 
 
 class Shaper:
@@ -58,7 +62,7 @@ class Shaper:
 
     def shape(self, logits_SW: Tensor, bound: Seq[Bound]) -> Tensor:
         """The logits as settings and constraints change them at the rows in `bound`; the others as they are."""
-        bound = [b for b in bound if b.allowed is not None or is_shaped(b.sequence.request.settings)]
+        bound = [b for b in bound if b.demand.allowed is not None or is_shaped(b.sequence.request.settings)]
         if not bound:
             return logits_SW
         places_B = torch.tensor([b.place for b in bound], device=self.device)
@@ -90,8 +94,8 @@ class Shaper:
 
     def _forbid(self, row_W: Tensor, b: Bound) -> None:
         sequence = b.sequence
-        if b.allowed is not None:
-            row_W.masked_fill_(~torch.from_numpy(b.allowed).to(self.device), -math.inf)
+        if b.demand.allowed is not None:
+            row_W.masked_fill_(~torch.from_numpy(b.demand.allowed).to(self.device), -math.inf)
         if sequence.generated + len(b.behind) < sequence.request.settings.min_tokens:
             stops = list(sequence.stops)
             ends = row_W[stops]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ziphius.engine.cache import LatentMemory
+from ziphius.engine.course import Demand
 from ziphius.engine.grammar import GrammarError
 from ziphius.engine.lockstep import Lockstep
 from ziphius.engine.pace import Pace
@@ -198,16 +199,16 @@ class Stepper:
     def _bounds(self, sequence: Sequence, first: int) -> list[Bound]:
         """What binds its draws, the first of which is at row `first`; those behind a draft that cannot be are free."""
         always = is_shaped(sequence.request.settings)
-        demands: list[tuple[int | None, np.ndarray | None]] = [(None, None)] * (1 + len(sequence.drafts))
+        demands = [Demand()] * (1 + len(sequence.drafts))
         if sequence.course is not None:
             try:
                 demands = sequence.course.look_ahead(sequence.drafts)
             except GrammarError as error:
                 sequence.break_off(str(error))
         return [
-            Bound(first + place, sequence, sequence.drafts[:place], forced, allowed)
-            for place, (forced, allowed) in enumerate(demands)
-            if always or forced is not None or allowed is not None
+            Bound(first + place, sequence, sequence.drafts[:place], demand)
+            for place, demand in enumerate(demands)
+            if always or any(part is not None for part in demand)
         ]
 
     def _take(self, targets: list[_Target], drawn: Drawn) -> None:

@@ -9,12 +9,14 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 from ziphius.serve.schema import AssistantMessage, Message, plain_message
 from ziphius.text import tokens
 from ziphius.text.tokenizer import Tokenizer
 
+_OVERHEAD = 48  # what an entry of the memory takes beside its tokens, in tokens
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Unicode's noncharacters, which no text is meant to hold
 
 
@@ -42,21 +44,27 @@ class ReplyMemory:
     def __init__(self, max_tokens: int = 1_000_000) -> None:
         self._capacity = self._room = max_tokens
         self._replies: OrderedDict[tuple[bytes, bytes], array[int]] = OrderedDict()
+        self._lock = Lock()  # prompts are made in threads
 
     def keep(self, turn: bytes, text: str, ids: Sequence[int]) -> None:
-        if len(ids) > self._capacity:
+        if _OVERHEAD + len(ids) > self._capacity:
             return
-        self._room += len(self._replies.pop((turn, _digest(text)), ()))
-        self._replies[turn, _digest(text)] = array("l", ids)
-        self._room -= len(ids)
-        while self._room < 0:
-            self._room += len(self._replies.popitem(last=False)[1])
+        place = turn, _digest(text)
+        with self._lock:
+            if place in self._replies:
+                self._room += _OVERHEAD + len(self._replies.pop(place))
+            self._replies[place] = array("l", ids)
+            self._room -= _OVERHEAD + len(ids)
+            while self._room < 0:
+                self._room += _OVERHEAD + len(self._replies.popitem(last=False)[1])
 
     def find(self, turn: bytes, text: str) -> list[int] | None:
-        if (turn, _digest(text)) not in self._replies:
-            return None
-        self._replies.move_to_end((turn, _digest(text)))
-        return list(self._replies[turn, _digest(text)])
+        place = turn, _digest(text)
+        with self._lock:
+            if place not in self._replies:
+                return None
+            self._replies.move_to_end(place)
+            return list(self._replies[place])
 
 
 class Prompts:

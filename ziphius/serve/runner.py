@@ -20,6 +20,7 @@ _GIVES_UP = 3  # steps that fail one after the other
 class Samples(Protocol):
     """What the service needs of `ziphius.engine.engine.Engine`."""
 
+    def prepare(self, request: Request) -> None: ...
     def add(self, request: Request) -> int: ...
     def step(self) -> list[Update]: ...
     def cancel(self, id: int) -> None: ...
@@ -122,6 +123,9 @@ class Runner:
         """Hand requests to the engine. Raises ValueError for what it cannot serve, RuntimeError once it is broken."""
         if self.broken is not None:
             raise RuntimeError(self.broken)
+        for request in requests:
+            if request.settings.constraint is not None:
+                await asyncio.to_thread(self.engine.prepare, request)
         ticket = Ticket(requests, self.busy_seconds, self._tokens)
         accepted: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
         self._order(lambda: self._add(ticket, accepted))
