@@ -39,6 +39,11 @@ class Engine:
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
+    def prepare(self, request: Request) -> None:
+        """What of `add` may take long, for another thread to do before. Raises ValueError for a constraint that cannot
+        be read."""
+        self._admission.prepare(request.settings)
+
     def add(self, request: Request) -> int:
         """Queue a request; its id. Raises ValueError for what cannot be served."""
         sequences = self._admission.sequences(self._next_id, request)

@@ -48,7 +48,11 @@ def converse(
     messages: list[dict[str, str]] = []
     while text := _read():
         messages.append({"role": "user", "content": text})
-        answer = say(source, messages, thinking, console)
+        try:
+            answer = say(source, messages, thinking, console)
+        except ValueError as error:  # what cannot be answered ends this turn, not the conversation
+            console.print(str(error), style="red", markup=False)
+            answer = ""
         if answer:
             messages.append({"role": "assistant", "content": answer})
         else:
