@@ -77,6 +77,15 @@ def test_long_sequences_are_merged_from_splits(length):
     check(*step_of([(length - 1, 1), (2, 1)], 16, 2, 16, 4, torch.float32), 16)
 
 
+@pytest.mark.parametrize(("length", "most"), [(700, 128), (300, 4), (290, 3)])
+def test_many_splits_and_longer_ones(monkeypatch, length, most):
+    """More than the merge takes at a time; and where there may not be so many, they are longer."""
+    from ziphius.ops.triton import paged
+
+    monkeypatch.setattr(paged.Splits, "of", lambda heads: paged.Splits(32, most))
+    check(*step_of([(length - 1, 1), (40, 1), (2, 1)], 16, 2, 16, 4, torch.float32), 16)
+
+
 def test_there_are_never_more_splits_than_room():
     from ziphius.ops.triton.paged import Splits
 
