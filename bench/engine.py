@@ -3,8 +3,9 @@
 Networks of random weights: the shape of recipes/r1-cpu.toml at batch 1, 16, 64 and 256, and rungs of the ladder of
 about 190M and 440M parameters at batch 1 and 16. All draw at temperature 1, and none may stop early. Each side at its
 best setting of those tried at batch 16 (ours: fp32, bf16 weights; the peer: both, with each implementation of its
-experts). At batch 1 a step must read the weights that one token uses: their bytes times the tokens per second, over
-what a plain sum of a large array reads per second, is the share of the memory's speed.
+experts); our 8-bit weights run beside them and are compared with our bf16. At batch 1 a step must read the weights that
+one token uses: their bytes times the tokens per second, over what a plain sum of a large array reads per second, is the
+share of the memory's speed.
 
 Two more peers run where they are installed, each in an environment of its own (`bench/peer.py`): vLLM's CPU build and
 llama.cpp, on a network of 3 layers, width 256, 8 experts and vLLM's head size of 576. Both sides draw 64 tokens for 1,
@@ -69,8 +70,8 @@ from ziphius.model.transformer import Transformer
 
 PROMPT_LENGTH = 16
 INVARIANT_BATCH, INVARIANT_TOKENS = 16, 64
-BYTES = {"fp32": 4, "bf16 weights": 2}
-GOAL_OF_MEMORY = 0.75
+PRECISIONS = ("fp32", "bf16 weights")  # of both sides
+GOAL_OF_MEMORY, GOAL_OF_INT8 = 0.75, 1.4
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,22 @@ def best_peers(size: Size, folder: Path, prompts: list[list[int]]) -> tuple[list
         return outcome.get("seconds", float("inf"))
 
     peers = []
-    for precision in BYTES:
-        settings = [PeerSetting(precision, experts=kind, stop="none") for kind in ("grouped_mm", "eager", "batched_mm")]
+    for precision in PRECISIONS:
+        # batched_mm copies the experts of every token: minutes a run for the larger networks
+        kinds = ("grouped_mm", "eager", "batched_mm") if size.name == "small" else ("grouped_mm", "eager")
+        settings = [PeerSetting(precision, experts=kind, stop="none") for kind in kinds]
         peers.append(min(settings, key=seconds))
     return peers, trials
+
+
+def bytes_of_a_token(model: Transformer) -> float:
+    """Bytes of the weights that one token uses: of the embedding a row, of the routed experts its own."""
+    config = model.config
+    share = config.num_experts_per_tok / (config.n_routed_experts or 1)
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    used = sum(x.numel() * x.element_size() * (share if ".experts." in name else 1.0) for name, x in tensors)
+    embedding = model.model.embed_tokens.weight
+    return used if config.tie_word_embeddings else used - embedding.numel() * embedding.element_size()
 
 
 def decode_rate(entry: Contestant, short: Contestant, new_tokens: int) -> float:
@@ -151,7 +164,7 @@ def run_size(size: Size, options: argparse.Namespace, read: float) -> tuple[list
         del model
         prompts = [[rng.randrange(2, config.vocab_size) for _ in range(PROMPT_LENGTH)] for _ in range(256)]
         peer_settings, trials = best_peers(size, folder, prompts[:16])
-        sides: list[Ours | Peer] = [Ours(folder, precision) for precision in BYTES]
+        sides: list[Ours | Peer] = [Ours(folder, precision) for precision in (*PRECISIONS, "int8 weights")]
         sides += [Peer(folder, setting) for setting in peer_settings]
         for batch, target in size.targets.items():
             load = Load(batch)
@@ -161,20 +174,25 @@ def run_size(size: Size, options: argparse.Namespace, read: float) -> tuple[list
             take_turns(short, options.rounds)
             show_contestants(f"{size.name}, batch {batch}, {options.rounds} rounds", whole, "new tokens/s")
             rows = []
-            for entry, first in zip(whole, short, strict=True):
+            for side, entry, first in zip(sides, whole, short, strict=True):
                 row = entry.as_dict() | {"decode_per_second": decode_rate(entry, first, size.new_tokens)}
-                precision = entry.settings["precision"]
-                if batch == 1:
-                    used = counts.active_without_embedding * BYTES[precision]
+                if batch == 1 and isinstance(side, Ours):
+                    used = bytes_of_a_token(side.model)
                     row["share_of_read_speed"] = used * row["decode_per_second"] / read
                     console.print(
-                        f"  {entry.name}, {precision}: reads {used / 1e6:.0f} MB a token, "
+                        f"  {entry.name}, {side.precision}: reads {used / 1e6:.0f} MB a token, "
                         f"{row['share_of_read_speed']:.0%} of the memory's {read / 1e9:.1f} GB/s"
                     )
                 rows.append(row)
+            half, small = (
+                next(e for e in whole if e.side == "ours" and e.precision == kind) for kind in ("bf16", "int8")
+            )
+            console.print(f"  8-bit weights: {small.rate / half.rate:.2f}x bf16")
             results.append({"size": size.name, "batch": batch, "contestants": rows, "peer_trials": trials})
-            ours, peer = (max((e for e in whole if e.side == s), key=lambda e: e.rate) for s in ("ours", "peer"))
+            compared = [entry for entry in whole if entry is not small]
+            ours, peer = (max((e for e in compared if e.side == s), key=lambda e: e.rate) for s in ("ours", "peer"))
             settings = {"our_settings": ours.settings, "peer_settings": peer.settings}
+            settings["int8_over_bf16"] = small.rate / half.rate
             ratios.append({"size": size.name, "batch": batch, **ratio_of(ours, peer), **settings, "target": target})
     return results, ratios
 
@@ -247,7 +265,12 @@ def main() -> None:
             f"{r['peer']:>9} {r['precision']}  batch {r['batch']:<4} {r['ratio']:.2f}x  "
             f"(rounds {r['lowest_round']:.2f} to {r['highest_round']:.2f}; target {r['target']}x {verdict})"
         )
-    content = {"read_bytes_per_second": read, "goal_of_memory": GOAL_OF_MEMORY, "ratios": ratios, "sizes": results}
+    content = {
+        "read_bytes_per_second": read,
+        "goals": {"memory": GOAL_OF_MEMORY, "int8": GOAL_OF_INT8},
+        "ratios": ratios,
+        "sizes": results,
+    }
     content |= {"batch_invariant": invariance, "other_engines": others}
     write_results("engine", options, content | {"wall_seconds": time.perf_counter() - began})
 
