@@ -68,7 +68,7 @@ from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
 
 PROMPT_LENGTH = 16
-INVARIANT_BATCH, INVARIANT_TOKENS = 16, 64
+INVARIANT_BATCH, INVARIANT_TOKENS = 16, 32
 BYTES = {"fp32": 4, "bf16 weights": 2}
 GOAL_OF_MEMORY = 0.75
 
