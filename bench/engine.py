@@ -69,7 +69,7 @@ from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
 
 PROMPT_LENGTH = 16
-INVARIANT_BATCH, INVARIANT_TOKENS = 16, 64
+INVARIANT_BATCH, INVARIANT_TOKENS = 16, 32
 PRECISIONS = ("fp32", "bf16 weights")  # of both sides
 GOAL_OF_MEMORY, GOAL_OF_INT8 = 0.75, 1.4
 

@@ -135,7 +135,7 @@ def test_q8_0(exported):
             assert (error.abs().amax(-1) <= allowed).all(), name
             assert error.abs().max() > 0
     assert odd
-    [note] = [note for note in said.notes if "bf16" in note]
+    [note] = [note for note in said.notes if "kept in bf16" in note]
     assert note.startswith(f"{len(odd)} tensors with rows of 16 are kept in bf16")
 
 

@@ -69,7 +69,7 @@ def test_a_run_folder_becomes_one_file(run_folder, tmp_path, capsys, tokenizer):
     said = capsys.readouterr().out
     assert f"{out}: " in said
     assert f"{out.stat().st_size / 1e6:,.1f} MB" in said
-    assert "Note: the prediction module is left out" in said
+    assert "Note: 1 prediction module(s) left out" in said
 
 
 # --- in llama.cpp, where its Python bindings are installed -----------------------------------------------------------

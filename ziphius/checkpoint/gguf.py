@@ -184,7 +184,11 @@ def _notes(
 ) -> list[str]:
     notes = small_differences(config)
     if config.num_nextn_predict_layers:
-        notes.append("the prediction module is left out: llama.cpp does not draft with it")
+        notes.append(
+            f"{config.num_nextn_predict_layers} prediction module(s) left out: llama.cpp does not draft with them"
+        )
+    if weight_type == "q8_0":
+        notes.append("llama.cpp on a CPU with AMX may fail to load q8_0 (docs/SERVING.md); bf16 loads")
     if vocabulary is None:
         notes.append("no tokenizer in the folder: the file takes token ids, not text")
     odd = [tensor for tensor in plan.values() if weight_type == "q8_0" and tensor.kind.name == "BF16"]

@@ -20,7 +20,9 @@ def export_folder(folder: Path, out: Path, weight_type: WeightType) -> None:
     run = run_of(folder)
     console = Console()
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn(str(out)), *columns, console=console, transient=True) as bar:
+    with Progress(
+        TextColumn(str(out)), *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task("", total=None)
         written = write_gguf(
             folder,
