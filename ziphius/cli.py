@@ -11,7 +11,7 @@ import typer
 
 from ziphius.cost.commands import AsJson, DataFiles, Html, Market, RateOption, plan
 from ziphius.cost.owner_commands import claims, fleet
-from ziphius.serve.commands import chat, key, serve
+from ziphius.serve.commands import WeightsOption, chat, export, key, serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 app.add_typer(plan, name="plan")
 plan.command()(fleet)
-for verb in (serve, chat, key, claims):
+for verb in (serve, chat, key, export, claims):
     app.command()(verb)
 _debug = False
 
@@ -109,6 +109,7 @@ def evaluate_(
     thinking: Annotated[bool, typer.Option(help="Let it think before it answers.")] = True,
     split: Annotated[str, typer.Option(help="train, probe or test.")] = "test",
     seed: Annotated[int, typer.Option()] = 0,
+    weights: WeightsOption = "auto",
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Ask a model held-out problems: pass@1 sampled and greedy, pass@k, majority@k, with 95% intervals.
@@ -123,7 +124,7 @@ def evaluate_(
     settings = EvaluationSettings(
         split=split, n=n, samples=samples, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens
     )
-    found = evaluate_folder(folder, task, parse_settings(set_ or []), settings, thinking, seed)
+    found = evaluate_folder(folder, task, parse_settings(set_ or []), settings, thinking, seed, weights)
     show_evaluation(found, as_json=json_)
 
 

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from tests.model.variants import network, v3
-from ziphius.checkpoint.device import load_on, pick_device, working_dtype
-from ziphius.checkpoint.folder import load_config, save_model
+from ziphius.checkpoint.device import load_on, pick_device
+from ziphius.checkpoint.errors import CheckpointError
+from ziphius.checkpoint.folder import save_model
 
 
 @pytest.mark.parametrize(("gpus", "expected"), [(0, "cpu"), (2, "cuda")])
@@ -31,8 +32,15 @@ def test_other_names_are_refused(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_gpu_keeps_the_folders_format(tmp_path, dtype):
+def test_weights_keep_the_folders_format_or_take_the_one_asked_for(tmp_path, dtype):
     save_model(network(v3()), tmp_path, dtype=dtype)
-    config = load_config(tmp_path)
-    assert working_dtype(config, torch.device("cuda")) == dtype
-    assert load_on(tmp_path, torch.device("cpu")).lm_head.weight.dtype == torch.float32
+    cpu = torch.device("cpu")
+    assert load_on(tmp_path, cpu).lm_head.weight.dtype == dtype
+    assert load_on(tmp_path, cpu, "fp32").lm_head.weight.dtype == torch.float32
+    assert load_on(tmp_path, cpu, "bf16").lm_head.weight.dtype == torch.bfloat16
+    small = load_on(tmp_path, cpu, "int8")
+    assert (small.lm_head.values.dtype, small.model.embed_tokens.weight.dtype) == (torch.int8, torch.bfloat16)
+    with pytest.raises(ValueError, match="'int8' are for the CPU"):
+        load_on(tmp_path, torch.device("cuda"), "int8")
+    with pytest.raises(CheckpointError, match="8-bit integers"):
+        save_model(small, tmp_path)

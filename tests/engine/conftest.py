@@ -42,7 +42,7 @@ def small(**overrides: object) -> EngineSettings:
 
 
 def ask(
-    prompt: list[int], *, samples: int = 1, priority: int = 0, thinking: bool = False, **settings: object
+    prompt: list[int], *, samples: int = 1, priority: int = 0, thinking: bool | None = False, **settings: object
 ) -> Request:
     """A greedy request, unless the settings say otherwise, that ends with its length alone."""
     given = {"temperature": 0.0, "max_new_tokens": 12, "ignore_eos": True, "seed": 0} | settings

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from ziphius.engine.complete import complete
-from ziphius.engine.course import Course
+from ziphius.engine.course import Course, Demand
 from ziphius.engine.engine import Engine
 from ziphius.engine.settings import Constraint
 
@@ -45,25 +45,43 @@ def test_the_budget_forces_the_end_of_the_thinking():
 
 
 def test_thinking_that_the_model_opens_itself_counts():
-    course = Course(THINK, END, thinking=False, budget=1)
+    course = Course(THINK, END, thinking=None, budget=1)
     for token in (THINK, 5):
         course.advance(token)
     assert course.thinking
     assert course.forced() == END
-    later = Course(THINK, END, thinking=False)
-    for token in (5, THINK):
-        later.advance(token)
-    assert not later.thinking  # a tag within the answer is text
+    for thinking, said in ((None, (5, THINK)), (False, (THINK,))):
+        later = Course(THINK, END, thinking)
+        for token in said:
+            later.advance(token)
+        assert not later.thinking  # a tag within the answer is text
+
+
+@pytest.mark.parametrize("speculation", ["off", 2])
+def test_a_form_does_not_mask_thinking_that_the_model_opens_itself(model, tokenizer, speculation):
+    think, given = tokenizer.think_id, {"constraint": FORMS[0][0], "max_new_tokens": 30, "ignore_eos": False}
+    given |= {"logit_bias": {think: 50.0}, "thinking_budget": 6, "temperature": 1.0}
+    requests = [ask([5, 9], thinking=thinking, **given) for thinking in (None, False)]
+    (opened, ended), (shut, finished) = (row[0] for row in run(model, tokenizer, *requests, speculation=speculation))
+    place = opened.index(tokenizer.end_think_id)
+    assert opened[0] == think
+    assert place <= 7
+    assert think not in shut
+    assert ended
+    assert finished
+    for answer in (opened[place + 1 :], shut):
+        assert FORMS[0][1](tokenizer.decode([token for token in answer if token != tokenizer.eos_id]))
 
 
 def test_looking_ahead_takes_everything_back():
     course = Course(THINK, END, thinking=True, budget=3)
     course.advance(5)
-    assert course.look_ahead([6, 7, END, 8]) == [(None, None), (None, None), (END, None), (None, None), (None, None)]
-    assert course.look_ahead([6, 7, 8]) == [(None, None), (None, None), (END, None)]  # 8 cannot be
+    free, forced = Demand(), Demand(forced=END)
+    assert course.look_ahead([6, 7, END, 8]) == [free, free, forced, free, free]
+    assert course.look_ahead([6, 7, 8]) == [free, free, forced]  # 8 cannot be
     assert (course.thinking, course.forced()) == (True, None)
     course.retreat(1)
-    assert course.look_ahead([]) == [(None, None)]
+    assert course.look_ahead([]) == [free]
 
 
 @pytest.mark.parametrize("speculation", ["off", 3])
@@ -114,6 +132,16 @@ def test_thinking_is_never_bound(model, tokenizer, speculation):
     answer = tokenizer.decode([token for token in tokens[place + 1 :] if token != tokenizer.eos_id])
     assert finished
     assert FORMS[0][1](answer)
+
+
+@pytest.mark.parametrize("speculation", ["off", 2])
+def test_thinking_cannot_end_without_the_answer_that_must_come(model, tokenizer, speculation):
+    given = {"thinking": True, "thinking_budget": 5, "max_new_tokens": 30, "ignore_eos": False}
+    given |= {"logit_bias": {tokenizer.eos_id: 50.0}, "constraint": FORMS[0][0]}
+    ((tokens, finished),) = run(model, tokenizer, ask([5], **given), speculation=speculation)[0]
+    assert finished
+    assert tokens[0] == tokenizer.end_think_id
+    assert FORMS[0][1](tokenizer.decode([token for token in tokens[1:] if token != tokenizer.eos_id]))
 
 
 def test_json_mode_gives_an_object(model, tokenizer):

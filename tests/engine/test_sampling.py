@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import torch
 from ziphius.engine.complete import complete
 from ziphius.engine.engine import Engine
 from ziphius.engine.settings import Constraint, EngineSettings, SamplingSettings
-from ziphius.engine.shaping import penalise
+from ziphius.engine.shaping import penalised
+from ziphius.text.tokenizer import Tokenizer
 
 from .conftest import PROMPTS, ask, naive, small
 
@@ -53,6 +55,18 @@ def test_greedy_and_sampled_rows_side_by_side(model):
     for place in (0, 2, 4):
         assert mixed[place][0] == naive(model, PROMPTS[place], 12).tokens
     assert mixed[1][0] == run(model, ask(PROMPTS[1], temperature=1.0))[0][0]
+
+
+@pytest.mark.parametrize("temperature", [0.002, 1e-30])
+@pytest.mark.parametrize("given", [{"thinking_budget": 2}, {"constraint": Constraint(kind="regex", text="[a-z]{20}")}])
+def test_a_token_that_must_come_may_be_unlikely_beyond_measure(model, tokenizer, temperature, given):
+    """At a low temperature its share is zero in every float."""
+    thinking = "thinking_budget" in given
+    request = ask([5, 9], temperature=temperature, thinking=thinking, top_p=0.9, logprobs=2, **given)
+    (found,) = complete(Engine(model, tokenizer, small()), [request])[0]
+    assert len(found.tokens) == 12
+    assert temperature < 1e-5 or min(found.logprobs) < -50
+    assert all(math.isfinite(logprob) for logprob in found.logprobs)
 
 
 def test_stop_tokens_and_length(model):
@@ -113,21 +127,53 @@ def test_stop_strings_are_not_looked_for_in_the_thinking(model, tokenizer):
         assert sequence.stop_string == "x"
 
 
+def say(model, tokenizer, text, **settings):
+    """Whether and where an answer that goes like this ends: its stop string and how many tokens there were."""
+    engine = Engine(model, tokenizer, small())
+    engine.add(ask([5], max_new_tokens=50, **settings))
+    (sequence,) = engine.scheduler.waiting
+    for token in tokenizer.encode(text):
+        if not sequence.append(token, 0.0):
+            break
+    return sequence.stop_string, tokenizer.decode(sequence.tokens[1:])
+
+
+def test_whitespace_between_thinking_and_answer_ends_nothing(model, tokenizer):
+    stop = {"stop": ("\n\n",)}
+    assert say(model, tokenizer, "a</think>\n\nb\n\nc", thinking=True, **stop) == ("\n\n", "a</think>\n\nb\n\n")
+    assert say(model, tokenizer, "\n\nb", thinking=False, **stop) == ("\n\n", "\n\n")
+
+
+def test_a_stop_string_before_min_tokens_does_not_count_later(model, tokenizer):
+    assert say(model, tokenizer, "a#bcde#f", stop=("#",), min_tokens=4) == ("#", "a#bcde#")
+
+
+def test_stop_strings_need_no_thinking_tokens(model, tokenizer, monkeypatch):
+    plain = Tokenizer(tokenizer.inner)
+    find = tokenizer.inner.token_to_id
+    monkeypatch.setattr(plain, "inner", Mock(wraps=tokenizer.inner))
+    plain.inner.token_to_id = lambda token: None if "think" in token else find(token)
+    assert say(model, plain, "ab#", stop=("#",)) == ("#", "ab#")
+    with pytest.raises(ValueError, match="thinking budget needs the token"):
+        Engine(model, plain, small()).add(ask([5], thinking_budget=3))
+
+
 def test_penalties_against_a_plain_loop():
     generator = np.random.default_rng(0)
-    for presence, frequency, repetition in [(0.5, 0.0, 1.0), (0.0, 0.7, 1.0), (0.0, 0.0, 1.3), (1.0, -0.5, 0.8)]:
-        settings = SamplingSettings(
-            presence_penalty=presence, frequency_penalty=frequency, repetition_penalty=repetition
-        )
-        row, count = generator.normal(size=30).astype(np.float32), generator.integers(0, 3, 30).astype(np.float32)
-        prompt = generator.random(30) < 0.3
-        expected = []
-        for logit, times, there in zip(row.tolist(), count.tolist(), prompt.tolist(), strict=True):
-            if times or there:
-                logit = logit / repetition if logit > 0 else logit * repetition
-            expected.append(logit - frequency * times - (presence if times else 0))
-        penalise(row, count, prompt, settings)
-        assert row.tolist() == pytest.approx(expected, abs=1e-5)
+    penalties = [(0.5, 0.0, 1.0), (0.0, 0.7, 1.0), (0.0, 0.0, 1.3), (1.0, -0.5, 0.8)]
+    logits, count = generator.normal(size=(4, 30)), generator.integers(0, 3, (4, 30))
+    prompt = generator.random((4, 30)) < 0.3
+    expected = [
+        [
+            ((logit / repetition if logit > 0 else logit * repetition) if times or there else logit)
+            - frequency * times
+            - (presence if times else 0)
+            for logit, times, there in zip(*row, strict=True)
+        ]
+        for (presence, frequency, repetition), *row in zip(penalties, logits, count, prompt, strict=True)
+    ]
+    found = penalised(*map(torch.from_numpy, (logits, count, prompt)), *torch.tensor(penalties).T)
+    assert found.numpy() == pytest.approx(np.array(expected), abs=1e-5)
 
 
 @pytest.mark.parametrize("extra", [{}, {"speculation": 2}, {"max_rows": 1}])
@@ -135,12 +181,13 @@ def test_penalties_count_the_answer_and_the_prompt(model, extra):
     """Greedy decoding with penalties, token by token, also when other requests use the rows in between."""
     request = ask(PROMPTS[2], presence_penalty=0.9, frequency_penalty=0.4, repetition_penalty=1.2, logit_bias={7: 1.5})
     tokens = list(PROMPTS[2])
+    penalties = torch.tensor([[0.9], [0.4], [1.2]])
     for _ in range(12):
-        row = logits_of(model, tokens).numpy()
+        row = logits_of(model, tokens)
         row[7] += 1.5
-        answer = np.bincount(tokens[len(PROMPTS[2]) :], minlength=len(row)).astype(np.float32)
-        prompt = np.isin(np.arange(len(row)), PROMPTS[2])
-        penalise(row, answer, prompt, request.settings)
+        answer = torch.tensor(tokens[len(PROMPTS[2]) :], dtype=torch.long).bincount(minlength=len(row))
+        prompt = torch.isin(torch.arange(len(row)), torch.tensor(PROMPTS[2]))
+        row = penalised(row.unsqueeze(0), answer.unsqueeze(0), prompt.unsqueeze(0), *penalties)
         tokens.append(int(row.argmax()))
     expected = tokens[len(PROMPTS[2]) :]
     assert expected != naive(model, PROMPTS[2], 12).tokens

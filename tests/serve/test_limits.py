@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 
+import httpx2
 import pytest
 
 from tests.serve.scripted import ScriptedEngine
@@ -117,6 +118,7 @@ def test_another_sites_name_for_this_machine_is_refused(serve, endless):
         ({"stream_options": {"include_usage": True}}, None, "stream_options needs stream"),
         ({"top_logprobs": 3}, None, "top_logprobs needs logprobs"),
         ({"thinking": {"type": "maybe"}}, "thinking.type", "'enabled' or 'disabled'"),
+        ({"thinking": {"type": "disabled", "budget_tokens": 5}}, "thinking", "for thinking that is enabled"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, None, "the last message is the assistant's"),
         ({"max_tokens": 5, "min_tokens": 6}, "min_tokens", "6 exceeds the 5 tokens"),
     ],
@@ -126,6 +128,65 @@ def test_what_is_not_offered_is_refused_by_name(serve, endless, fields, param, s
     assert error["param"] == param
     assert says in error["message"]
     assert endless.requests == []
+
+
+def body(max_tokens, **fields):
+    message = {"role": "user", "content": "hi"}
+    return {"model": "tiny", "messages": [message], "stream": True, "max_tokens": max_tokens} | fields
+
+
+def nested(depth):
+    schema = {"type": "object"}
+    for _ in range(depth):
+        schema = {"properties": {"a": schema}}
+    return {"tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"messages": [{"role": "user", "content": "a\ud800b"}]}, r"\ud800, one half of a surrogate pair"),
+        ({"\udfff": 1}, r"\udfff, one half of a surrogate pair"),
+        (nested(300), "nested too deeply"),
+    ],
+)
+def test_json_that_is_no_text_is_refused(serve, endless, fields, says):
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]} | fields
+    response = serve(endless).http.post(
+        "/v1/chat/completions", content=json.dumps(body), headers={"Content-Type": "application/json"}
+    )
+    assert says in error_of(response, 422)["message"]
+
+
+@pytest.mark.parametrize("slow", ["prompt", "form"])
+def test_a_request_that_takes_long_to_read_holds_up_nobody(serve, tokenizer, monkeypatch, slow):
+    engine = ScriptedEngine(lambda _: [tokenizer.eos_id])
+    server = serve(engine)
+    reading = threading.Event()
+    fields = {"user": "slow"}
+
+    def read_slowly(read):
+        def slowly(*given):
+            reading.set()
+            time.sleep(1)
+            return read(*given)
+
+        return slowly
+
+    if slow == "form":
+        monkeypatch.setattr(engine, "prepare", read_slowly(engine.prepare))
+        fields |= {"response_format": {"type": "json_object"}}
+    else:
+        chat = server.service.prompts.chat
+        once = iter([read_slowly(chat)])
+        monkeypatch.setattr(server.service.prompts, "chat", lambda *given: next(once, chat)(*given))
+    asked = threading.Thread(target=lambda: httpx2.post(f"{server.url}/v1/chat/completions", json=body(5, **fields)))
+    asked.start()
+    assert reading.wait(10)
+    began = time.monotonic()
+    assert server.ask().status_code == 200
+    assert time.monotonic() - began < 0.8
+    asked.join()
 
 
 def test_limits_of_body_and_tokens(serve, endless):
@@ -162,11 +223,6 @@ def test_too_many_requests_are_told_when_to_come_back(serve, endless):
 
 
 # Those who go away, read slowly, or send slowly
-
-
-def body(max_tokens, **fields):
-    message = {"role": "user", "content": "hi"}
-    return {"model": "tiny", "messages": [message], "stream": True, "max_tokens": max_tokens} | fields
 
 
 def raw(server, asked, receive_buffer=None):

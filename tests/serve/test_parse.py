@@ -163,6 +163,11 @@ def test_a_stop_string_and_its_beginnings_are_held_back(parse):
     assert parse("END x END", stop="END", stops=["END"]).content == "END x "  # min_tokens let the first pass
 
 
+def test_a_stop_string_of_whitespace_at_the_very_beginning(parse):
+    assert parse("\n\n", finished=False, stop="\n\n", stops=["\n\n"]).content == ""
+    assert parse(" \n\n", finished=False, stop="\n\n", stops=["\n\n"]).content == " "
+
+
 def test_the_tokens_of_what_was_written(parse, tokenizer):
     found = parse("hm</think>\n\nfour" + block(call("dive", '{"m": 7}')), True, tools=True)
     assert found.written() == [("four", tokenizer.encode("four")), ('{"m": 7}', tokenizer.encode('{"m": 7}'))]

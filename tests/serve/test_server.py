@@ -192,6 +192,17 @@ def test_the_terminal_talks_to_a_service_and_to_a_folder(served, folder, capsys)
         converse(served.url, "x", {"max_tokens": 9999}, thinking=True)
 
 
+def test_what_cannot_be_answered_does_not_end_the_conversation(folder, monkeypatch, capsys):
+    from ziphius.serve import terminal
+
+    monkeypatch.setattr(terminal, "_remember_lines", lambda: None)
+    for settings, says in (({"max_tokens": 9999}, "max_tokens adds 9999"), ({"temperature": 3}, "temperature: Input")):
+        spoken = iter(["how deep?", "and wide?"])
+        monkeypatch.setattr("builtins.input", lambda _, spoken=spoken: next(spoken, ""))
+        converse(str(folder), None, settings, thinking=True)
+        assert capsys.readouterr().out.count(says) == 2
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_conversation(folder, monkeypatch, capsys):
     """The second line is asked after the first answer was stopped, and nothing of it stays in the engine."""
     from ziphius.serve import local, terminal

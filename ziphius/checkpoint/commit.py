@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 _JOURNAL = ".commit.json"
@@ -21,6 +22,20 @@ _STAGED = ".new-"
 def staged(folder: Path, name: str) -> Path:
     """Where to write the coming version of `name`."""
     return folder / f"{_STAGED}{name}"
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write the coming version of the single file `path`; it takes its place when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = staged(path.parent, f"{path.name}.{os.getpid()}")
+    try:
+        yield aside
+        _flush(aside)
+        aside.replace(path)
+        _flush(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def discard_staged(folder: Path) -> None:

@@ -8,7 +8,11 @@ import torch
 
 from ziphius.checkpoint.folder import load_config, load_model
 from ziphius.model.config import ModelConfig
+from ziphius.model.formats import Weights
+from ziphius.model.int8 import quantise
 from ziphius.model.transformer import Transformer
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16}
 
 
 def pick_device(name: str) -> torch.device:
@@ -29,12 +33,20 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_on(folder: str | Path, device: torch.device) -> Transformer:
-    """`load_model` on `device`, in the format that it works best with (see `working_dtype`)."""
-    return load_model(folder, working_dtype(load_config(folder), device), device)
+def load_on(folder: str | Path, device: torch.device, weights: Weights = "auto") -> Transformer:
+    """The network of `folder` for sampling on `device`, its weights in FP32, BF16 or 8-bit integers.
+
+    `auto` is the folder's own format (BF16 for FP8 and FP16). A CPU's matrix unit, where there is one, also rounds what
+    it multiplies with the weights: to BF16 for those in BF16, to 16-bit integers for those in 8 bits. Raises ValueError
+    for 8 bits on a GPU.
+    """
+    if weights == "int8" and device.type != "cpu":
+        raise ValueError("weights 'int8' are for the CPU; on a GPU use bf16")
+    model = load_model(folder, _DTYPES.get(weights) or stored_dtype(load_config(folder)), device)
+    return quantise(model) if weights == "int8" else model
 
 
-def working_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
-    """FP32 on a CPU. On a GPU the folder's own format, BF16 in place of FP8 and FP16."""
+def stored_dtype(config: ModelConfig) -> torch.dtype:
+    """BF16 where the folder's weights are in 16 or 8 bits, else FP32."""
     stored = config.extra.get("dtype") or config.extra.get("torch_dtype")
-    return torch.float32 if device.type == "cpu" or stored == "float32" else torch.bfloat16
+    return torch.bfloat16 if stored in ("bfloat16", "float16") else torch.float32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from ziphius.checkpoint import commit, fp8
+from ziphius.checkpoint import commit
 from ziphius.checkpoint.errors import CheckpointError
-from ziphius.checkpoint.names import Place, layer_of, published_places, shared_copies
-from ziphius.checkpoint.shards import ShardReader, stage_shards, weight_files
+from ziphius.checkpoint.names import published_places, shared_copies
+from ziphius.checkpoint.shards import stage_shards, weight_files
+from ziphius.checkpoint.stored import open_weights
 from ziphius.model.config import ModelConfig
 from ziphius.model.transformer import Transformer
 
@@ -66,23 +67,19 @@ def load_model(
     """
     folder = Path(folder)
     config = load_config(folder)
-    block = fp8.weight_block(folder / "config.json", config.extra.get("quantization_config"))
-    with ShardReader(folder) as reader:
-        layers = config.num_hidden_layers
-        if config.num_nextn_predict_layers and not any((layer_of(name) or 0) >= layers for name in reader):
+    with open_weights(folder, config) as stored:
+        if stored.config.num_nextn_predict_layers < config.num_nextn_predict_layers:
             warnings.warn(
                 f"{folder} has no multi-token-prediction weights though config.json counts "
                 f"{config.num_nextn_predict_layers}: loaded without them",
                 stacklevel=2,
             )
-            config = config.model_copy(update={"num_nextn_predict_layers": 0})
-        model = _empty(config, dtype, device)
+        model = _empty(stored.config, dtype, device)
         state = model.state_dict()
-        places = _match(reader, state, config, block)
-        for name, place in places.items():
-            state[place.name][place.part].copy_(_value(reader, name, block))
-        for name, original in shared_copies(config).items():
-            if name in reader and not torch.equal(state[original].cpu(), reader.tensor(name).to(dtype)):
+        for name, place in stored.places.items():
+            state[place.name][place.part].copy_(stored.value(name))
+        for name, original in shared_copies(stored.config).items():
+            if name in stored.reader and not torch.equal(state[original].cpu(), stored.reader.tensor(name).to(dtype)):
                 raise CheckpointError(f"{folder}: {name} differs from {original}, which this network shares with it")
     return model
 
@@ -94,7 +91,11 @@ def save_model(
     dtype: torch.dtype | None = None,
     generation_config: dict[str, Any] | None = None,
 ) -> None:
-    """Write `model` as a folder that transformers, vLLM and SGLang open; see `save_state`."""
+    """Write `model` as a folder that transformers, vLLM and SGLang open; see `save_state`.
+
+    Raises CheckpointError for a network in 8 bits, which is made for sampling."""
+    if any(tensor.dtype == torch.int8 for tensor in model.buffers()):
+        raise CheckpointError("weights in 8-bit integers are for sampling; save the network before it is quantised")
     save_state(model.config, model.state_dict(), folder, max_shard_bytes, dtype, generation_config)
 
 
@@ -153,66 +154,6 @@ def _empty(config: ModelConfig, dtype: torch.dtype, device: torch.device | str) 
     if config.tie_word_embeddings:  # to_empty gives each module memory of its own
         model.lm_head.weight = model.model.embed_tokens.weight
     return model
-
-
-def _match(
-    reader: ShardReader, state: Mapping[str, Tensor], config: ModelConfig, block: tuple[int, int]
-) -> dict[str, Place]:
-    """Stored name -> place, in the order of the files, once nothing is missing, left over, or of another shape.
-
-    Beside the published names a folder may hold a layer's experts stacked under our name, as transformers keeps them.
-    """
-    published = published_places(state, config)
-    copies = shared_copies(config)
-    found: dict[str, Place] = {}
-    unexpected = []
-    for name in reader:
-        place = published.get(name) or (Place(name) if name in state and name not in copies else None)
-        if place is not None:
-            found[name] = place
-        elif not (name in copies or name.endswith("rotary_emb.inv_freq") or _is_scale(reader, name)):
-            unexpected.append(name)
-    whole = {name for name in found if name not in published}
-    missing = [name for name, place in published.items() if name not in found and place.name not in whole]
-    if missing:
-        raise CheckpointError(f"{reader.folder} lacks {_first(missing)}; config.json describes a network that has it")
-    if unexpected:
-        raise CheckpointError(
-            f"{reader.folder}/{reader.file(unexpected[0])} holds {_first(unexpected)}, which the network of "
-            "config.json does not have"
-        )
-    for name, place in found.items():
-        _expect(reader, name, tuple(state[place.name][place.part].shape))
-        if name + fp8.SCALE_SUFFIX in reader:
-            rows, columns = reader.shape(name)
-            _expect(reader, name + fp8.SCALE_SUFFIX, (-(-rows // block[0]), -(-columns // block[1])))
-    return found
-
-
-def _expect(reader: ShardReader, name: str, shape: tuple[int, ...]) -> None:
-    got = reader.shape(name)
-    if got != shape:
-        raise CheckpointError(
-            f"{reader.folder}/{reader.file(name)}: {name} has shape {list(got)}, config.json expects {list(shape)}"
-        )
-
-
-def _is_scale(reader: ShardReader, name: str) -> bool:
-    return name.endswith(fp8.SCALE_SUFFIX) and name.removesuffix(fp8.SCALE_SUFFIX) in reader
-
-
-def _value(reader: ShardReader, name: str, block: tuple[int, int]) -> Tensor:
-    tensor = reader.tensor(name)
-    if tensor.dtype != torch.float8_e4m3fn:
-        return tensor
-    if name + fp8.SCALE_SUFFIX not in reader:
-        raise CheckpointError(f"{reader.folder}: {name} is FP8 and its scales, {name + fp8.SCALE_SUFFIX}, are missing")
-    return fp8.dequantise(tensor, reader.tensor(name + fp8.SCALE_SUFFIX), block)
-
-
-def _first(names: Iterable[str]) -> str:
-    first, *rest = names
-    return f"{first} (and {len(rest)} more)" if rest else first
 
 
 def _stage_json(folder: Path, name: str, content: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from ziphius.engine.sequence import Sequence
 from ziphius.engine.settings import SamplingSettings
 from ziphius.engine.shaping import is_shaped
 from ziphius.model.config import ModelConfig
+from ziphius.text import tokens
 from ziphius.text.detokenise import Detokeniser, StopStrings
 from ziphius.text.tokenizer import Tokenizer
 
@@ -50,6 +51,14 @@ class Admission:
             for sample in range(request.samples)
         ]
 
+    def prepare(self, settings: SamplingSettings) -> None:
+        """Read a constraint, which may take long, so that `sequences` need not; any thread may call it.
+
+        Raises ValueError for one that cannot be read.
+        """
+        if self.tokenizer is not None:
+            self._matcher(settings, self.tokenizer)
+
     def _check(self, request: Request) -> None:
         settings, room, vocabulary = request.settings, self.config.max_position_embeddings, self.config.vocab_size
         length, limit = len(request.prompt), len(request.prompt) + settings.max_new_tokens
@@ -74,14 +83,19 @@ class Admission:
                 raise ValueError(f"{what} holds a token id outside 0…{vocabulary - 1}, the model's vocabulary")
         if self.tokenizer is None and _needs_text(settings):
             raise ValueError("stop strings, a thinking budget and a constraint need a tokenizer; give the engine one")
+        if settings.thinking_budget is None or self.tokenizer is None:
+            return
+        if self.tokenizer.inner.token_to_id(tokens.END_THINK) is None:
+            raise ValueError(f"a thinking budget needs the token {tokens.END_THINK}, which this tokenizer lacks")
 
     def _course(self, request: Request) -> Course | None:
         settings, tokenizer = request.settings, self.tokenizer
         if tokenizer is None or not _needs_text(settings):
             return None
+        find = tokenizer.inner.token_to_id
         return Course(
-            tokenizer.think_id,
-            tokenizer.end_think_id,
+            find(tokens.THINK),
+            find(tokens.END_THINK),
             request.thinking,
             settings.thinking_budget,
             self._matcher(settings, tokenizer),

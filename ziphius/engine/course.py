@@ -3,33 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from typing import NamedTuple
 
 import numpy as np
 
 from ziphius.engine.grammar import Matcher
 
 
+class Demand(NamedTuple):
+    """Of the next token: which must come, which may (bool [W]), which comes in place of one that ends the turn."""
+
+    forced: int | None = None
+    allowed: np.ndarray | None = None
+    for_end: int | None = None
+
+
 class Course:
     """Follows the tokens of one sample, also those that are only drafted, which it then takes back.
 
-    Thinking lasts until `</think>`; one that the model opens itself, with the very first token, counts too. The budget
-    of `thinking_budget` tokens ends it by force. The constraint binds the answer alone.
+    Thinking lasts until `</think>`. Unless `thinking` is False, one that the model opens itself counts too: with its
+    very first token or, where no constraint forbids it, once more before the answer. The budget of `thinking_budget`
+    tokens ends it by force. The constraint binds the answer alone; for an answer to come, the end of the
+    turn within the thinking is read as the end of the thinking. A tokenizer without the two tags has None.
     """
 
     def __init__(
         self,
-        think_id: int,
-        end_think_id: int,
-        thinking: bool,
+        think_id: int | None,
+        end_think_id: int | None,
+        thinking: bool | None,
         budget: int | None = None,
         matcher: Matcher | None = None,
     ) -> None:
-        self.thinking = thinking
+        self.thinking = bool(thinking)
+        self._may_think = thinking is not False and think_id is not None
         self.matcher = matcher
         self._think_id, self._end_think_id, self._budget = think_id, end_think_id, budget
         self._thought = 0
         self._answered = 0
         self._trail: list[tuple[bool, int, int]] = []
+
+    @property
+    def thought(self) -> bool:
+        """Whether thinking has come to its end."""
+        return self._thought > 0 and not self.thinking
 
     def forced(self) -> int | None:
         """The token that must come, if it is settled."""
@@ -38,26 +55,36 @@ class Course:
 
     def allowed(self) -> np.ndarray | None:
         """The tokens that may come, bool [W]; None for all."""
-        return None if self.thinking or self.matcher is None else self.matcher.allowed()
+        if self.thinking or self.matcher is None:
+            return None
+        allowed_W = self.matcher.allowed()
+        if self._may_open():
+            allowed_W[self._think_id] = True
+        return allowed_W
 
     def accepts(self, token: int) -> bool:
         """Whether `advance` may be given this token."""
         forced = self.forced()
         if forced is not None:
             return token == forced
-        return self.thinking or self.matcher is None or self.matcher.accepts(token)
+        if self.thinking or self.matcher is None or (token == self._think_id and self._may_open()):
+            return True
+        return self.matcher.accepts(token)
 
     def advance(self, token: int) -> None:
         self._trail.append((self.thinking, self._thought, self._answered))
         if self.thinking:
             self._thought += 1
             self.thinking = token != self._end_think_id
-        elif token == self._think_id and not self._answered and self.matcher is None:
+        elif token == self._think_id and self._may_open():
             self.thinking = True
         else:
             self._answered += 1
             if self.matcher is not None:
                 self.matcher.advance(token)
+
+    def _may_open(self) -> bool:
+        return self._may_think and not self._answered and (self.matcher is None or not self._thought)
 
     def retreat(self, count: int) -> None:
         """Take back the last `count` tokens."""
@@ -67,15 +94,19 @@ class Course:
                 self.matcher.retreat()
             self.thinking, self._thought, self._answered = thinking, thought, answered
 
-    def look_ahead(self, drafts: Seq[int]) -> list[tuple[int | None, np.ndarray | None]]:
-        """What must and what may come now, and behind each draft in turn that may come itself."""
-        demands = [(self.forced(), self.allowed())]
+    def _demand(self) -> Demand:
+        owes = self.thinking and self.matcher is not None
+        return Demand(self.forced(), self.allowed(), self._end_think_id if owes else None)
+
+    def look_ahead(self, drafts: Seq[int]) -> list[Demand]:
+        """What is demanded now, and behind each draft in turn that may come itself."""
+        demands = [self._demand()]
         steps = 0
         for draft in drafts:
             if not self.accepts(draft):
                 break
             self.advance(draft)
             steps += 1
-            demands.append((self.forced(), self.allowed()))
+            demands.append(self._demand())
         self.retreat(steps)
         return demands

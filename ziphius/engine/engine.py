@@ -28,7 +28,7 @@ class Engine:
         """Raises ValueError for settings that do not fit the model."""
         self.model, self.settings = model, settings or EngineSettings()
         s = self.settings
-        blocks = pool_blocks(s, model.config, compute_dtype(model.lm_head.weight).itemsize)
+        blocks = pool_blocks(s, model.config, compute_dtype(model.model.embed_tokens.weight).itemsize)
         self.scheduler = Scheduler(BlockPool(blocks, s.block_size, s.prefix_cache), s.max_rows, s.max_batch_tokens)
         self.stepper = Stepper(model, self.scheduler, s)
         self._admission = Admission(model.config, tokenizer, blocks * s.block_size)
@@ -38,6 +38,11 @@ class Engine:
         self._fingerprint: str | None = None
 
     # --- requests ----------------------------------------------------------------------------------------------------
+
+    def prepare(self, request: Request) -> None:
+        """What of `add` may take long, for another thread to do before. Raises ValueError for a constraint that cannot
+        be read."""
+        self._admission.prepare(request.settings)
 
     def add(self, request: Request) -> int:
         """Queue a request; its id. Raises ValueError for what cannot be served."""

@@ -9,17 +9,17 @@ from __future__ import annotations
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ziphius.engine.cache import LatentMemory, StepCache
-from ziphius.engine.native import describe
+from ziphius.engine.native import describe, matrix_of
 from ziphius.model.mtp import MTPModule
 from ziphius.model.transformer import Transformer
 from ziphius.ops.backend import backend_for
 from ziphius.ops.native import decoder as native
 from ziphius.ops.paged import Placement
 
-_decoders: WeakKeyDictionary[Transformer, tuple[list[nn.Parameter], list[int], native.Decoder]] = WeakKeyDictionary()
+_decoders: WeakKeyDictionary[Transformer, tuple[list[Tensor], list[int], native.Decoder]] = WeakKeyDictionary()
 
 
 def step_hidden(model: Transformer, tokens_N: Tensor, placement: Placement, memory: LatentMemory) -> Tensor:
@@ -54,9 +54,8 @@ def draft_hidden(
 
 def next_logits(model: Transformer, hidden_ND: Tensor) -> Tensor:
     """fp32 logits [N, W] of the token behind each hidden state."""
-    weight = model.lm_head.weight
-    if hidden_ND.dtype == torch.float32 and backend_for(hidden_ND, weight) == "native":
-        return native.linear(hidden_ND.contiguous(), weight)
+    if hidden_ND.dtype == torch.float32 and backend_for(hidden_ND, model.model.embed_tokens.weight) == "native":
+        return native.linear(hidden_ND.contiguous(), matrix_of(model.lm_head))
     return model.lm_head(hidden_ND).float()
 
 
@@ -67,14 +66,14 @@ def is_batch_invariant(model: Transformer, memory: LatentMemory) -> bool:
 
 def _decoder(model: Transformer, memory: LatentMemory) -> native.Decoder | None:
     """The model's native decoder, described anew when a weight has moved. None where the torch path must serve."""
-    if backend_for(memory.data, model.lm_head.weight) != "native":
+    if backend_for(memory.data, model.model.embed_tokens.weight) != "native":
         return None
     known = _decoders.get(model)
     if known is not None and known[1] == [weight.data_ptr() for weight in known[0]]:
         return known[2]
-    weights = list(model.parameters())
-    if backend_for(*weights) != "native":
+    if backend_for(*model.parameters()) != "native":
         return None
     decoder = describe(model)
+    weights = [*model.parameters(), *model.buffers()]
     _decoders[model] = weights, [weight.data_ptr() for weight in weights], decoder
     return decoder

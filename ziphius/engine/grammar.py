@@ -25,21 +25,25 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer = LLTokenizer(TokenizerWrapper(_Words(tokenizer, vocab_size)), n_vocab=vocab_size)
         self._vocab_size = vocab_size
+        self._compiled = lru_cache(maxsize=64)(self._compile)
 
     def matcher(self, constraint: Constraint) -> Matcher:
-        """Follows one answer. Raises ValueError for a constraint that cannot be read."""
-        compiled = _compile(constraint)
-        problem = LLMatcher.validate_grammar(compiled, self._tokenizer)
-        if problem and not problem.startswith("WARNING"):
-            raise ValueError(f"the {_KIND[constraint.kind]} cannot be used: {_first_line(problem)}")
-        return Matcher(LLMatcher(self._tokenizer, compiled), self._vocab_size)
+        """Follows one answer. Raises ValueError for a constraint that cannot be read. May take seconds the first time
+        that a constraint comes; any thread may call it."""
+        return Matcher(self._compiled(constraint).deep_copy(), self._vocab_size)
+
+    def _compile(self, constraint: Constraint) -> LLMatcher:
+        inner = LLMatcher(self._tokenizer, _grammar(constraint))
+        if inner.is_error():
+            raise ValueError(f"the {_KIND[constraint.kind]} cannot be used: {_first_line(inner.get_error())}")
+        return inner
 
 
 class Matcher:
     """What may follow the part of an answer seen so far."""
 
     def __init__(self, inner: LLMatcher, vocab_size: int) -> None:
-        self._inner, self._vocab_size = inner, vocab_size
+        self._inner, self.vocab_size = inner, vocab_size
 
     @property
     def finished(self) -> bool:
@@ -50,7 +54,7 @@ class Matcher:
         """bool [W]."""
         bits = np.frombuffer(self._inner.compute_bitmask(), np.uint8)
         self._check()
-        return np.unpackbits(bits, count=self._vocab_size, bitorder="little").astype(bool)
+        return np.unpackbits(bits, count=self.vocab_size, bitorder="little").astype(bool)
 
     def accepts(self, token: int) -> bool:
         return self._inner.validate_tokens([token]) == 1
@@ -85,8 +89,7 @@ class _Words:
 _KIND = {"json": "JSON form", "json_schema": "JSON schema", "regex": "regular expression", "grammar": "grammar"}
 
 
-@lru_cache(maxsize=64)
-def _compile(constraint: Constraint) -> str:
+def _grammar(constraint: Constraint) -> str:
     if constraint.kind == "regex":
         return LLMatcher.grammar_from_regex(constraint.text)
     if constraint.kind == "grammar":

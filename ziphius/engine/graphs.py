@@ -89,7 +89,7 @@ class StepGraphs:
         host while it runs."""
         if self._refused or len(placement.rows_N) > SIZES[-1]:
             return False
-        return uses_kernel(self.memory.data, self.model.lm_head.weight, self.memory.rank, placement.most)
+        return uses_kernel(self.memory.data, self.model.model.embed_tokens.weight, self.memory.rank, placement.most)
 
     @torch.no_grad()
     def run(self, tokens_N: Tensor, placement: Placement) -> tuple[Tensor, Tensor] | None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from ziphius.model.attention import LATENT_EPS
 from ziphius.model.experts import MLP, MoE
+from ziphius.model.int8 import Int8Linear
+from ziphius.model.layers import Linear
 from ziphius.model.rope import rope_table
 from ziphius.model.transformer import Block, Transformer
-from ziphius.ops.native.decoder import Decoder, DecoderShape, LayerWeights
+from ziphius.ops.native.decoder import Decoder, DecoderShape, LayerWeights, Matrix
 
 
 def describe(model: Transformer) -> Decoder:
@@ -27,6 +31,14 @@ def describe(model: Transformer) -> Decoder:
     return Decoder(shape, [_layer(block) for block in blocks], cos, sin)
 
 
+def matrix_of(module: nn.Module) -> Matrix:
+    """What a linear layer multiplies by, as it lies in memory."""
+    if isinstance(module, Int8Linear):
+        return module.matrix
+    assert isinstance(module, Linear)
+    return module.weight
+
+
 def _layer(block: Block) -> LayerWeights:
     attention, mlp = block.self_attn, block.mlp
     low = attention.config.q_lora_rank is not None
@@ -34,16 +46,16 @@ def _layer(block: Block) -> LayerWeights:
     assert isinstance(dense, MLP)
     weights = LayerWeights(
         input_norm=block.input_layernorm.weight,
-        q_a=attention.q_a_proj.weight if low else None,
+        q_a=matrix_of(attention.q_a_proj) if low else None,
         q_norm=attention.q_a_layernorm.weight if low else None,
-        q_b=(attention.q_b_proj if low else attention.q_proj).weight,
-        kv_a=attention.kv_a_proj_with_mqa.weight,
+        q_b=matrix_of(attention.q_b_proj if low else attention.q_proj),
+        kv_a=matrix_of(attention.kv_a_proj_with_mqa),
         kv_norm=attention.kv_a_layernorm.weight,
         kv_b=attention.kv_b_proj.weight,
-        o=attention.o_proj.weight,
+        o=matrix_of(attention.o_proj),
         post_norm=block.post_attention_layernorm.weight,
-        gate_up=dense.gate_up_proj.weight,
-        down=dense.down_proj.weight,
+        gate_up=matrix_of(dense.gate_up_proj),
+        down=matrix_of(dense.down_proj),
     )
     if isinstance(mlp, MoE):
         weights.gate = mlp.gate.weight

@@ -15,7 +15,8 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 class Request:
     """A prompt (token ids) and how to continue it.
 
-    `thinking` says that the prompt leaves a thinking block open, so that the answer begins after `</think>`.
+    `thinking` says that the prompt leaves a thinking block open, so that the answer begins after `</think>`; None, that
+    the model may open one itself with its very first token; False, that there is none.
     `samples` continuations are drawn, which share the prompt's memory. A higher `priority` goes first. Without
     `stream`, a sample comes back in one piece when it ends.
     """
@@ -23,7 +24,7 @@ class Request:
     prompt: Sequence[int]
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     priority: int = 0
-    thinking: bool = False
+    thinking: bool | None = None
     samples: int = 1
     stream: bool = True
 

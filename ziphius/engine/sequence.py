@@ -30,6 +30,7 @@ class Sequence:
     course: Course | None = None
     watch: StopStrings | None = None
     detokeniser: Detokeniser | None = None
+    answered: bool = False  # whether the watched answer has begun
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     row: int = -1
@@ -81,9 +82,14 @@ class Sequence:
         if thinking or course.thinking:
             return False
         if self.watch is not None and self.detokeniser is not None:
-            self.watch.push(self.detokeniser.push([token]))
-            if self.watch.found is not None and self.generated >= self.request.settings.min_tokens:
-                self.stop_string = self.watch.found
+            text = self.detokeniser.push([token])
+            if course.thought and not self.answered:
+                text = text.lstrip()
+            self.answered = self.answered or bool(text)
+            self.watch.push(text)
+            if self.watch.found is not None and self.generated < self.request.settings.min_tokens:
+                self.watch.look_on()
+            self.stop_string = self.watch.found
         return self.stop_string is not None or (course.matcher is not None and course.matcher.finished)
 
     # --- blocks ------------------------------------------------------------------------------------------------------

@@ -27,13 +27,14 @@ class Constraint(BaseModel):
 
 
 class SamplingSettings(BaseModel):
-    """How an answer is drawn. Temperature 0 takes the likeliest token; R1 is evaluated at 0.6 and top-p 0.95.
+    """How an answer is drawn. R1 is evaluated at temperature 0.6 and top-p 0.95.
 
+    - `temperature` 0, or below 1e-5, takes the likeliest token.
     - `top_k` (0: all), `top_p`, `min_p` cut the tail in this order; a token as likely as the last one kept stays too.
     - `presence_penalty` and `frequency_penalty` count the answer's tokens, `repetition_penalty` the prompt's as well.
     - `seed`: the same request gives the same tokens. None takes another seed each time.
-    - `stop` strings are looked for in the answer, not in the thinking; `stop_token_ids` end the answer like its end
-      token. Neither does before `min_tokens`.
+    - `stop` strings are looked for in the answer, not in the thinking nor in the whitespace behind it;
+      `stop_token_ids` end the answer like its end token. Neither does before `min_tokens`.
     - `max_new_tokens` counts thinking and answer. `thinking_budget` ends the thinking after so many tokens, and so
       leaves the rest to the answer.
     - `logprobs`: how many likeliest alternatives come back with each token (its own log-probability always does).

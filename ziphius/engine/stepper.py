@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from ziphius.engine.cache import LatentMemory
+from ziphius.engine.course import Demand
 from ziphius.engine.grammar import GrammarError
 from ziphius.engine.lockstep import Lockstep
 from ziphius.engine.pace import Pace
 from ziphius.engine.passes import Passes
-from ziphius.engine.sampling import Bound, Drawn, Sampler
+from ziphius.engine.sampling import Drawn, Sampler
 from ziphius.engine.scheduler import Piece, Scheduler
 from ziphius.engine.sequence import Sequence
 from ziphius.engine.settings import EngineSettings
+from ziphius.engine.shaping import Bound, is_shaped
 from ziphius.engine.speculation import Drafter, Span
 from ziphius.model.transformer import Transformer
 from ziphius.ops.backend import compute_dtype
@@ -46,7 +48,7 @@ class Stepper:
 
     def __init__(self, model: Transformer, scheduler: Scheduler, settings: EngineSettings) -> None:
         """Raises ValueError for settings that do not fit the model."""
-        config, weight, pool = model.config, model.lm_head.weight, scheduler.pool
+        config, weight, pool = model.config, model.model.embed_tokens.weight, scheduler.pool
         self.scheduler = scheduler
         self.memory = LatentMemory(config, pool.total, pool.block_size, compute_dtype(weight), weight.device)
         self.passes = Passes(model, self.memory, settings.batch_invariant)
@@ -168,8 +170,9 @@ class Stepper:
     def _seat(self, depth: int) -> None:
         """Give the settings of those who got a row to the sampler, and see who drafts."""
         for sequence in self.scheduler.seated:
-            self.sampler.seat(sequence)
-            sequence.drafting = depth > 0
+            if sequence.row >= 0:  # it may have left in a step that failed
+                self.sampler.seat(sequence)
+                sequence.drafting = depth > 0
         self.scheduler.seated.clear()
         if not depth:
             for sequence in self.scheduler.running:
@@ -195,15 +198,17 @@ class Stepper:
 
     def _bounds(self, sequence: Sequence, first: int) -> list[Bound]:
         """What binds its draws, the first of which is at row `first`; those behind a draft that cannot be are free."""
-        demands: list[tuple[int | None, np.ndarray | None]] = [(None, None)] * (1 + len(sequence.drafts))
+        always = is_shaped(sequence.request.settings)
+        demands = [Demand()] * (1 + len(sequence.drafts))
         if sequence.course is not None:
             try:
                 demands = sequence.course.look_ahead(sequence.drafts)
             except GrammarError as error:
                 sequence.break_off(str(error))
         return [
-            Bound(first + place, sequence, sequence.drafts[:place], forced, allowed)
-            for place, (forced, allowed) in enumerate(demands)
+            Bound(first + place, sequence, sequence.drafts[:place], demand)
+            for place, demand in enumerate(demands)
+            if always or any(part is not None for part in demand)
         ]
 
     def _take(self, targets: list[_Target], drawn: Drawn) -> None:

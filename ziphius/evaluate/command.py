@@ -5,18 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ziphius.checkpoint.folder import load_model, model_folder
+from ziphius.checkpoint.device import load_on, pick_device
+from ziphius.checkpoint.folder import model_folder
 from ziphius.evaluate.runner import evaluate
 from ziphius.evaluate.settings import EvaluationSettings
+from ziphius.model.formats import Weights
 from ziphius.tasks.registry import make_family
 from ziphius.text.tokenizer import Tokenizer
 
 
 def evaluate_folder(
-    folder: Path, task: str, task_settings: dict[str, Any], settings: EvaluationSettings, thinking: bool, seed: int
+    folder: Path,
+    task: str,
+    task_settings: dict[str, Any],
+    settings: EvaluationSettings,
+    thinking: bool,
+    seed: int,
+    weights: Weights = "auto",
 ) -> dict[str, Any]:
     """Load the model and tokenizer of `folder` (of a run folder: its last stage) and ask problems of family `task`."""
     family = make_family(task, **task_settings)
     folder = model_folder(folder)
     tokenizer = Tokenizer.load(folder)
-    return evaluate(load_model(folder), tokenizer, family, settings, thinking=thinking, seed=seed).as_dict()
+    model = load_on(folder, pick_device("auto"), weights)
+    return evaluate(model, tokenizer, family, settings, thinking=thinking, seed=seed).as_dict()

@@ -139,7 +139,7 @@ class Transformer(nn.Module):
     def rope(self, positions_BT: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin [B or 1, T, R/2] at the given positions (0…length−1 when there are none)."""
         needed = length if positions_BT is None else self.config.max_position_embeddings
-        device = self.lm_head.weight.device
+        device = self.model.embed_tokens.weight.device
         if self._rope is None or self._rope[0].shape[0] < needed or self._rope[0].device != device:
             self._rope = rope_table(self.config, max(needed, min(self.config.max_position_embeddings, 4096)), device)
         cos, sin = self._rope

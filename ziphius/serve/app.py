@@ -67,7 +67,7 @@ def make_app(service: Service) -> FastAPI:
         """The one model that is served."""
         return ModelList(data=[card()])
 
-    @app.get("/v1/models/{model}", responses={401: {"model": ErrorBody}, 404: {"model": ErrorBody}})
+    @app.get("/v1/models/{model:path}", responses={401: {"model": ErrorBody}, 404: {"model": ErrorBody}})
     async def model(model: str) -> ModelCard:
         """The model of that name."""
         service.check_model(model)

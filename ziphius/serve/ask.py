@@ -15,6 +15,7 @@ from ziphius.serve.schema import ChatRequest, CompletionRequest, GrammarFormat, 
 
 # The share of an answer's tokens that thinking may take, so that the answer always has room.
 EFFORT = {"minimal": 1 / 8, "low": 1 / 4, "medium": 1 / 2, "high": 3 / 4, "xhigh": 7 / 8, "max": 15 / 16}
+_SHORT = 16  # tokens of a completion that does not say, as OpenAI has it
 _WHITESPACE = r"[ \n]{0,32}"
 _SAME_NAME = (
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
@@ -50,7 +51,7 @@ def chat_request(
     settings["logit_bias"] = settings.get("logit_bias", {}) | tools.get("logit_bias", {})
     settings["constraint"] = tools.get("constraint", settings["constraint"])
     settings["logprobs"] = (asked.top_logprobs or 0) if asked.logprobs else None
-    settings["thinking_budget"] = _budget(asked, room) if prompt.thinking else None
+    settings["thinking_budget"] = None if prompt.thinking is False else _budget(asked, room)
     return Request(
         prompt.ids,
         SamplingSettings(**settings),
@@ -62,9 +63,10 @@ def chat_request(
 
 def completion_request(asked: CompletionRequest, ids: list[int], limits: Limits) -> Request:
     """One of the prompts of a completion."""
-    settings = _settings(asked, limits, _room(len(ids), asked.max_tokens or 16, limits, "prompt"))
+    room = _room(len(ids), asked.max_tokens, limits, "prompt")
+    settings = _settings(asked, limits, room if asked.max_tokens is not None else min(room, _SHORT))
     settings["logprobs"] = asked.logprobs
-    return Request(ids, SamplingSettings(**settings), samples=asked.n or 1, stream=bool(asked.stream))
+    return Request(ids, SamplingSettings(**settings), thinking=False, samples=asked.n or 1, stream=bool(asked.stream))
 
 
 def _room(prompt_tokens: int, wanted: int | None, limits: Limits, param: str) -> int:

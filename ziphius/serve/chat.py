@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -34,7 +35,7 @@ from ziphius.text.tokenizer import Tokenizer
 async def complete_chat(service: Service, asked: ChatRequest, request: Request, owner: str) -> Response:
     """The answer, whole or as a stream. Raises ApiError for what cannot be answered."""
     service.check_model(asked.model)
-    prompt = _prompt(service, asked)
+    prompt = await asyncio.to_thread(_prompt, service, asked)  # a long one takes seconds, which others must not wait
     tools = tool_settings(asked, service.tokenizer)
     user_id = service.tokenizer.user_id  # a model that goes on with the next question has ended its turn
     engine_request = chat_request(asked, prompt, service.limits, [user_id], tools)
@@ -42,7 +43,9 @@ async def complete_chat(service: Service, asked: ChatRequest, request: Request, 
     choices = [
         Choice(
             index,
-            ReplyParser(service.tokenizer, prompt.thinking, tools=bool(asked.tools), stops=asked.stops, ends=ends),
+            ReplyParser(
+                service.tokenizer, bool(prompt.thinking), tools=bool(asked.tools), stops=asked.stops, ends=ends
+            ),
             bool(asked.logprobs),
         )
         for index in range(engine_request.samples)
@@ -76,6 +79,8 @@ def _prompt(service: Service, asked: ChatRequest) -> Prompt:
         return service.prompts.chat(asked.messages, thinking, tools)
     except ValueError as error:
         raise ApiError(422, str(error), param="messages") from None
+    except RecursionError:
+        raise ApiError(422, "tools: the parameters are nested too deeply", param="tools") from None
 
 
 async def _stream(

@@ -1,13 +1,19 @@
-"""`ziphius serve`, `ziphius chat` and `ziphius key`. Imports neither torch nor the service's packages."""
+"""`ziphius serve`, `chat`, `key` and `export`. Imports neither torch nor the service's packages."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from ziphius.model.formats import Weights
+
+WeightsOption = Annotated[
+    Weights,
+    typer.Option(help="Format in memory, e.g. --weights int8: half of bf16, slightly rounded; auto: the folder's own."),
+]
 Thinking = Annotated[bool, typer.Option(help="Let it think before it answers; --no-thinking: answer at once.")]
 
 
@@ -23,6 +29,7 @@ def serve(
     device: Annotated[
         str, typer.Option(help="Where the model runs, e.g. --device cuda:1; auto: on a GPU where there is one.")
     ] = "auto",
+    weights: WeightsOption = "auto",
     keys: Annotated[
         Path | None, typer.Option(help="File of API keys (`ziphius key` writes it), e.g. --keys keys.txt.")
     ] = None,
@@ -53,6 +60,7 @@ def serve(
     given: dict[str, Any] = {"host": host, "port": port, "name": name, "keys": keys, "price_list": price_list}
     given |= {
         "device": device,
+        "weights": weights,
         "dollars_per_hour": dollars_per_hour,
         "open_to_all": open_to_all,
         "log_prompts": log_prompts,
@@ -76,6 +84,7 @@ def chat(
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer, thinking included, e.g. 256.")] = None,
     thinking: Thinking = True,
     seed: Annotated[int | None, typer.Option(help="The same answers each time, e.g. --seed 0.")] = None,
+    weights: WeightsOption = "auto",
     api_key: Annotated[
         str | None, typer.Option(envvar="ZIPHIUS_API_KEY", help="Key of a service that asks for one.")
     ] = None,
@@ -87,7 +96,7 @@ def chat(
     from ziphius.serve.terminal import converse
 
     settings = {"temperature": temperature, "max_tokens": max_new_tokens, "seed": seed}
-    converse(model, question, {k: v for k, v in settings.items() if v is not None}, thinking, api_key)
+    converse(model, question, {k: v for k, v in settings.items() if v is not None}, thinking, weights, api_key)
 
 
 def key(
@@ -101,6 +110,23 @@ def key(
     from ziphius.serve.auth import new_key
 
     print(new_key(file, name))
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="A model folder, or a run folder (its last stage is taken).")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="The file to write, e.g. model.gguf.")],
+    type_: Annotated[
+        Literal["f32", "bf16", "q8_0"],
+        typer.Option("--type", help="How weights are kept, e.g. --type q8_0 for about a byte each."),
+    ] = "f32",
+) -> None:
+    """Write a model as one GGUF file, which llama.cpp runs.
+
+    Example: `ziphius export runs/r1-cpu-seed0 r1-cpu.gguf --type bf16`
+    """
+    from ziphius.serve.export import export_folder
+
+    export_folder(folder, out, type_)
 
 
 def _need_packages() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -62,7 +63,7 @@ async def complete_text(service: Service, asked: CompletionRequest, request: Req
     """The continuations, whole or as a stream. Raises ApiError for what cannot be answered."""
     service.check_model(asked.model)
     try:
-        prompts = [service.prompts.text(prompt, asked.suffix) for prompt in asked.prompts]
+        prompts = [await asyncio.to_thread(service.prompts.text, prompt, asked.suffix) for prompt in asked.prompts]
     except ValueError as error:
         raise ApiError(422, str(error), param="prompt") from None
     requests = [completion_request(asked, ids, service.limits) for ids in prompts]

@@ -75,7 +75,7 @@ def make_service(folder: Path, settings: ServeSettings, engine_settings: EngineS
     """The model of `folder` behind an engine that has been tried once, so that the first to ask need not wait."""
     keys = Keys.load(settings.keys) if settings.keys is not None else Keys()
     rate = Rate.of(settings.dollars_per_hour, settings.price_list, date.today())
-    model, tokenizer = load_on(folder, pick_device(settings.device)), Tokenizer.load(folder)
+    model, tokenizer = load_on(folder, pick_device(settings.device), settings.weights), Tokenizer.load(folder)
     engine = Engine(model, tokenizer, engine_settings)
     try_once(engine, tokenizer.bos_id)
     limits = Limits(

@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ziphius.checkpoint.device import load_on, pick_device
 from ziphius.checkpoint.folder import model_folder
 from ziphius.engine.engine import Engine
 from ziphius.engine.settings import EngineSettings
+from ziphius.model.formats import Weights
 from ziphius.serve.ask import Limits, chat_request
-from ziphius.serve.errors import ApiError
+from ziphius.serve.errors import ApiError, of_validation
 from ziphius.serve.folders import sampling_defaults, try_once
 from ziphius.serve.parse import Delta, ReplyParser
 from ziphius.serve.prompt import Prompts
@@ -27,11 +30,11 @@ from ziphius.text.tokenizer import Tokenizer
 class Local:
     """A `Source`: the engine that serves, without a server."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], weights: Weights = "auto") -> None:
         folder = model_folder(folder)
         self.what = str(folder)
         self._settings = settings
-        self._tokenizer, model = Tokenizer.load(folder), load_on(folder, pick_device("auto"))
+        self._tokenizer, model = Tokenizer.load(folder), load_on(folder, pick_device("auto"), weights)
         self._prompts = Prompts(self._tokenizer)
         config = model.config
         self._limits = Limits(config.max_position_embeddings, config.vocab_size, 4096, sampling_defaults(folder))
@@ -39,14 +42,17 @@ class Local:
         try_once(self._engine, self._tokenizer.bos_id)
 
     def reply(self, messages: list[dict[str, str]], thinking: bool) -> Iterator[tuple[Kind, str]]:
-        asked = ChatRequest.model_validate({"model": "", "stream": True, "messages": messages} | self._settings)
+        try:
+            asked = ChatRequest.model_validate({"model": "", "stream": True, "messages": messages} | self._settings)
+        except ValidationError as error:
+            raise ValueError(of_validation(error.errors()).message) from None
         prompt = self._prompts.chat(asked.messages, None if thinking else False)
         user_id = self._tokenizer.user_id
         try:
             id = self._engine.add(chat_request(asked, prompt, self._limits, [user_id]))
         except ApiError as error:
             raise ValueError(error.message) from None
-        parser = ReplyParser(self._tokenizer, prompt.thinking, ends=[self._tokenizer.eos_id, user_id])
+        parser = ReplyParser(self._tokenizer, bool(prompt.thinking), ends=[self._tokenizer.eos_id, user_id])
         began, tokens, reason = time.perf_counter(), 0, None
         try:
             with _interrupts() as interrupted:

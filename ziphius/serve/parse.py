@@ -174,7 +174,7 @@ class ReplyParser:
             text = text.lstrip()
         if text or self._content or not spelled:  # not the whitespace that is dropped
             self._content_ids.append(token)
-        if not self._content and not text.strip():  # thinking may follow, and then this is no part of the answer
+        if not self._content and not text.strip() and stop is None:  # thinking may follow: then this is dropped
             self._held = text
             return
         self._held = ""

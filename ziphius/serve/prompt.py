@@ -9,24 +9,27 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 from ziphius.serve.schema import AssistantMessage, Message, plain_message
 from ziphius.text import tokens
 from ziphius.text.tokenizer import Tokenizer
 
+_OVERHEAD = 48  # what an entry of the memory takes beside its tokens, in tokens
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Unicode's noncharacters, which no text is meant to hold
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the engine reads. `thinking`: it ends inside an open thinking block. `turn`: where the reply will stand.
+    """What the engine reads. `turn`: where the reply will stand.
 
+    `thinking`: whether it ends inside an open thinking block; None where the model is free to open one itself.
     `begun` is the part of the reply that the caller gave.
     """
 
     ids: list[int]
-    thinking: bool
+    thinking: bool | None
     turn: bytes
     begun: str = ""
 
@@ -41,21 +44,27 @@ class ReplyMemory:
     def __init__(self, max_tokens: int = 1_000_000) -> None:
         self._capacity = self._room = max_tokens
         self._replies: OrderedDict[tuple[bytes, bytes], array[int]] = OrderedDict()
+        self._lock = Lock()  # prompts are made in threads
 
     def keep(self, turn: bytes, text: str, ids: Sequence[int]) -> None:
-        if len(ids) > self._capacity:
+        if _OVERHEAD + len(ids) > self._capacity:
             return
-        self._room += len(self._replies.pop((turn, _digest(text)), ()))
-        self._replies[turn, _digest(text)] = array("l", ids)
-        self._room -= len(ids)
-        while self._room < 0:
-            self._room += len(self._replies.popitem(last=False)[1])
+        place = turn, _digest(text)
+        with self._lock:
+            if place in self._replies:
+                self._room += _OVERHEAD + len(self._replies.pop(place))
+            self._replies[place] = array("l", ids)
+            self._room -= _OVERHEAD + len(ids)
+            while self._room < 0:
+                self._room += _OVERHEAD + len(self._replies.popitem(last=False)[1])
 
     def find(self, turn: bytes, text: str) -> list[int] | None:
-        if (turn, _digest(text)) not in self._replies:
-            return None
-        self._replies.move_to_end((turn, _digest(text)))
-        return list(self._replies[turn, _digest(text)])
+        place = turn, _digest(text)
+        with self._lock:
+            if place not in self._replies:
+                return None
+            self._replies.move_to_end(place)
+            return list(self._replies[place])
 
 
 class Prompts:
@@ -109,7 +118,8 @@ class Prompts:
         begun = ""
         if prefix is not None:
             prompt, begun = self._begin(prompt, prefix), prefix.content or ""
-        return Prompt(prompt, self._is_open(prompt), turns[-1], begun)
+        free = thinking is None and not begun and self._is_open(prompt) is None
+        return Prompt(prompt, None if free else bool(self._is_open(prompt)), turns[-1], begun)
 
     def _splice(
         self, turn: bytes, said: dict[str, Any], shown: dict[str, Any], key: str, mark: str, replies: list[list[int]]
@@ -154,18 +164,20 @@ class Prompts:
             return {self._break(key, mark): self._break(part, mark) for key, part in value.items()}
         return [self._break(part, mark) for part in value] if isinstance(value, list) else value
 
-    def _is_open(self, prompt: Sequence[int]) -> bool:
-        """Whether the last turn has an open thinking block."""
+    def _is_open(self, prompt: Sequence[int]) -> bool | None:
+        """Whether the last turn has an open thinking block; None where it has none, and could."""
         for token in reversed(prompt):
             if token == self.think_id:
                 return True
-            if token == self.end_think_id or token in self._turns:
+            if token == self.end_think_id:
                 return False
-        return False
+            if token in self._turns:
+                break
+        return False if None in (self.think_id, self.end_think_id) else None
 
     def _set_thinking(self, prompt: list[int], thinking: bool | None) -> list[int]:
         """The prompt as the caller wants it, where the template has no say in thinking."""
-        if thinking is None or thinking == self._is_open(prompt):
+        if thinking is None or thinking == bool(self._is_open(prompt)):
             return prompt
         if self.think_id is None or self.end_think_id is None:
             raise ValueError("this model has no thinking tokens; leave thinking out")

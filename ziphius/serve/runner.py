@@ -7,7 +7,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
 from ziphius.engine.request import EngineStats, Request, Update
 
@@ -19,6 +20,7 @@ _GIVES_UP = 3  # steps that fail one after the other
 class Samples(Protocol):
     """What the service needs of `ziphius.engine.engine.Engine`."""
 
+    def prepare(self, request: Request) -> None: ...
     def add(self, request: Request) -> int: ...
     def step(self) -> list[Update]: ...
     def cancel(self, id: int) -> None: ...
@@ -100,7 +102,7 @@ class Runner:
         self._wake = threading.Condition()
         self._stopping = False
         self._tokens = 0
-        self._mail: list[tuple[list[Update], EngineStats, float]] = []
+        self._mail: list[Callable[[], None]] = []
         self._mail_lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -121,6 +123,9 @@ class Runner:
         """Hand requests to the engine. Raises ValueError for what it cannot serve, RuntimeError once it is broken."""
         if self.broken is not None:
             raise RuntimeError(self.broken)
+        for request in requests:
+            if request.settings.constraint is not None:
+                await asyncio.to_thread(self.engine.prepare, request)
         ticket = Ticket(requests, self.busy_seconds, self._tokens)
         accepted: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
         self._order(lambda: self._add(ticket, accepted))
@@ -151,47 +156,49 @@ class Runner:
                 ids.append(self.engine.add(request))
         except Exception as error:
             self._cancel(ids)
-            self._call(accepted.set_exception, error)
+            self._post(partial(accepted.set_exception, error))
             return
-        self._call(self._accept, accepted, ticket, ids)
+        self._post(partial(self._accept, accepted, ticket, ids))
 
     def _accept(self, accepted: asyncio.Future[Ticket], ticket: Ticket, ids: list[int]) -> None:
         ticket.ids = ids
         self._tickets |= dict.fromkeys(ids, ticket)
         accepted.set_result(ticket)
+        if self.broken is not None:  # in the meantime
+            self._fail(self.broken, broken=True)
 
     def _order(self, order: Callable[[], None]) -> None:
         with self._wake:
             self._orders.append(order)
             self._wake.notify()
 
-    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+    def _post(self, news: Callable[[], None]) -> None:
+        """Leave news for the loop, which hears them in order and is woken once for all that wait."""
         assert self._loop is not None
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(function, *arguments)
-
-    def _post(self, updates: list[Update], stats: EngineStats, busy: float) -> None:
-        """Leave the news of a step for the loop, which is woken once for all that waits."""
         with self._mail_lock:
             first = not self._mail
-            self._mail.append((updates, stats, busy))
-        if first:
-            self._call(self._deliver)
+            self._mail.append(news)
+        if first and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._read_mail)
 
-    def _deliver(self) -> None:
+    def _read_mail(self) -> None:
         with self._mail_lock:
             mail, self._mail = self._mail, []
-        for updates, stats, busy in mail:
-            self.stats, self.busy_seconds = stats, busy
-            self._tokens = stats.generated_tokens + stats.miss_tokens
-            for update in updates:
-                ticket = self._tickets.get(update.id)
-                if ticket is None:
-                    continue
-                ticket.put(update, busy, self._tokens)
-                if ticket.done:
-                    for id in ticket.ids:
-                        self._tickets.pop(id, None)
+        for news in mail:
+            news()
+
+    def _deliver(self, updates: list[Update], stats: EngineStats, busy: float) -> None:
+        """What a step brought."""
+        self.stats, self.busy_seconds = stats, busy
+        self._tokens = stats.generated_tokens + stats.miss_tokens
+        for update in updates:
+            ticket = self._tickets.get(update.id)
+            if ticket is None:
+                continue
+            ticket.put(update, busy, self._tokens)
+            if ticket.done:
+                for id in ticket.ids:
+                    self._tickets.pop(id, None)
 
     def _fail(self, message: str, broken: bool) -> None:
         """Every request under way ends with an error."""
@@ -221,8 +228,8 @@ class Runner:
             except Exception as error:
                 _log.exception("a step of the engine failed")
                 failures += 1
-                self._call(self._fail, f"the engine failed: {error}", failures >= _GIVES_UP)
+                self._post(partial(self._fail, f"the engine failed: {error}", failures >= _GIVES_UP))
                 time.sleep(0.05)  # so that the loop can cancel what was under way
                 continue
             busy += time.perf_counter() - began
-            self._post(updates, self.engine.stats(), busy)
+            self._post(partial(self._deliver, updates, self.engine.stats(), busy))

@@ -5,6 +5,7 @@ Source: the public API references of DeepSeek (chat completion, FIM completion) 
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -147,6 +148,12 @@ class Thinking(Strict):
     type: Literal["enabled", "disabled"]
     budget_tokens: int | None = Field(None, ge=1)
 
+    @model_validator(mode="after")
+    def _thinks(self) -> Thinking:
+        if self.type == "disabled" and self.budget_tokens is not None:
+            raise ValueError("budget_tokens is for thinking that is enabled")
+        return self
+
 
 def _token_ids(bias: Any) -> Any:
     """JSON has only strings as keys."""
@@ -185,6 +192,21 @@ class Sampling(Strict):
     stop_token_ids: list[int] | None = Field(None, max_length=64)
     response_format: ResponseFormat | None = None
     user: str | None = Field(None, max_length=512)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, body: Any) -> Any:
+        """JSON can spell half of a surrogate pair, which is no character and which nothing behind this can write."""
+        if not isinstance(body, dict):
+            return body
+        try:
+            json.dumps(body, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise ValueError(f"the body holds \\u{ord(half):04x}, one half of a surrogate pair alone") from None
+        except RecursionError:
+            raise ValueError("the body is nested too deeply") from None
+        return body
 
     @model_validator(mode="after")
     def _fits(self) -> Sampling:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ziphius.model.formats import Weights
 from ziphius.serve.auth import is_loopback
 
 
@@ -16,7 +17,8 @@ class ServeSettings(BaseModel):
     """Address, limits and prices of a service.
 
     - `keys`: a file of API keys; without one, everybody on this machine may ask, and nobody else unless `open_to_all`.
-    - `device` that runs the model: auto (a GPU where there is one), cpu, cuda, cuda:1.
+    - `device` that runs the model: auto (a GPU where there is one), cpu, cuda, cuda:1. `weights` in memory: fp32, bf16,
+      int8 (half of bf16's memory and time on a CPU, slightly rounded), or auto, as the folder has them.
     - `max_requests` are worked on or wait at once; the next is told to come back (429). `max_body_bytes`: 413 beyond.
     - `max_tokens`: of an answer whose request does not say.
     - `request_seconds`: the longest a request may take in all. `read_seconds`: the longest its body may take to arrive.
@@ -33,6 +35,7 @@ class ServeSettings(BaseModel):
     port: int = Field(8000, ge=0, le=65535)
     name: str = "ziphius"
     device: str = "auto"
+    weights: Weights = "auto"
     keys: Path | None = None
     open_to_all: bool = False
     max_requests: int = Field(256, ge=1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ziphius.text.detokenise import held_back
+
 
 class StopTail:
     """Lets a text through, but for the beginning of a stop string at its end. The engine says when one is complete."""
@@ -18,16 +20,11 @@ class StopTail:
         if stop is not None and stop in text:
             self._held = ""
             return text[: text.index(stop)]
-        kept = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - kept :]
-        return text[: len(text) - kept]
+        shown = len(text) - held_back(text, self._stops)
+        self._held = text[shown:]
+        return text[:shown]
 
     def finish(self, text: str = "") -> str:
         """What was held back, and `text`, at the end."""
         held, self._held = self._held, ""
         return held + text
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -11,6 +11,8 @@ from typing import Any, Literal, Protocol
 
 from rich.console import Console
 
+from ziphius.model.formats import Weights
+
 Kind = Literal["reasoning", "content", "note"]
 
 
@@ -25,13 +27,18 @@ class Source(Protocol):
 
 
 def converse(
-    model: str, question: str | None, settings: dict[str, Any], thinking: bool, api_key: str | None = None
+    model: str,
+    question: str | None,
+    settings: dict[str, Any],
+    thinking: bool,
+    weights: Weights = "auto",
+    api_key: str | None = None,
 ) -> None:
     """Answer `question`, or question after question until the input ends.
 
     `settings` are the API's: temperature, max_tokens, seed. Raises ValueError for what cannot be asked.
     """
-    source = open_source(model, settings, api_key)
+    source = open_source(model, settings, weights, api_key)
     console = Console(highlight=False)
     if question is not None:
         say(source, [{"role": "user", "content": question}], thinking, console)
@@ -41,14 +48,18 @@ def converse(
     messages: list[dict[str, str]] = []
     while text := _read():
         messages.append({"role": "user", "content": text})
-        answer = say(source, messages, thinking, console)
+        try:
+            answer = say(source, messages, thinking, console)
+        except ValueError as error:  # what cannot be answered ends this turn, not the conversation
+            console.print(str(error), style="red", markup=False)
+            answer = ""
         if answer:
             messages.append({"role": "assistant", "content": answer})
         else:
             messages.pop()  # a question without an answer would stand in the way of the next
 
 
-def open_source(model: str, settings: dict[str, Any], api_key: str | None) -> Source:
+def open_source(model: str, settings: dict[str, Any], weights: Weights, api_key: str | None) -> Source:
     """The service at an address, or the model in a folder."""
     if model.startswith(("http://", "https://")):
         from ziphius.serve.remote import Remote
@@ -56,7 +67,7 @@ def open_source(model: str, settings: dict[str, Any], api_key: str | None) -> So
         return Remote(model, settings, api_key)
     from ziphius.serve.local import Local
 
-    return Local(Path(model), settings)
+    return Local(Path(model), settings, weights)
 
 
 def say(source: Source, messages: list[dict[str, str]], thinking: bool, console: Console) -> str:

@@ -42,9 +42,13 @@ class StopStrings:
             place, _, self.found = min(places)
             self._held = ""
             return text[:place]
-        kept = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - kept :]
-        return text[: len(text) - kept]
+        shown = len(text) - held_back(text, self._stops)
+        self._held = text[shown:]
+        return text[:shown]
+
+    def look_on(self) -> None:
+        """Search behind what was found, as where it came too early to count."""
+        self.found = None
 
     def finish(self) -> str:
         """What was held back at the end of the text."""
@@ -52,6 +56,10 @@ class StopStrings:
         return held
 
 
+def held_back(text: str, stops: Sequence[str]) -> int:
+    """Length of the longest end of `text` that begins one of `stops`."""
+    return max((_overlap(text, stop) for stop in stops), default=0)
+
+
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

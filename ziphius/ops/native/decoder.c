@@ -73,7 +73,7 @@ static void norm(const float *x, int64_t ldx, int64_t n, int64_t width, Weight w
         }
         float r = 1.0f / sqrtf(hsum(sum) / (float)width + eps);
         for (int64_t k = 0; k < width; k += W) {
-            vf v = load_n(x, t * ldx + k, width - k, 0) * r * load_n(weight.data, k, width - k, (int)weight.half);
+            vf v = load_n(x, t * ldx + k, width - k, 0) * r * load_n(weight.data, k, width - k, (int)weight.kind);
             store_n(y, t * ldy + k, v, width - k, 0);
         }
     }
@@ -231,22 +231,22 @@ static void attention(const Job *j, const Layer *w, int64_t layer) {
     int64_t h0 = s->H * part / parts, h1 = s->H * (part + 1) / parts;
     int ready = 0, ready_low = 0;
     norm(j->tokens.x, s->D, n, s->D, w->input_norm, s->eps, j->normed, s->D);
-    linear(j->normed, s->D, n, w->kv_a, 0, X, s->D, cut(X, part, parts), cut(X, part + 1, parts), j->entry, X, j->packed,
+    linear(j->normed, s->D, n, w->kv_a, 0, s->D, cut(X, part, parts), cut(X, part + 1, parts), j->entry, X, j->packed,
            &ready);
     int64_t rows = s->H * K, m0 = cut(rows, part, parts), m1 = cut(rows, part + 1, parts);
     if (s->Q) {
-        linear(j->normed, s->D, n, w->q_a, 0, s->Q, s->D, cut(s->Q, part, parts), cut(s->Q, part + 1, parts), j->low,
+        linear(j->normed, s->D, n, w->q_a, 0, s->D, cut(s->Q, part, parts), cut(s->Q, part + 1, parts), j->low,
                s->Q, j->packed, &ready);
         meet(j);
         norm(j->low, s->Q, n, s->Q, w->q_norm, s->latent_eps, j->low_normed, s->Q);
-        linear(j->low_normed, s->Q, n, w->q_b, 0, rows, s->Q, m0, m1, j->q, rows, j->packed, &ready_low);
+        linear(j->low_normed, s->Q, n, w->q_b, 0, s->Q, m0, m1, j->q, rows, j->packed, &ready_low);
     } else {
-        linear(j->normed, s->D, n, w->q_b, 0, rows, s->D, m0, m1, j->q, rows, j->packed, &ready);
+        linear(j->normed, s->D, n, w->q_b, 0, s->D, m0, m1, j->q, rows, j->packed, &ready);
     }
     meet(j);
     store_entries(j, w->kv_norm, layer);
     meet(j);
-    if (w->kv_b.half)
+    if (w->kv_b.kind)
         absorb_queries(j, w->kv_b, h0, h1, 1);
     else
         absorb_queries(j, w->kv_b, h0, h1, 0);
@@ -256,13 +256,13 @@ static void attention(const Job *j, const Layer *w, int64_t layer) {
         attend(j, layer, h0, h1, 0);
     for (int64_t h = h0; h < h1; h++) {
         int each = 0;
-        linear(j->wide + h * X, s->H * X, n, w->kv_b, (h * (s->N + s->V) + s->N) * s->C, s->V, s->C, 0, s->V,
+        linear(j->wide + h * X, s->H * X, n, w->kv_b, (h * (s->N + s->V) + s->N) * s->C, s->C, 0, s->V,
                j->o + h * s->V, s->H * s->V, j->packed, &each);
     }
     meet(j);
     int64_t d0 = cut(s->D, part, parts), d1 = cut(s->D, part + 1, parts);
     ready = 0;
-    linear(j->o, s->H * s->V, n, w->o, 0, s->D, s->H * s->V, d0, d1, j->gathered, s->D, j->packed, &ready);
+    linear(j->o, s->H * s->V, n, w->o, 0, s->H * s->V, d0, d1, j->gathered, s->D, j->packed, &ready);
     for (int64_t t = 0; t < n; t++)
         for (int64_t d = d0; d < d1; d++) j->tokens.x[t * s->D + d] += j->gathered[t * s->D + d];
     meet(j);
@@ -273,8 +273,8 @@ static void attention(const Job *j, const Layer *w, int64_t layer) {
 /* hidden[i][f0..f1) = silu(gate) * up of `n` rows of x; gate and up are the halves of a matrix [2F][D] at `at`. */
 static void go_up(const Job *j, const float *x, int64_t n, Weight w, int64_t at, int64_t F, float *hidden, int *ready) {
     int64_t D = j->s->D, f0 = cut(F, j->part, j->parts), f1 = cut(F, j->part + 1, j->parts);
-    linear(x, D, n, w, at, 2 * F, D, f0, f1, j->inner, 2 * F, j->packed, ready);
-    linear(x, D, n, w, at, 2 * F, D, F + f0, F + f1, j->inner, 2 * F, j->packed, ready);
+    linear(x, D, n, w, at, D, f0, f1, j->inner, 2 * F, j->packed, ready);
+    linear(x, D, n, w, at, D, F + f0, F + f1, j->inner, 2 * F, j->packed, ready);
     for (int64_t t = 0; t < n; t++)
         for (int64_t f = f0; f < f1; f += W) {
             vf gate = load_n(j->inner, t * 2 * F + f, f1 - f, 0), up = load_n(j->inner, t * 2 * F + F + f, f1 - f, 0);
@@ -286,7 +286,7 @@ static void go_up(const Job *j, const float *x, int64_t n, Weight w, int64_t at,
 static void go_down(const Job *j, const float *hidden, int64_t n, Weight w, int64_t at, int64_t F, const int64_t *order) {
     int64_t D = j->s->D, d0 = cut(D, j->part, j->parts), d1 = cut(D, j->part + 1, j->parts);
     int ready = 0;
-    linear(hidden, F, n, w, at, D, F, d0, d1, j->gathered, D, j->packed, &ready);
+    linear(hidden, F, n, w, at, F, d0, d1, j->gathered, D, j->packed, &ready);
     for (int64_t i = 0; i < n; i++) {
         float weight = order ? j->weights[order[i]] : 1;
         float *x = j->tokens.x + (order ? order[i] / j->s->K : i) * D;
@@ -299,8 +299,8 @@ static int64_t choose_experts(const Job *j, const Layer *w) {
     const Shape *s = j->s;
     float *scores = j->gate + j->n * s->E, *bias = w->gate_bias.data ? scores + j->n * s->E : NULL;
     if (bias)
-        for (int64_t e = 0; e < s->E; e++) bias[e] = load1(w->gate_bias.data, e, (int)w->gate_bias.half);
-    if (w->gate.half)
+        for (int64_t e = 0; e < s->E; e++) bias[e] = load1(w->gate_bias.data, e, (int)w->gate_bias.kind);
+    if (w->gate.kind)
         linear_dots(j->normed, s->D, j->n, w->gate.data, 0, s->D, 0, s->E, j->gate, s->E, 1);
     else
         linear_dots(j->normed, s->D, j->n, w->gate.data, 0, s->D, 0, s->E, j->gate, s->E, 0);
@@ -347,12 +347,12 @@ static int64_t mlp(const Job *j, const Layer *w) {
 
 static int64_t run(const Job *j, const Layer *layers, int64_t first, int64_t count, Weight final) {
     int64_t failed = 0;
-    amx_begin();
+    tiles_begin();
     for (int64_t i = 0; i < count; i++) {
         attention(j, layers + i, first + i);
         failed |= mlp(j, layers + i);
     }
-    amx_end();
+    tiles_end();
     for (int64_t t = j->part; t < j->n; t += j->parts)
         norm(j->tokens.x + t * j->s->D, 0, 1, j->s->D, final, j->s->eps, j->tokens.out + t * j->s->D, 0);
     return failed;
@@ -476,11 +476,11 @@ int64_t decoder_linear(const float *x, const Weight *w, int64_t n, int64_t rows,
         float *packed = scratch_of_thread(linear_scratch(n, columns));
         int ready = 0;
         failed |= packed ? 0 : -1;
-        amx_begin();
+        tiles_begin();
         if (packed)
-            linear(x, columns, n, *w, 0, rows, columns, cut(rows, part, parts), cut(rows, part + 1, parts), out, rows,
+            linear(x, columns, n, *w, 0, columns, cut(rows, part, parts), cut(rows, part + 1, parts), out, rows,
                    packed, &ready);
-        amx_end();
+        tiles_end();
     }
     return failed;
 }

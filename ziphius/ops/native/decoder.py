@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from ziphius.ops.int8 import Int8Matrix
 from ziphius.ops.native.call import call
 from ziphius.ops.paged import Placement
 
@@ -21,26 +22,29 @@ _SIGMOID, _NORMALISE, _BY_TWO_BEST = 1, 2, 4
 _CACHED_BYTES = 4 << 20
 
 
+Matrix = Tensor | Int8Matrix
+
+
 @dataclass
 class LayerWeights:
-    """One layer's tensors, fp32 or bf16 and contiguous. None where the layer has no such part; without `q_a` the
-    queries come from `q_b` alone, and `gate_up`, `down` are the dense or the shared MLP's."""
+    """One layer's tensors, fp32 or bf16 and contiguous, its matrices also int8. None where the layer has no such part;
+    without `q_a` the queries come from `q_b` alone, and `gate_up`, `down` are the dense or the shared MLP's."""
 
     input_norm: Tensor
-    q_a: Tensor | None
+    q_a: Matrix | None
     q_norm: Tensor | None
-    q_b: Tensor
-    kv_a: Tensor
+    q_b: Matrix
+    kv_a: Matrix
     kv_norm: Tensor
     kv_b: Tensor
-    o: Tensor
+    o: Matrix
     post_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Matrix
+    down: Matrix
     gate: Tensor | None = None
     gate_bias: Tensor | None = None
-    experts_up: Tensor | None = None
-    experts_down: Tensor | None = None
+    experts_up: Matrix | None = None
+    experts_down: Matrix | None = None
 
 
 @dataclass
@@ -64,12 +68,18 @@ class DecoderShape:
     factor: float
 
 
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+
+
 class _Weight(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("half", ctypes.c_int64)]
+    _fields_ = [("data", ctypes.c_void_p), ("kind", ctypes.c_int64), ("scale", ctypes.c_void_p)]
 
     @classmethod
-    def of(cls, x: Tensor | None) -> _Weight:
-        return cls(None, 0) if x is None else cls(x.data_ptr(), x.dtype == torch.bfloat16)
+    def of(cls, x: Matrix | None) -> _Weight:
+        if x is None:
+            return cls(None, 0, None)
+        values, scale = (x.values, x.scale.data_ptr()) if isinstance(x, Int8Matrix) else (x, None)
+        return cls(values.data_ptr(), _KINDS[values.dtype], scale)
 
 
 _NAMES = [field.name for field in fields(LayerWeights)]
@@ -111,9 +121,9 @@ class Decoder:
     """
 
     def __init__(self, shape: DecoderShape, layers: Sequence[LayerWeights], cos: Tensor, sin: Tensor) -> None:
-        self._tensors = [getattr(layer, name) for layer in layers for name in _NAMES]
+        self._tensors = [x for layer in layers for name in _NAMES for x in _parts(getattr(layer, name))]
         for x in self._tensors:
-            assert x is None or (x.is_contiguous() and x.dtype in (torch.float32, torch.bfloat16)), "decoder weights"
+            assert x.is_contiguous(), "decoder weights"
         self.cos, self.sin = cos.float().contiguous(), sin.float().contiguous()
         self._layers = (_Layer * len(layers))(*map(_describe, layers))
         routed = next((layer for layer in layers if layer.gate is not None), None)
@@ -127,7 +137,7 @@ class Decoder:
             router_flags=_SIGMOID * shape.sigmoid + _NORMALISE * shape.normalise + _BY_TWO_BEST * shape.by_two_best,
             eps=shape.eps, latent_eps=shape.latent_eps, scale=shape.scale, factor=shape.factor,
         )  # fmt: skip
-        self._bytes = sum(x.numel() * x.element_size() for x in self._tensors if x is not None)
+        self._bytes = sum(x.numel() * x.element_size() for x in self._tensors)
 
     def run(
         self, x_ND: Tensor, memory_LSX: Tensor, placement: Placement, final_norm: Tensor, first: int, count: int
@@ -152,12 +162,18 @@ class Decoder:
         return out
 
 
-def linear(x_ND: Tensor, weight_WD: Tensor) -> Tensor:
+def linear(x_ND: Tensor, weight_WD: Matrix) -> Tensor:
     """fp32 x·weightᵀ -> [N, W]; as in `Decoder`, a token's result is its own."""
-    out = x_ND.new_empty(len(x_ND), len(weight_WD))
+    out = x_ND.new_empty(len(x_ND), weight_WD.shape[0])
     weight = ctypes.byref(_Weight.of(weight_WD))
     call("decoder_linear", x_ND.data_ptr(), weight, *out.shape, x_ND.shape[1], out.data_ptr(), torch.get_num_threads())
     return out
+
+
+def _parts(x: Matrix | None) -> list[Tensor]:
+    if x is None:
+        return []
+    return [x.values, x.scale] if isinstance(x, Int8Matrix) else [x]
 
 
 def _describe(layer: LayerWeights) -> _Layer:

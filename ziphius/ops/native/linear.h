@@ -1,22 +1,42 @@
 /* Activations times a matrix [rows][cols] as it lies in memory, for a few to a few hundred tokens.
  *
+ * Matrices are fp32, bf16, or int8 with one scale a row: the integers enter the products, the scale the result.
  * A token's result does not depend on which tokens stand beside it: every sum runs over the columns in one order, on one
- * path for all numbers of tokens. With AMX, bf16 matrices are read in tiles of 16 rows; everything else takes dot
- * products in vector registers.
+ * path for all numbers of tokens. With AMX, bf16 and int8 matrices are read in tiles of 16 rows; everything else takes
+ * dot products in vector registers.
  */
 #pragma once
 #include "vec.h"
-#ifdef __AMX_BF16__
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
 typedef struct {
     const void *data;
-    int64_t half;
+    int64_t kind;
+    const float *scale; /* of each row; INT8 only */
 } Weight;
 
-enum { SUMS = 16, TILE = 16, TILE_COLS = 32 }; /* accumulators of a dot tile; rows and bf16 columns of an AMX tile */
+enum { FP32, BF16, INT8 }; /* the first two are what vec.h calls `half` */
+enum { SUMS = 16 };                 /* accumulators of a tile of dot products */
+enum { TILE = 16, LINE = 64 };      /* rows and bytes a row of an AMX tile */
+enum { FEW = 4 };                   /* columns that are quicker moved one by one than by a whole transposition */
+enum { LARGEST_ACTIVATION = 32512 }; /* 127 in the high byte */
+
+/* The first n of sixteen elements of a matrix; the rest reads as zero. */
+INLINE vf load_kind(const void *base, int64_t i, int64_t n, int kind) {
+    if (kind != INT8) return load_n(base, i, n, kind);
+    const int8_t *at = (const int8_t *)base + i;
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    __m128i bytes = n >= W ? _mm_loadu_si128((const __m128i *)at) : _mm_maskz_loadu_epi8((__mmask16)((1u << n) - 1), at);
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+#else
+    vb bytes = {0};
+    memcpy(&bytes, at, (size_t)(n < W ? n : W));
+    return __builtin_convertvector(bytes, vf);
+#endif
+}
 
 /* --- dot products --------------------------------------------------------------------------------------------------- */
 
@@ -41,7 +61,7 @@ INLINE vf add_up(const vf *x) {
 
 /* Lane t * (16/T) + r: x[t] · w[r], for T rows of x and 16/T rows of w; a row beyond the last is the last again. */
 INLINE vf dot_tile(const float *x, int64_t ldx, const void *w, int64_t at, int64_t ldw, int64_t rows, int64_t cols,
-                   int half, const int T) {
+                   int kind, const int T) {
     const int R = SUMS / T;
     vf acc[SUMS];
     int64_t row[SUMS];
@@ -56,7 +76,7 @@ INLINE vf dot_tile(const float *x, int64_t ldx, const void *w, int64_t at, int64
         for (int t = 0; t < T; t++) a[t] = load(x, t * ldx + k, 0);
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) {
-            vf b = load(w, row[r] + k, half);
+            vf b = load_kind(w, row[r] + k, W, kind);
 #pragma GCC unroll 16
             for (int t = 0; t < T; t++) acc[t * R + r] += a[t] * b;
         }
@@ -64,7 +84,7 @@ INLINE vf dot_tile(const float *x, int64_t ldx, const void *w, int64_t at, int64
     if (k < cols) {
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) {
-            vf b = load_n(w, row[r] + k, cols - k, half);
+            vf b = load_kind(w, row[r] + k, cols - k, kind);
 #pragma GCC unroll 16
             for (int t = 0; t < T; t++) acc[t * R + r] += load_n(x, t * ldx + k, cols - k, 0) * b;
         }
@@ -81,22 +101,22 @@ INLINE void put_dots(vf sums, float *out, int64_t ldo, int64_t rows, const int T
 
 /* out[n][m0..m1) = x[n] · w[m] for n tokens; w [·][cols] begins at element `at`. */
 INLINE void linear_dots(const float *x, int64_t ldx, int64_t n, const void *w, int64_t at, int64_t cols, int64_t m0,
-                        int64_t m1, float *out, int64_t ldo, int half) {
+                        int64_t m1, float *out, int64_t ldo, int kind) {
     if (n < 4) { /* one token at a time, sixteen rows: memory is the limit, and is read once for small matrices only */
         for (int64_t m = m0; m < m1; m += SUMS)
             for (int64_t t = 0; t < n; t++)
-                put_dots(dot_tile(x + t * ldx, ldx, w, at + m * cols, cols, m1 - m, cols, half, 1), out + t * ldo + m,
+                put_dots(dot_tile(x + t * ldx, ldx, w, at + m * cols, cols, m1 - m, cols, kind, 1), out + t * ldo + m,
                          ldo, m1 - m, 1);
         return;
     }
     for (int64_t m = m0; m < m1; m += 4) {
         int64_t t = 0;
         for (; t + 4 <= n; t += 4)
-            put_dots(dot_tile(x + t * ldx, ldx, w, at + m * cols, cols, m1 - m, cols, half, 4), out + t * ldo + m, ldo,
+            put_dots(dot_tile(x + t * ldx, ldx, w, at + m * cols, cols, m1 - m, cols, kind, 4), out + t * ldo + m, ldo,
                      m1 - m, 4);
         for (; t < n; t++) { /* the same sums, with three of the four tokens wasted */
             float last[4 * 4];
-            put_dots(dot_tile(x + t * ldx, 0, w, at + m * cols, cols, m1 - m, cols, half, 4), last, 4, 4, 4);
+            put_dots(dot_tile(x + t * ldx, 0, w, at + m * cols, cols, m1 - m, cols, kind, 4), last, 4, 4, 4);
             memcpy(out + t * ldo + m, last, (size_t)(m1 - m < 4 ? m1 - m : 4) * 4);
         }
     }
@@ -104,130 +124,258 @@ INLINE void linear_dots(const float *x, int64_t ldx, int64_t n, const void *w, i
 
 /* --- AMX ------------------------------------------------------------------------------------------------------------ */
 
-#ifdef __AMX_BF16__
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+#define HAS_TILES
 
 /* Whether the kernel lets this process use the tiles. */
-static int amx_allowed(void) {
+static int tiles_allowed(void) {
     static int state; /* 0 not asked, 1 yes, 2 no; asking twice is harmless */
     if (!state) state = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0 ? 1 : 2;
     return state == 1;
 }
 
-static void amx_begin(void) {
+static void tiles_begin(void) {
     struct {
         uint8_t palette, start, reserved[14];
         uint16_t columns[16];
         uint8_t rows[16];
     } config = {.palette = 1};
-    for (int i = 0; i < 8; i++) config.columns[i] = 64, config.rows[i] = TILE;
+    for (int i = 0; i < 8; i++) config.columns[i] = LINE, config.rows[i] = TILE;
     _tile_loadconfig(&config);
 }
 
-static void amx_end(void) { _tile_release(); }
+static void tiles_end(void) { _tile_release(); }
 
-/* Blocks of 16 tokens, each [cols/2][16 tokens][2]: what a tile instruction takes as its second factor. */
-static void amx_pack(const float *x, int64_t ldx, int64_t n, int64_t cols, uint16_t *packed) {
-    float pairs[TILE * TILE]; /* [token][pair of columns], two bf16 in the place of a float */
-    for (int64_t n0 = 0; n0 < n; n0 += TILE, packed += TILE * cols) {
-        int64_t count = n - n0 < TILE ? n - n0 : TILE;
-        if (count < TILE) memset(pairs, 0, sizeof pairs);
-        for (int64_t k = 0; k < cols; k += TILE_COLS) {
+#define ADD_PRODUCT(to, a, b)          \
+    do {                               \
+        if (int8)                      \
+            _tile_dpbssd(to, a, b);    \
+        else                           \
+            _tile_dpbf16ps(to, a, b);  \
+    } while (0)
+
+/* Activations as the second factor of tile products: blocks of 16 columns, [4 bytes of a column][16][4 bytes], zeros after
+ * a column's end. What stands in columns beyond the last has no effect on the others. For bf16 matrices a column is a token in bf16. For int8 ones a token is scaled to 16-bit integers and
+ * takes two columns, high and low bytes, both signed: integers add up exactly. */
+typedef struct {
+    char *data;
+    float *scale; /* of each token; int8 only */
+} Packed;
+
+/* Elements k..k+31 of a token as 64 bytes. */
+INLINE void pack_half(const float *x, int64_t left, float *line) {
+    store(line, 0, load_n(x, 0, left, 0), 1);
+    store(line, W, load_n(x, W, left > W ? left - W : 0, 0), 1);
+}
+
+/* Elements k..k+63 of a token as 64 high bytes and 64 low ones. */
+INLINE void pack_bytes(const float *x, int64_t left, float inverse, char *high, char *low) {
+    for (int64_t k = 0; k < LINE; k += W) {
+        __m512i whole = _mm512_cvtps_epi32((__m512)(load_n(x, k, left > k ? left - k : 0, 0) * inverse));
+        __m512i above = _mm512_srai_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(128)), 8);
+        _mm_storeu_si128((__m128i *)(high + k), _mm512_cvtepi32_epi8(above));
+        _mm_storeu_si128((__m128i *)(low + k), _mm512_cvtepi32_epi8(whole));
+    }
+}
+
+/* Sets the scale of a token and returns its inverse. */
+INLINE float fit(const float *x, int64_t cols, float *scale) {
+    vf top = splat(0);
+    for (int64_t k = 0; k < cols; k += W) top = vmax(top, vabs(load_n(x, k, cols - k, 0)));
+    float largest = hmax(top);
+    *scale = largest / LARGEST_ACTIVATION;
+    return largest > 0 ? LARGEST_ACTIVATION / largest : 0;
+}
+
+/* to[i][c] = from[c][i] for `count` columns; of few, the rest of `to` stays what it was. */
+INLINE void turn(const float *from, float *to, int64_t count) {
+    if (count > FEW) {
+        transpose16(from, TILE, to, TILE);
+        return;
+    }
+    vi places = LANES * TILE;
+    for (int64_t c = 0; c < count; c++)
+        _mm512_i32scatter_ps(to + c, (__m512i)places, (__m512)load(from, c * TILE, 0), 4);
+}
+
+INLINE void pack(const float *x, int64_t ldx, int64_t n, int64_t cols, Packed to, int int8) {
+    float lines[TILE * TILE] = {0}, inverse[TILE];
+    int64_t tokens = int8 ? TILE / 2 : TILE, step = int8 ? LINE : LINE / 2; /* of a block; of a line */
+    char *at = to.data;
+    for (int64_t n0 = 0; n0 < n; n0 += tokens) {
+        int64_t count = n - n0 < tokens ? n - n0 : tokens;
+        if (count < tokens) memset(lines, 0, sizeof lines);
+        for (int64_t t = 0; int8 && t < count; t++) inverse[t] = fit(x + (n0 + t) * ldx, cols, to.scale + n0 + t);
+        for (int64_t k = 0; k < cols; k += step, at += TILE * LINE) {
             for (int64_t t = 0; t < count; t++) {
                 const float *row = x + (n0 + t) * ldx + k;
-                store(pairs + t * TILE, 0, load(row, 0, 0), 1);
-                store(pairs + t * TILE, W, load(row, W, 0), 1);
+                if (int8)
+                    pack_bytes(row, cols - k, inverse[t], (char *)(lines + 2 * t * TILE),
+                               (char *)(lines + (2 * t + 1) * TILE));
+                else
+                    pack_half(row, cols - k, lines + t * TILE);
             }
-            transpose16(pairs, TILE, (float *)(packed + k * TILE), TILE);
+            turn(lines, (float *)at, int8 ? 2 * count : count);
         }
     }
 }
 
-/* Rows m..m+15 of the result stand in `tile` as [row][token]; out gets [token][row]. */
-INLINE void amx_put(const float *tile, float *out, int64_t ldo, int64_t count) {
-    float turned[TILE * TILE];
-    transpose16(tile, TILE, turned, TILE);
-    for (int64_t t = 0; t < count; t++) memcpy(out + t * ldo, turned + t * TILE, sizeof(float) * TILE);
+/* Sixteen rows of a matrix as tiles of 64 bytes a row; the last tile may lie elsewhere. Strides in bytes. */
+typedef struct {
+    const char *first, *last;
+    int64_t stride, last_stride;
+} Panel;
+
+/* `count` rows of `bytes`, beginning at byte k of each, and zeros in all other places of to[16][ld]. */
+static void copy_rows(const char *rows, int64_t count, int64_t bytes, int64_t k, char *to, int64_t ld) {
+    memset(to, 0, (size_t)(TILE * ld));
+    for (int64_t r = 0; r < count; r++) memcpy(to + r * ld, rows + r * bytes + k, (size_t)(bytes - k));
 }
 
-/* As linear_dots, for bf16 matrices with m0, m1 multiples of 16 and cols of 32; `packed` from amx_pack. */
-static void linear_amx(const uint16_t *packed, int64_t n, const uint16_t *w, int64_t cols, int64_t m0, int64_t m1,
-                       float *out, int64_t ldo) {
-    float tile[TILE * TILE] __attribute__((aligned(64)));
-    int64_t stride = cols * 2, block = TILE * cols;
+/* Rows of `bytes` where they lie if tiles can be read there, else what is missing copied to `room`. */
+static Panel panel_of(const char *rows, int64_t count, int64_t bytes, char *room) {
+    int64_t wide = round_up(bytes, LINE), last = wide - LINE;
+    if (count == TILE && wide == bytes) return (Panel){rows, rows + last, bytes, bytes};
+    if (count == TILE) {
+        copy_rows(rows, count, bytes, last, room, LINE);
+        return (Panel){rows, room, bytes, LINE};
+    }
+    copy_rows(rows, count, bytes, 0, room, wide);
+    return (Panel){room, room + last, wide, wide};
+}
+
+/* Tiles 0..3 = upper and lower panel times the left and the right block; `ahead` is read into the cache meanwhile. */
+INLINE void multiply(Panel upper, Panel lower, int lower_too, const char *left, const char *right, int64_t bytes,
+                     const char *ahead, int int8) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t k = 0; k < bytes; k += LINE) {
+        int whole = k + LINE < bytes;
+        if (ahead)
+            for (int64_t i = 0; i < 2 * TILE; i++) __builtin_prefetch(ahead + 2 * TILE * k + i * LINE, 0, 2);
+        _tile_loadd(4, whole ? upper.first + k : upper.last, whole ? upper.stride : upper.last_stride);
+        _tile_loadd(6, left + k * TILE, LINE);
+        ADD_PRODUCT(0, 4, 6);
+        if (right) {
+            _tile_loadd(7, right + k * TILE, LINE);
+            ADD_PRODUCT(2, 4, 7);
+        }
+        if (lower_too) {
+            _tile_loadd(5, whole ? lower.first + k : lower.last, whole ? lower.stride : lower.last_stride);
+            ADD_PRODUCT(1, 5, 6);
+            if (right) ADD_PRODUCT(3, 5, 7);
+        }
+    }
+}
+
+/* to[c][i] = from[i][c] for `count` columns. */
+INLINE void turn_back(const float *from, float *to, int64_t count) {
+    if (count > FEW) {
+        transpose16(from, TILE, to, TILE);
+        return;
+    }
+    vi places = LANES * TILE;
+    for (int64_t c = 0; c < count; c++)
+        store(to, c * TILE, (vf)_mm512_i32gather_ps((__m512i)places, from + c, 4), 0);
+}
+
+/* `tile` holds [row][column]; out gets [token][row] for `rows` rows. */
+INLINE void put(const float *tile, float *out, int64_t ldo, int64_t rows, int64_t tokens) {
+    float turned[TILE * TILE];
+    turn_back(tile, turned, tokens);
+    for (int64_t t = 0; t < tokens; t++) store_n(out, t * ldo, load(turned, t * TILE, 0), rows, 0);
+}
+
+/* As `put`, for columns of high and of low bytes. */
+INLINE void put_bytes(const float *tile, const float *of_rows, const float *of_tokens, float *out, int64_t ldo,
+                      int64_t rows, int64_t tokens) {
+    float turned[TILE * TILE];
+    turn_back(tile, turned, 2 * tokens);
+    vf scale = load_n(of_rows, 0, rows, 0);
+    for (int64_t t = 0; t < tokens; t++) {
+        vf high = __builtin_convertvector((vi)load(turned, 2 * t * TILE, 0), vf);
+        vf low = __builtin_convertvector((vi)load(turned, (2 * t + 1) * TILE, 0), vf);
+        store_n(out, t * ldo, (high * 256 + low) * (scale * of_tokens[t]), rows, 0);
+    }
+}
+
+/* As linear_dots, for bf16 and int8 matrices; `room` for two panels. */
+INLINE void linear_tiles(Packed x, int64_t n, Weight w, int64_t at, int64_t cols, int64_t m0, int64_t m1, float *out,
+                         int64_t ldo, char *room, int int8) {
+    float sums[4][TILE * TILE] __attribute__((aligned(64)));
+    int64_t bytes = int8 ? cols : 2 * cols, wide = round_up(bytes, LINE), block = TILE * wide;
+    int64_t columns = int8 ? 2 * n : n, per_token = int8 ? 2 : 1;
     for (int64_t m = m0; m < m1; m += 2 * TILE) {
-        int two = m + TILE < m1;
-        const uint16_t *upper = w + m * cols, *lower = upper + TILE * cols;
-        for (int64_t n0 = 0; n0 < n; n0 += 2 * TILE) {
-            const uint16_t *left = packed + n0 / TILE * block, *right = left + block;
-            int64_t count = n - n0 < TILE ? n - n0 : TILE, more = n - n0 - TILE;
-            _tile_zero(0);
-            _tile_zero(1);
-            _tile_zero(2);
-            _tile_zero(3);
-            for (int64_t k = 0; k < cols; k += TILE_COLS) {
-                _tile_loadd(4, upper + k, stride);
-                _tile_loadd(6, left + k * TILE, 64);
-                _tile_dpbf16ps(0, 4, 6);
-                if (two) {
-                    _tile_loadd(5, lower + k, stride);
-                    _tile_dpbf16ps(1, 5, 6);
-                }
-                if (more > 0) {
-                    _tile_loadd(7, right + k * TILE, 64);
-                    _tile_dpbf16ps(2, 4, 7);
-                    if (two) _tile_dpbf16ps(3, 5, 7);
-                }
-            }
-            float *to = out + n0 * ldo + m;
-            _tile_stored(0, tile, 64);
-            amx_put(tile, to, ldo, count);
-            if (two) {
-                _tile_stored(1, tile, 64);
-                amx_put(tile, to + TILE, ldo, count);
-            }
-            if (more > 0) {
-                _tile_stored(2, tile, 64);
-                amx_put(tile, to + TILE * ldo, ldo, more < TILE ? more : TILE);
-                if (two) {
-                    _tile_stored(3, tile, 64);
-                    amx_put(tile, to + TILE * ldo + TILE, ldo, more < TILE ? more : TILE);
-                }
+        const char *rows = (const char *)w.data + (int8 ? at : 2 * at) + m * bytes, *ahead = rows + 2 * TILE * bytes;
+        if (m + 2 * TILE >= m1) ahead = NULL;
+        int64_t high = m1 - m < TILE ? m1 - m : TILE, low = m1 - m - high < TILE ? m1 - m - high : TILE;
+        Panel upper = panel_of(rows, high, bytes, room), lower = upper;
+        if (low) lower = panel_of(rows + TILE * bytes, low, bytes, room + block);
+        for (int64_t c0 = 0; c0 < columns; c0 += 2 * TILE) {
+            const char *left = x.data + c0 / TILE * block;
+            int more = columns - c0 > TILE;
+            multiply(upper, lower, low > 0, left, more ? left + block : NULL, wide, c0 ? NULL : ahead, int8);
+            _tile_stored(0, sums[0], LINE);
+            _tile_stored(1, sums[1], LINE);
+            _tile_stored(2, sums[2], LINE);
+            _tile_stored(3, sums[3], LINE);
+            for (int64_t part = 0; part < 2 + 2 * more; part++) {
+                int64_t row = part % 2 * TILE, column = c0 + part / 2 * TILE, token = column / per_token;
+                int64_t tokens = (columns - column < TILE ? columns - column : TILE) / per_token;
+                float *to = out + token * ldo + m + row;
+                if (int8)
+                    put_bytes(sums[part], w.scale + at / cols + m + row, x.scale + token, to, ldo, row ? low : high, tokens);
+                else
+                    put(sums[part], to, ldo, row ? low : high, tokens);
             }
         }
     }
 }
 
 #else
-INLINE int amx_allowed(void) { return 0; }
-static void amx_begin(void) {}
-static void amx_end(void) {}
+INLINE int tiles_allowed(void) { return 0; }
+static void tiles_begin(void) {}
+static void tiles_end(void) {}
 #endif
 
 /* --- either --------------------------------------------------------------------------------------------------------- */
 
-/* Whether bf16 matrices of this shape go through the tiles. */
-INLINE int takes_amx(int64_t rows, int64_t cols) { return amx_allowed() && rows % TILE == 0 && cols % TILE_COLS == 0; }
+/* Floats of scratch that `linear` may need: packed activations with their scales, and two panels. */
+INLINE int64_t linear_scratch(int64_t n, int64_t cols) {
+    int64_t tokens = round_up(n, TILE);
+    return (tokens + 2 * TILE) * round_up(2 * cols, 2 * LINE) / 4 + tokens;
+}
 
-/* Floats of scratch that `linear` may need. */
-INLINE int64_t linear_scratch(int64_t n, int64_t cols) { return round_up(n, TILE) * round_up(cols, TILE_COLS) / 2; }
-
-/* out[n][m0..m1) = x[n] · w[m], w [rows][cols] beginning at element `at`. Where the tiles are used, x is rounded to bf16.
- * Several matrices may share one packing of x: `packed` is filled when *ready is 0, and *ready set. */
-static void linear(const float *x, int64_t ldx, int64_t n, Weight w, int64_t at, int64_t rows, int64_t cols, int64_t m0,
-                   int64_t m1, float *out, int64_t ldo, float *packed, int *ready) {
+/* out[n][m0..m1) = x[n] · w[m], w [·][cols] beginning at element `at`. Where tiles are used, x is rounded to bf16, or to
+ * 16-bit integers for int8 matrices. Matrices of one kind may share one packing of x: `scratch` is filled when *ready
+ * is 0, and *ready set. */
+static void linear(const float *x, int64_t ldx, int64_t n, Weight w, int64_t at, int64_t cols, int64_t m0, int64_t m1,
+                   float *out, int64_t ldo, float *scratch, int *ready) {
     if (m0 >= m1) return;
-#ifdef __AMX_BF16__
-    if (w.half && takes_amx(rows, cols) && m0 % TILE == 0 && m1 % TILE == 0) {
-        if (!*ready) amx_pack(x, ldx, n, cols, (uint16_t *)packed);
+#ifdef HAS_TILES
+    if (w.kind != FP32 && tiles_allowed()) {
+        int64_t tokens = round_up(n, TILE);
+        Packed packed = {(char *)(scratch + tokens), scratch};
+        char *room = packed.data + tokens * round_up(2 * cols, 2 * LINE);
+        int int8 = w.kind == INT8;
+        if (!*ready && int8) pack(x, ldx, n, cols, packed, 1);
+        if (!*ready && !int8) pack(x, ldx, n, cols, packed, 0);
         *ready = 1;
-        linear_amx((const uint16_t *)packed, n, (const uint16_t *)w.data + at, cols, m0, m1, out, ldo);
+        if (int8)
+            linear_tiles(packed, n, w, at, cols, m0, m1, out, ldo, room, 1);
+        else
+            linear_tiles(packed, n, w, at, cols, m0, m1, out, ldo, room, 0);
         return;
     }
 #else
-    (void)rows, (void)packed, (void)ready;
+    (void)scratch, (void)ready;
 #endif
-    if (w.half)
-        linear_dots(x, ldx, n, w.data, at, cols, m0, m1, out, ldo, 1);
-    else
-        linear_dots(x, ldx, n, w.data, at, cols, m0, m1, out, ldo, 0);
+    if (w.kind == FP32) linear_dots(x, ldx, n, w.data, at, cols, m0, m1, out, ldo, FP32);
+    if (w.kind == BF16) linear_dots(x, ldx, n, w.data, at, cols, m0, m1, out, ldo, BF16);
+    if (w.kind != INT8) return;
+    linear_dots(x, ldx, n, w.data, at, cols, m0, m1, out, ldo, INT8);
+    for (int64_t t = 0; t < n; t++)
+        for (int64_t m = m0; m < m1; m++) out[t * ldo + m] *= w.scale[at / cols + m];
 }

@@ -21,6 +21,7 @@ typedef float vf __attribute__((vector_size(64)));
 typedef int32_t vi __attribute__((vector_size(64)));
 typedef uint32_t vu __attribute__((vector_size(64)));
 typedef uint16_t vh __attribute__((vector_size(32)));
+typedef int8_t vb __attribute__((vector_size(16)));
 typedef float vf8 __attribute__((vector_size(32)));
 typedef float vf4 __attribute__((vector_size(16)));
 
@@ -29,6 +30,7 @@ static const vi LANES = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 INLINE vf splat(float x) { return x - (vf){0}; } /* not x + 0, which would lose the sign of -0 */
 INLINE vf choose(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 INLINE vf vmax(vf a, vf b) { return choose(a > b, a, b); }
+INLINE vf vabs(vf x) { return (vf)((vi)x & 0x7fffffff); }
 
 INLINE float hsum(vf x) {
     union { vf v; vf8 h[2]; } a = {x};

@@ -1,0 +1,120 @@
+"""The weights of a folder where they lie: matched with the network of its config.json, read when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ziphius.checkpoint import fp8
+from ziphius.checkpoint.errors import CheckpointError
+from ziphius.checkpoint.names import Place, layer_of, published_places, shared_copies
+from ziphius.checkpoint.shards import ShardReader
+from ziphius.model.config import ModelConfig
+from ziphius.model.transformer import Transformer
+
+
+@contextmanager
+def open_weights(folder: Path, config: ModelConfig) -> Iterator[StoredWeights]:
+    """The weights in `folder` of the network `config`, open for reading.
+
+    Raises CheckpointError naming the tensor or file that is missing, not expected, or of another shape; all of that
+    is checked before the first value is read.
+    """
+    block = fp8.weight_block(folder / "config.json", config.extra.get("quantization_config"))
+    with ShardReader(folder) as reader:
+        yield StoredWeights(reader, config, block)
+
+
+class StoredWeights:
+    """`places` maps what the files hold, in their order, to where it lies in our state dict.
+
+    `config` is the network that the files hold: without prediction modules where config.json promises some and the
+    folder has none. `state` is its state dict without values (on the meta device); tensors that repeat another are
+    left out.
+    """
+
+    def __init__(self, reader: ShardReader, config: ModelConfig, block: tuple[int, int]) -> None:
+        layers = config.num_hidden_layers
+        if config.num_nextn_predict_layers and not any((layer_of(name) or 0) >= layers for name in reader):
+            config = config.model_copy(update={"num_nextn_predict_layers": 0})
+        self.reader, self.config, self._block = reader, config, block
+        with torch.device("meta"):
+            state = Transformer(config).state_dict()
+        self.state = {name: tensor for name, tensor in state.items() if name not in shared_copies(config)}
+        self.places = _match(reader, self.state, config, block)
+        self._parts: dict[str, list[str]] = {name: [] for name in self.state}
+        for name, place in self.places.items():
+            self._parts[place.name].append(name)
+
+    def value(self, name: str) -> Tensor:
+        """The stored tensor `name`; one in FP8 comes back in fp32."""
+        tensor = self.reader.tensor(name)
+        if tensor.dtype != torch.float8_e4m3fn:
+            return tensor
+        if name + fp8.SCALE_SUFFIX not in self.reader:
+            raise CheckpointError(
+                f"{self.reader.folder}: {name} is FP8 and its scales, {name + fp8.SCALE_SUFFIX}, are missing"
+            )
+        return fp8.dequantise(tensor, self.reader.tensor(name + fp8.SCALE_SUFFIX), self._block)
+
+    def assembled(self, name: str) -> Tensor:
+        """The tensor `name` of our state dict, fp32, put together from its stored parts."""
+        whole = torch.empty(self.state[name].shape)
+        for part in self._parts[name]:
+            whole[self.places[part].part].copy_(self.value(part))
+        return whole
+
+
+def _match(
+    reader: ShardReader, state: Mapping[str, Tensor], config: ModelConfig, block: tuple[int, int]
+) -> dict[str, Place]:
+    """Stored name -> place, in the order of the files, once nothing is missing, left over, or of another shape.
+
+    Beside the published names a folder may hold a layer's experts stacked under our name, as transformers keeps them.
+    """
+    published = published_places(state, config)
+    copies = shared_copies(config)
+    found: dict[str, Place] = {}
+    unexpected = []
+    for name in reader:
+        place = published.get(name) or (Place(name) if name in state else None)
+        if place is not None:
+            found[name] = place
+        elif not (name in copies or name.endswith("rotary_emb.inv_freq") or _is_scale(reader, name)):
+            unexpected.append(name)
+    whole = {name for name in found if name not in published}
+    missing = [name for name, place in published.items() if name not in found and place.name not in whole]
+    if missing:
+        raise CheckpointError(f"{reader.folder} lacks {_first(missing)}; config.json describes a network that has it")
+    if unexpected:
+        raise CheckpointError(
+            f"{reader.folder}/{reader.file(unexpected[0])} holds {_first(unexpected)}, which the network of "
+            "config.json does not have"
+        )
+    for name, place in found.items():
+        _expect(reader, name, tuple(state[place.name][place.part].shape))
+        if name + fp8.SCALE_SUFFIX in reader:
+            rows, columns = reader.shape(name)
+            _expect(reader, name + fp8.SCALE_SUFFIX, (-(-rows // block[0]), -(-columns // block[1])))
+    return found
+
+
+def _expect(reader: ShardReader, name: str, shape: tuple[int, ...]) -> None:
+    got = reader.shape(name)
+    if got != shape:
+        raise CheckpointError(
+            f"{reader.folder}/{reader.file(name)}: {name} has shape {list(got)}, config.json expects {list(shape)}"
+        )
+
+
+def _is_scale(reader: ShardReader, name: str) -> bool:
+    return name.endswith(fp8.SCALE_SUFFIX) and name.removesuffix(fp8.SCALE_SUFFIX) in reader
+
+
+def _first(names: Iterable[str]) -> str:
+    first, *rest = names
+    return f"{first} (and {len(rest)} more)" if rest else first

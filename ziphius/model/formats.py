@@ -1,0 +1,7 @@
+"""Number formats that weights may have in memory. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Weights = Literal["auto", "fp32", "bf16", "int8"]
