@@ -132,19 +132,24 @@ INLINE void times_up(const float *q, int64_t ldq, const void *w, int64_t at, int
     }
 }
 
-/* wide[t][h] = scale * [q_nope · W_UK ; rotated q_rope] for heads h0..h1. */
-INLINE void absorb_queries(const Job *j, Weight kv_b, int64_t h0, int64_t h1, int half) {
+/* What a thread takes of the attention: heads h0..h1 of tokens t0..t1. */
+typedef struct {
+    int64_t h0, h1, t0, t1;
+} Share;
+
+/* wide[t][h] = scale * [q_nope · W_UK ; rotated q_rope]. */
+INLINE void absorb_queries(const Job *j, Weight kv_b, Share share, int half) {
     const Shape *s = j->s;
     int64_t X = s->C + s->R, K = s->N + s->R, ldq = s->H * K, ldt = s->H * X;
-    for (int64_t h = h0; h < h1; h++) {
-        int64_t at = h * (s->N + s->V) * s->C, t = 0;
+    for (int64_t h = share.h0; h < share.h1; h++) {
+        int64_t at = h * (s->N + s->V) * s->C, t = share.t0;
         const float *q = j->q + h * K;
         float *to = j->wide + h * X;
-        for (; t + 4 <= j->n; t += 4)
+        for (; t + 4 <= share.t1; t += 4)
             times_up(q + t * ldq, ldq, kv_b.data, at, s->N, s->C, s->scale, to + t * ldt, ldt, half, 4);
-        for (; t < j->n; t++)
+        for (; t < share.t1; t++)
             times_up(q + t * ldq, ldq, kv_b.data, at, s->N, s->C, s->scale, to + t * ldt, ldt, half, 1);
-        for (t = 0; t < j->n; t++) {
+        for (t = share.t0; t < share.t1; t++) {
             int64_t angle = j->tokens.positions[t] * (s->R / 2);
             rotate(q + t * ldq + s->N, j->cache->cosine + angle, j->cache->sine + angle, s->R, s->scale,
                    to + t * ldt + s->C);
@@ -209,13 +214,13 @@ INLINE void attend_heads(const Job *j, float *q, int64_t layer, const int32_t *t
     }
 }
 
-INLINE void attend(const Job *j, int64_t layer, int64_t h0, int64_t h1, int half) {
-    int64_t X = j->s->C + j->s->R;
-    for (int64_t t = 0; t < j->n; t++) {
+INLINE void attend(const Job *j, int64_t layer, Share share, int half) {
+    int64_t X = j->s->C + j->s->R, h1 = share.h1;
+    for (int64_t t = share.t0; t < share.t1; t++) {
         const int32_t *table = j->cache->tables + j->tokens.rows[t] * j->cache->columns;
-        int64_t S = j->tokens.positions[t] + 1, h = h0;
+        int64_t S = j->tokens.positions[t] + 1, h = share.h0;
         float *q = j->wide + t * j->s->H * X;
-        if (t + 1 < j->n) {
+        if (t + 1 < share.t1) {
             int64_t next = j->cache->tables[j->tokens.rows[t + 1] * j->cache->columns];
             fetch(j->cache, layer * j->cache->layer + next * j->cache->block * X, X, half);
         }
@@ -225,10 +230,18 @@ INLINE void attend(const Job *j, int64_t layer, int64_t h0, int64_t h1, int half
     }
 }
 
+/* By heads, so that each thread reads its own part of the weights; where there are tokens enough, by tokens, so that all
+ * heads share what is read of the cache. */
+static Share share_of(const Job *j) {
+    int64_t H = j->s->H, n = j->n, part = j->part, parts = j->parts;
+    if (n < 4 * parts) return (Share){H * part / parts, H * (part + 1) / parts, 0, n};
+    return (Share){0, H, n * part / parts, n * (part + 1) / parts};
+}
+
 static void attention(const Job *j, const Layer *w, int64_t layer) {
     const Shape *s = j->s;
     int64_t K = s->N + s->R, X = s->C + s->R, n = j->n, part = j->part, parts = j->parts;
-    int64_t h0 = s->H * part / parts, h1 = s->H * (part + 1) / parts;
+    Share share = share_of(j);
     int ready = 0, ready_low = 0;
     norm(j->tokens.x, s->D, n, s->D, w->input_norm, s->eps, j->normed, s->D);
     linear(j->normed, s->D, n, w->kv_a, 0, s->D, cut(X, part, parts), cut(X, part + 1, parts), j->entry, X, j->packed,
@@ -247,17 +260,18 @@ static void attention(const Job *j, const Layer *w, int64_t layer) {
     store_entries(j, w->kv_norm, layer);
     meet(j);
     if (w->kv_b.kind)
-        absorb_queries(j, w->kv_b, h0, h1, 1);
+        absorb_queries(j, w->kv_b, share, 1);
     else
-        absorb_queries(j, w->kv_b, h0, h1, 0);
+        absorb_queries(j, w->kv_b, share, 0);
     if (j->cache->half)
-        attend(j, layer, h0, h1, 1);
+        attend(j, layer, share, 1);
     else
-        attend(j, layer, h0, h1, 0);
-    for (int64_t h = h0; h < h1; h++) {
+        attend(j, layer, share, 0);
+    for (int64_t h = share.h0; h < share.h1; h++) {
         int each = 0;
-        linear(j->wide + h * X, s->H * X, n, w->kv_b, (h * (s->N + s->V) + s->N) * s->C, s->C, 0, s->V,
-               j->o + h * s->V, s->H * s->V, j->packed, &each);
+        linear(j->wide + (share.t0 * s->H + h) * X, s->H * X, share.t1 - share.t0, w->kv_b,
+               (h * (s->N + s->V) + s->N) * s->C, s->C, 0, s->V, j->o + (share.t0 * s->H + h) * s->V, s->H * s->V,
+               j->packed, &each);
     }
     meet(j);
     int64_t d0 = cut(s->D, part, parts), d1 = cut(s->D, part + 1, parts);
