@@ -119,7 +119,8 @@ def test_who_takes_the_kernel():
         else:
             assert uses_kernel(q, memory, 32, 1)
             assert uses_kernel(q, memory, 32, 0)  # asked for by name, also for prompts
-            assert not uses_kernel(q, memory, 2048, 1)  # no room for so wide a latent
+            assert uses_kernel(q.bfloat16(), memory.bfloat16(), 512, 1)
+            assert not uses_kernel(q, memory, 512, 1)  # no room for so wide a latent in fp32
 
 
 @pytest.mark.gpu

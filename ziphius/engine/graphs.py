@@ -49,7 +49,7 @@ class CudaRecorder:
                 work()
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, self._pool, aside, capture_error_mode="thread_local"):
                 work()
         return graph.replay
 

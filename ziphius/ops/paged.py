@@ -19,7 +19,7 @@ _ROUND = 32  # visible columns are padded to a multiple: few shapes reach the ma
 # The Triton kernel reads a token's whole prefix for that token. A prompt's tokens share most of theirs, which the
 # products of the torch form read once for all; drafts behind an answer's token are few enough to find it in the cache.
 _FEW = 8
-_WIDEST_RANK = 1024  # what a program of the kernel has registers for
+_WIDEST_RANK = {torch.bfloat16: 1024, torch.float32: 256}  # what a program of the kernel has registers for
 
 
 @dataclass
@@ -77,8 +77,8 @@ def paged_attention(q_NHX: Tensor, memory_SX: Tensor, placement: Placement, rank
 
 def uses_kernel(q: Tensor, memory: Tensor, rank: int, most: int) -> bool:
     """Whether the Triton kernel serves: on a GPU where no sequence brings more than a few tokens, as in decoding, or
-    wherever the backend is 'triton' by name. `most` as in `Placement`."""
-    if backend_for(q, memory) != "triton" or rank > _WIDEST_RANK:
+    wherever the backend is 'triton' by name; not for ranks beyond 1,024 (fp32: 256). `most` as in `Placement`."""
+    if backend_for(q, memory) != "triton" or rank > _WIDEST_RANK[memory.dtype]:
         return False
     return current_backend() == "triton" or 0 < most <= _FEW
 

@@ -100,9 +100,9 @@ def tiles_for(q_NHX: Tensor, memory_SX: Tensor, rank: int) -> Tiles:
     """
     _, H, X = q_NHX.shape
     element = max(q_NHX.element_size(), memory_SX.element_size())
-    columns = 32 if 32 * (_padded(rank) + _padded(X - rank)) * element <= _TILE_BYTES else 16
+    columns = 32 if 32 * (_padded(rank) + _padded(X - rank)) * element < _TILE_BYTES else 16
     if H <= 16 or element > 2 or rank > 512:
-        return Tiles(16, columns, 4 if rank <= 512 else 8, 3)
+        return Tiles(16, columns, 4 if rank <= (512 if element == 2 else 128) else 8, 3)
     if H < 64 or _shared_bytes(q_NHX.device) < _HOPPER_BYTES:
         return Tiles(32, columns, 8, 3)
     return Tiles(64, columns, 8, 3)
