@@ -83,8 +83,11 @@ class Admission:
                 raise ValueError(f"{what} holds a token id outside 0…{vocabulary - 1}, the model's vocabulary")
         if self.tokenizer is None and _needs_text(settings):
             raise ValueError("stop strings, a thinking budget and a constraint need a tokenizer; give the engine one")
-        budgeted = settings.thinking_budget is not None and self.tokenizer is not None
-        if budgeted and self.tokenizer.inner.token_to_id(tokens.END_THINK) is None:
+        if (
+            settings.thinking_budget is not None
+            and self.tokenizer is not None
+            and self.tokenizer.inner.token_to_id(tokens.END_THINK) is None
+        ):
             raise ValueError(f"a thinking budget needs the token {tokens.END_THINK}, which this tokenizer lacks")
 
     def _course(self, request: Request) -> Course | None:

@@ -62,10 +62,10 @@ class Passes:
             return next_logits(self.model, hidden_ND)
         return torch.cat([next_logits(self.model, hidden_1D) for hidden_1D in hidden_ND.split(1)])
 
-    def draft(self, hidden_ND: Tensor, tokens: Sequence[int], placement: Placement) -> Tensor:
-        """States [N, D] of the first prediction module. Drafts are only guesses: their rounding is free."""
+    def draft(self, module: int, hidden_ND: Tensor, tokens: Sequence[int], placement: Placement) -> Tensor:
+        """States [N, D] of a prediction module, from 1. Drafts are only guesses: their rounding is free."""
         tokens_N = self._tensor(np.array(tokens, np.int64))
-        return draft_hidden(self.model, 1, hidden_ND, tokens_N, placement, self.memory)
+        return draft_hidden(self.model, module, hidden_ND, tokens_N, placement, self.memory)
 
     def _tensor(self, x: np.ndarray) -> Tensor:
         return torch.from_numpy(x).to(self.device)

@@ -53,7 +53,7 @@ class Stepper:
         self.memory = LatentMemory(config, pool.total, pool.block_size, compute_dtype(weight), weight.device)
         self.passes = Passes(model, self.memory, settings.batch_invariant)
         self.sampler = Sampler(settings.max_rows, config.vocab_size, weight.device)
-        self.drafter = Drafter(self.passes, self.sampler)
+        self.drafter = Drafter(self.passes, self.sampler, settings.max_rows)
         self.pace = Pace(settings, config.num_hidden_layers, config.num_nextn_predict_layers)
         self.steps = self.generated = 0
         self._lockstep: Lockstep | None = None
@@ -172,11 +172,11 @@ class Stepper:
         for sequence in self.scheduler.seated:
             if sequence.row >= 0:  # it may have left in a step that failed
                 self.sampler.seat(sequence)
-                sequence.drafting = depth > 0
+                self.drafter.seat(sequence)
+                sequence.drafting = self.drafter.modules
         self.scheduler.seated.clear()
-        if not depth:
-            for sequence in self.scheduler.running:
-                sequence.drafting = False
+        for sequence in self.scheduler.running:
+            sequence.drafting = min(sequence.drafting, depth)
 
     def _draw(self, hidden_ND: Tensor, targets: list[_Target]) -> Drawn:
         index: list[int] = []
