@@ -72,6 +72,17 @@ def test_two_modules_draft_in_a_chain(tokenizer, depth):
     assert run(model, requests, depth)[0] == run(model, requests, "off")[0]
 
 
+def test_three_modules_go_on_from_a_cached_prompt(tokenizer):
+    model = make_model(tokenizer.vocab_size, num_nextn_predict_layers=3)
+    requests = [ask([5, *range(3, last)], max_new_tokens=20) for last in range(16, 22)]
+    plain = run(model, requests, "off")[0]
+    for widest in range(4, 9):  # so that the last chunks of prompts are of all lengths
+        engine = Engine(model, None, small(speculation=3, max_rows=1, max_batch_tokens=widest))
+        found = [[(c.tokens, c.finished) for c in complete(engine, [request])[0]] for request in requests]
+        assert engine.stats().hit_tokens > 60
+        assert found == plain
+
+
 def test_sampled_tokens_are_the_same_too(likely):
     requests = [
         ask([first], samples=2, max_new_tokens=60, temperature=t, top_p=p, stop_token_ids=(5, 6, 7))

@@ -23,8 +23,6 @@ from ziphius.engine.passes import Passes
 from ziphius.engine.sampling import Sampler
 from ziphius.engine.sequence import Sequence
 
-_NOWHERE = -2  # next to no position
-
 
 @dataclass(slots=True)
 class Span:
@@ -47,15 +45,16 @@ class Drafter:
     positions that token is a draft, and they are read again once it is settled.
     """
 
-    def __init__(self, passes: Passes, sampler: Sampler, rows: int) -> None:
+    def __init__(self, passes: Passes, sampler: Sampler) -> None:
         self.passes, self.sampler = passes, sampler
         self.modules = passes.model.config.num_nextn_predict_layers
-        self._settled_RK = np.full((rows, self.modules + 1), _NOWHERE)  # position up to which k has read for good
-        self._states: dict[tuple[int, int], Tensor] = {}  # by row and k: what k reads next, if no later step brings it
+        # by row and k: a state that k must read once more and no later step brings, with its position
+        self._kept: dict[tuple[int, int], tuple[int, Tensor]] = {}
 
     def seat(self, sequence: Sequence) -> None:
         """Forget who had the row before."""
-        self._settled_RK[sequence.row] = _NOWHERE
+        for module in range(1, self.modules + 1):
+            self._kept.pop((sequence.row, module), None)
 
     def draft(self, hidden_ND: Tensor, spans: list[Span], depth: int, tables_RM: np.ndarray) -> None:
         """Let the modules read what a step has settled, then draft up to `depth` tokens for those whose prompt has been
@@ -100,14 +99,16 @@ class Drafter:
         spans: list[Span] = []
         for span, end in zip(given, ends, strict=True):
             sequence, begin = span.sequence, span.start
-            waits = self._settled_RK[sequence.row, module] == begin - 1  # for one more token, since the step before
-            begin -= waits
+            before = self._kept.get((sequence.row, module))
+            if before is not None and before[0] != begin - 1:
+                before = None
+            begin -= before is not None
             end = max(begin, min(end, len(sequence.tokens) + len(sequence.drafts) - module))
-            if waits and end > begin:
+            if before is not None and end > begin:
                 index.append(len(states_ND) + len(kept))
-                kept.append(self._states[sequence.row, module])
+                kept.append(before[1])
             index += range(span.first, span.first + end - span.start)
-            spans.append(Span(sequence, len(tokens), int(begin), int(end - begin)))
+            spans.append(Span(sequence, len(tokens), begin, end - begin))
             tokens += (sequence.tokens[begin + module : end + module] + sequence.drafts)[: end - begin]
         reading = [span for span in spans if span.count]
         if not reading:
@@ -120,12 +121,11 @@ class Drafter:
         return self.passes.draft(module, states_ND[index], tokens, placement), spans
 
     def _settle(self, module: int, span: Span, states_ND: Tensor) -> None:
-        """Note how far a module has come, and keep the state that the next one cannot read for good yet."""
+        """Keep the state that the next module cannot read for good yet."""
         row, length = span.sequence.row, len(span.sequence.tokens)
         settled, later = min(span.end, length - module), min(span.end, length - module - 1)
-        self._settled_RK[row, module] = settled
         if module < span.sequence.drafting and span.start <= later < settled:
-            self._states[row, module + 1] = states_ND[span.first + later - span.start].clone()
+            self._kept[row, module + 1] = later, states_ND[span.first + later - span.start].clone()
 
     def _guess(self, states_ND: Tensor, chain: list[tuple[Sequence, int]]) -> None:
         if not chain:

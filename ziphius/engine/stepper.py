@@ -53,7 +53,7 @@ class Stepper:
         self.memory = LatentMemory(config, pool.total, pool.block_size, compute_dtype(weight), weight.device)
         self.passes = Passes(model, self.memory, settings.batch_invariant)
         self.sampler = Sampler(settings.max_rows, config.vocab_size, weight.device)
-        self.drafter = Drafter(self.passes, self.sampler, settings.max_rows)
+        self.drafter = Drafter(self.passes, self.sampler)
         self.pace = Pace(settings, config.num_hidden_layers, config.num_nextn_predict_layers)
         self.steps = self.generated = 0
         self._lockstep: Lockstep | None = None
