@@ -48,6 +48,41 @@ def test_greedy_decoding_is_the_same_over_thousands_of_tokens(likely, depth):
     assert after.steps < 0.8 * before.steps
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_two_modules_draft_in_a_chain(tokenizer, depth):
+    """Each draft is what V3's equations give for all tokens before it, however these were read and drafted."""
+    model = make_model(tokenizer.vocab_size, num_nextn_predict_layers=2)
+    requests = [ask([first, *range(3, 20)], max_new_tokens=20) for first in (5, 9)]
+    engine = Engine(model, None, small(speculation=depth, max_rows=2, max_batch_tokens=2 * (1 + depth)))
+    for request in requests:
+        engine.add(request)
+    seen = 0
+    while engine.has_work:
+        engine.step()
+        for sequence in engine.scheduler.running:
+            drafts = sequence.drafts[:2]  # a third is the second module's once more
+            if drafts:
+                tokens = torch.tensor([sequence.tokens + drafts[:-1]])
+                with torch.no_grad():
+                    states = model.mtp_hidden(model.hidden(tokens), tokens)
+                    logits = [model.lm_head(state[0, len(sequence.tokens) - 2]) for state in states[: len(drafts)]]
+                assert drafts == [int(row.argmax()) for row in logits]
+                seen += len(drafts) == min(depth, 2)
+    assert seen > 10
+    assert run(model, requests, depth)[0] == run(model, requests, "off")[0]
+
+
+def test_three_modules_go_on_from_a_cached_prompt(tokenizer):
+    model = make_model(tokenizer.vocab_size, num_nextn_predict_layers=3)
+    requests = [ask([5, *range(3, last)], max_new_tokens=20) for last in range(16, 22)]
+    plain = run(model, requests, "off")[0]
+    for widest in range(4, 9):  # so that the last chunks of prompts are of all lengths
+        engine = Engine(model, None, small(speculation=3, max_rows=1, max_batch_tokens=widest))
+        found = [[(c.tokens, c.finished) for c in complete(engine, [request])[0]] for request in requests]
+        assert engine.stats().hit_tokens > 60
+        assert found == plain
+
+
 def test_sampled_tokens_are_the_same_too(likely):
     requests = [
         ask([first], samples=2, max_new_tokens=60, temperature=t, top_p=p, stop_token_ids=(5, 6, 7))

@@ -121,6 +121,24 @@ def test_regenerate_edit_and_several_conversations(page, engine):
     expect(page.locator(".bill")).to_have_count(1)
 
 
+def test_two_tabs_do_not_undo_each_other(page):
+    other = page.context.new_page()
+    other.goto(page.url)
+    for tab, text in ((other, "in the other tab"), (page, "in this tab")):
+        ask(tab, text)
+        expect(tab.locator(".bill")).to_have_count(1)
+    names = ["in this tab", "in the other tab"]
+    expect(page.locator("#conversations .name")).to_have_text(names)
+    other.reload()
+    expect(other.locator("#conversations .name")).to_have_text(names)
+
+
+def test_an_answer_that_did_not_come_is_explained(page, engine, tokenizer):
+    engine.script = lambda _: tokenizer.encode(f"hm</think>\n\n{tokens.EOS}")
+    ask(page, "how deep?")
+    expect(page.get_by_role("alert")).to_contain_text("ended its turn without an answer")
+
+
 def test_settings_reach_the_server(page, engine):
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Temperature").fill("0")

@@ -8,11 +8,8 @@ from functools import lru_cache
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from ziphius.engine.settings import Constraint
+from ziphius.engine.settings import JSON_WHITESPACE, Constraint
 from ziphius.text.tokenizer import Tokenizer
-
-# a blank, or a line break and an indent: a model that is free to write blanks may never stop
-_WHITESPACE = r" |\n {0,16}"
 
 
 class GrammarError(Exception):
@@ -96,7 +93,7 @@ def _grammar(constraint: Constraint) -> str:
         return LLMatcher.grammar_from_lark(constraint.text)
     schema = constraint.text if constraint.kind == "json_schema" else json.dumps({"type": "object"})
     try:
-        return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _WHITESPACE})
+        return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": JSON_WHITESPACE})
     except ValueError as error:
         raise ValueError(f"the JSON schema cannot be used: {_first_line(str(error))}") from error
 

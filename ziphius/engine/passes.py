@@ -72,10 +72,10 @@ class Passes:
             return next_logits(self.model, hidden_ND)
         return torch.cat([next_logits(self.model, hidden_1D) for hidden_1D in hidden_ND.split(1)])
 
-    def draft(self, hidden_ND: Tensor, tokens: Sequence[int], placement: Placement) -> Tensor:
-        """States [N, D] of the first prediction module. Drafts are only guesses: their rounding is free."""
+    def draft(self, module: int, hidden_ND: Tensor, tokens: Sequence[int], placement: Placement) -> Tensor:
+        """States [N, D] of a prediction module, from 1. Drafts are only guesses: their rounding is free."""
         tokens_N = torch.from_numpy(np.array(tokens, np.int64)).to(self.device)
-        return draft_hidden(self.model, 1, hidden_ND, tokens_N, placement.to(self.device), self.memory)
+        return draft_hidden(self.model, module, hidden_ND, tokens_N, placement.to(self.device), self.memory)
 
 
 def _only(placement: Placement, n: int) -> Placement:

@@ -40,7 +40,7 @@ class Sequence:
     registered: int = 0  # of `blocks`, those that the pool knows or need not know
     cached_tokens: int = -1  # before it is first admitted
     drafts: list[int] = field(default_factory=list)
-    drafting: bool = False  # whether the prediction module has read all that the network has
+    drafting: int = 0  # so many prediction modules have read all that the network has
     drafted: int = 0
     accepted: int = 0
     reported: int = 0  # generated tokens that an update has told of

@@ -6,6 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+# Between the parts of JSON: a blank, or a line break and an indent. Free to write blanks, a model may never stop.
+JSON_WHITESPACE = r" |\n {0,16}"
+
 
 class Constraint(BaseModel):
     """A form that the answer must have; thinking is never bound by it.

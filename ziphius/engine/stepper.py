@@ -172,11 +172,11 @@ class Stepper:
         for sequence in self.scheduler.seated:
             if sequence.row >= 0:  # it may have left in a step that failed
                 self.sampler.seat(sequence)
-                sequence.drafting = depth > 0
+                self.drafter.seat(sequence)
+                sequence.drafting = self.drafter.modules
         self.scheduler.seated.clear()
-        if not depth:
-            for sequence in self.scheduler.running:
-                sequence.drafting = False
+        for sequence in self.scheduler.running:
+            sequence.drafting = min(sequence.drafting, depth)
 
     def _draw(self, hidden_ND: Tensor, targets: list[_Target]) -> Drawn:
         index: list[int] = []

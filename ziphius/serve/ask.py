@@ -16,7 +16,6 @@ from ziphius.serve.schema import ChatRequest, CompletionRequest, GrammarFormat, 
 # The share of an answer's tokens that thinking may take, so that the answer always has room.
 EFFORT = {"minimal": 1 / 8, "low": 1 / 4, "medium": 1 / 2, "high": 3 / 4, "xhigh": 7 / 8, "max": 15 / 16}
 _SHORT = 16  # tokens of a completion that does not say, as OpenAI has it
-_WHITESPACE = r"[ \n]{0,32}"
 _SAME_NAME = (
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
     "logit_bias", "seed", "min_tokens",
@@ -127,11 +126,6 @@ def _budget(asked: ChatRequest, room: int) -> int | None:
     return min(budget, room - 2)
 
 
-def json_form(schema: Mapping[str, Any]) -> str:
-    """A JSON schema for the engine, in which whitespace has an end: some models would go on with it for ever."""
-    return json.dumps({"x-guidance": {"whitespace_pattern": _WHITESPACE}} | dict(schema))
-
-
 def _constraint(asked: Sampling) -> Constraint | None:
     form = asked.response_format
     if isinstance(form, RegexFormat):
@@ -139,7 +133,7 @@ def _constraint(asked: Sampling) -> Constraint | None:
     if isinstance(form, GrammarFormat):
         return Constraint(kind="grammar", text=form.grammar)
     if isinstance(form, JsonSchemaFormat):
-        return Constraint(kind="json_schema", text=json_form(form.json_schema.schema_))
+        return Constraint(kind="json_schema", text=json.dumps(form.json_schema.schema_))
     if form is not None and form.type == "json_object":
-        return Constraint(kind="json_schema", text=json_form({"type": "object"}))
+        return Constraint(kind="json")
     return None

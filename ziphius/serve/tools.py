@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ziphius.engine.settings import Constraint
-from ziphius.serve.ask import json_form
+from ziphius.engine.settings import JSON_WHITESPACE, Constraint
 from ziphius.serve.errors import ApiError
 from ziphius.serve.schema import AnyFormat, ChatRequest, JsonSchemaFormat, NamedTool, Tool
 from ziphius.text import tokens
@@ -47,10 +46,14 @@ def _answer(asked: ChatRequest) -> str:
     if form is None or form.type == "text":
         return r"/(.|\n)*/"
     if isinstance(form, JsonSchemaFormat):
-        return f"%json {json_form(form.json_schema.schema_)}"
+        return _json(form.json_schema.schema_)
     if isinstance(form, AnyFormat):
-        return f"%json {json_form(_ANY)}"
+        return _json(_ANY)
     raise ApiError(422, f"response_format {form.type!r} cannot be combined with tools", param="response_format")
+
+
+def _json(schema: Mapping[str, Any]) -> str:
+    return "%json " + json.dumps({"x-guidance": {"whitespace_pattern": JSON_WHITESPACE}} | dict(schema))
 
 
 def _grammar(ids: dict[str, int], tools: Sequence[Tool], one: bool, must: bool, answer: str) -> str:
@@ -66,8 +69,7 @@ def _grammar(ids: dict[str, int], tools: Sequence[Tool], one: bool, must: bool, 
     if not must:
         lines.append(f"answer: {answer}")
     for place, tool in enumerate(tools):
-        schema = json_form(tool.function.parameters or _ANY)
         begin, sep, end = mark[tokens.CALL_BEGIN], mark[tokens.TOOL_SEP], mark[tokens.CALL_END]
         lines.append(f"call_{place}: {begin} {json.dumps(tool.function.name)} {sep} args_{place} {end}")
-        lines.append(f"args_{place}: %json {schema}")
+        lines.append(f"args_{place}: {_json(tool.function.parameters or _ANY)}")
     return "\n".join(lines) + "\n"

@@ -2,9 +2,15 @@
 
 import { answer, modelName } from "./api.js";
 import { AnswerView, element, questionView } from "./message.js";
-import { loadConversations, loadSettings, newConversation, saveConversations, saveSettings } from "./store.js";
+import {
+  loadConversations, loadSettings, newConversation, saveConversations, saveSettings, whenSavedElsewhere,
+} from "./store.js";
 
 const $ = (id) => document.getElementById(id);
+const NO_ANSWER = {
+  length: "There was no answer within the limit; allow it more tokens in the settings.",
+  stop: "The model ended its turn without an answer. Ask again, or in the words that it was trained on.",
+};
 const SAMPLING = ["temperature", "top_p", "max_tokens", "seed"];
 
 const conversations = loadConversations();
@@ -33,7 +39,7 @@ async function ask() {
       if (piece.usage !== undefined) Object.assign(message, { usage: piece.usage, finish: piece.finish ?? "lost" });
       follow(() => view.update(message));
     }
-    if (!message.content) message.fault = "There was no answer within the limit; allow it more tokens in the settings.";
+    if (!message.content) message.fault = NO_ANSWER[message.finish] ?? "The connection ended before the answer came.";
   } catch (error) {
     message.finish = control.signal.aborted ? "stopped" : "failed";
     if (!control.signal.aborted) message.fault = sentence(error);
@@ -230,6 +236,12 @@ async function greet() {
   }
 }
 
+whenSavedElsewhere(() => {
+  const mine = conversations.filter((conversation) => conversation.id === here.id);
+  const others = loadConversations().filter((conversation) => conversation.id !== here.id);
+  conversations.splice(0, conversations.length, ...mine, ...others);
+  list();
+});
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", colours);
 $("think").setAttribute("aria-pressed", settings.think !== false);
 colours();

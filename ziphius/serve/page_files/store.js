@@ -12,6 +12,11 @@ export function saveConversations(conversations) {
   while (!write(CONVERSATIONS, kept) && kept.length > 1) kept.pop(); // the browser's room is full: the oldest goes
 }
 
+// Another tab of this browser has saved: without its conversations, the next save here would undo them.
+export function whenSavedElsewhere(act) {
+  addEventListener("storage", (event) => event.key === CONVERSATIONS && act());
+}
+
 export function loadSettings() {
   return read(SETTINGS, {});
 }
