@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ziphius import ops
+from ziphius.ops.cut import Cuts, cut
 
 from .compare import few, normal, seeds
 
@@ -27,6 +28,38 @@ def test_backends_agree(seed, N, W, data):
         assert same[row] or (line - place[row]).abs().min() < 1e-5
         alone = ops.draw_tokens(logits[row : row + 1], temperature[row : row + 1], place[row : row + 1])
         assert (alone[0], alone[1]) == (chosen[row], logprobs[row])
+
+
+@few
+@given(
+    seed=seeds,
+    W=st.integers(1, 300),
+    top_k=st.sampled_from([0, 1, 3, 40, 299, 500]),
+    top_p=st.sampled_from([0.1, 0.7, 0.95, 1.0]),
+    min_p=st.sampled_from([0.0, 0.05, 0.5]),
+    tied=st.booleans(),
+)
+def test_what_is_cut_is_not_drawn_and_all_else_is(seed, W, top_k, top_p, min_p, tied):
+    """Places all along the line find the tokens that `cut` leaves, in order, with their shares before the cuts."""
+    logits = normal(seed, 1, W) * 3
+    logits = logits.round() if tied else logits
+    temperature = torch.tensor([0.6])
+    cuts = Cuts(torch.tensor([top_k]), torch.tensor([top_p]), torch.tensor([min_p]))
+    mass = torch.softmax(cut(logits, temperature, cuts).double() / 0.6, -1)[0]
+    best = int(logits.argmax())
+    order = [best, *(token for token in mass.nonzero().flatten().tolist() if token != best)]
+    ends = mass[order].cumsum(-1)
+    places = (ends - mass[order] / 2).float()
+    for name in BACKENDS:
+        with ops.backend(name):
+            same = Cuts(*(x.expand(len(order)) for x in cuts))
+            chosen, logprobs = ops.draw_tokens(
+                logits.expand(len(order), W), temperature.expand(len(order)), places, same
+            )
+        solid = mass[order] > 1e-5  # a place in the middle of less is a matter of rounding
+        assert chosen[solid].tolist() == torch.tensor(order)[solid].tolist()
+        expected = torch.log_softmax(logits[0] / 0.6, -1)[chosen]
+        torch.testing.assert_close(logprobs, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

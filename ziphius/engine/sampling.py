@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ziphius import ops
-from ziphius.engine.cut import cut
 from ziphius.engine.random import uniforms
 from ziphius.engine.sequence import Sequence
 from ziphius.engine.shaping import Bound, Shaper
+from ziphius.ops.cut import Cuts
 
 _COLDEST = 1e-5  # temperatures below are greedy: the shares of all but the likeliest vanish, and so may its own
 
@@ -64,7 +64,7 @@ class Sampler:
         tokens, logprobs = self._draw(shaped_SW, rows_S, places_S)
         for b in bound:
             tokens[b.place] = b.settle(tokens[b.place])
-        again_S = self.cuts[rows_S] | (self.tops[rows_S] >= 0)
+        again_S = self.tops[rows_S] >= 0
         again_S[[b.place for b in bound]] = True
         if not again_S.any():
             return Drawn(tokens, logprobs)
@@ -75,13 +75,11 @@ class Sampler:
         return self._draw(logits_SW, rows_S, places_S)[0]
 
     def _draw(self, logits_SW: Tensor, rows_S: np.ndarray, places_S: np.ndarray) -> tuple[list[int], list[float]]:
-        at = self.cuts[rows_S].nonzero()[0]
-        if len(at):
-            rows, at_S = rows_S[at], self._vector(at)
-            settings = (self.temperature[rows], self.top_k[rows], self.top_p[rows], self.min_p[rows])
-            logits_SW = logits_SW.index_copy(0, at_S, cut(logits_SW[at_S], *map(self._vector, settings)))
+        cuts = None
+        if self.cuts[rows_S].any():
+            cuts = Cuts(*(self._vector(x[rows_S]) for x in (self.top_k, self.top_p, self.min_p)))
         temperature_S, u_S = self._vector(self.temperature[rows_S]), self._vector(uniforms(self.keys[rows_S], places_S))
-        tokens_S, logprobs_S = ops.draw_tokens(logits_SW, temperature_S, u_S)
+        tokens_S, logprobs_S = ops.draw_tokens(logits_SW, temperature_S, u_S, cuts)
         return tokens_S.tolist(), logprobs_S.tolist()
 
     def _told(

@@ -57,7 +57,8 @@ class GymFamily(Family):
     def draw(self, ticket: int) -> Problem:
         entry = self._dataset[ticket % self._tickets]
         answer = entry["answer"]  # None where a family only has a checker
-        return Problem(self.name, entry["question"], "" if answer is None else str(answer), entry["metadata"])
+        question = entry["question"].rstrip()  # nobody who asks types the line break that some datasets end with
+        return Problem(self.name, question, "" if answer is None else str(answer), entry["metadata"])
 
     def verify(self, problem: Problem, answer: str) -> Verdict:
         """The dataset's own `score_answer`. Many datasets give part of the score to an answer that merely holds the

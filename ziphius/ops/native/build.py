@@ -89,7 +89,7 @@ _SIGNATURES = {
     "attention_backward": "ppppppppppppp" + "nnnnnnn" + "fii",
     "decoder_linear": "pp" + "nnn" + "pi",
     "decoder_run": "pp" + "nn" + "ppppppp" + "nii",
-    "draw_tokens": "ppppp" + "nn",
+    "draw_tokens": "pppppppp" + "nn",
     "experts_gather": "ppp" + "nnn" + "i",
     "experts_layout": "pppp" + "nnn",
     "experts_sum": "ppp" + "nnn" + "ii",

@@ -4,14 +4,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ziphius.engine.cut import cut
+from ziphius.ops.cut import Cuts, cut
 
 
 def keep(logits: torch.Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> torch.Tensor:
     """Whether each token of each row stays."""
     rows = len(logits)
     given = torch.full((rows,), top_k), torch.full((rows,), top_p), torch.full((rows,), min_p)
-    found = cut(logits, torch.ones(rows), *given)
+    found = cut(logits, torch.ones(rows), Cuts(*given))
     kept = found.isfinite()
     assert (found[kept] == logits[kept]).all()
     return kept
@@ -63,7 +63,7 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it(top_p, kept):
 def test_rows_with_different_cuts():
     p = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).repeat(4, 1)
     given = torch.tensor([0, 2, 0, 0]), torch.tensor([1.0, 1.0, 0.65, 1.0]), torch.tensor([0.0, 0.0, 0.0, 0.6])
-    assert cut(p.log(), torch.ones(4), *given).isfinite().tolist() == [
+    assert cut(p.log(), torch.ones(4), Cuts(*given)).isfinite().tolist() == [
         [True, True, True, True],
         [False, False, True, True],
         [False, False, True, True],
@@ -74,5 +74,5 @@ def test_rows_with_different_cuts():
 def test_the_cut_is_of_the_shares_at_the_temperature():
     logits = torch.tensor([[0.0, 1.0, 2.0]]).repeat(2, 1)
     given = torch.zeros(2, dtype=torch.long), torch.full((2,), 0.8), torch.zeros(2)
-    found = cut(logits, torch.tensor([1.0, 0.5]), *given)  # 0.09, 0.24, 0.67 and 0.02, 0.12, 0.87
+    found = cut(logits, torch.tensor([1.0, 0.5]), Cuts(*given))  # 0.09, 0.24, 0.67 and 0.02, 0.12, 0.87
     assert found.isfinite().tolist() == [[False, True, True], [False, False, True]]

@@ -6,18 +6,28 @@ S rows of a draw, W vocabulary, K likeliest tokens.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-def cut(logits_SW: Tensor, temperature_S: Tensor, top_k_S: Tensor, top_p_S: Tensor, min_p_S: Tensor) -> Tensor:
-    """`logits_SW` without the tail of softmax(logits / temperature): −∞ where a token is cut.
+class Cuts(NamedTuple):
+    """What each row leaves out.
 
-    First all but the `top_k_S` likeliest (0: none), then all but the fewest that reach `top_p_S` of what is left
-    (Holtzman et al. 2020, arXiv 1904.09751), then what is below `min_p_S` of the likeliest (Nguyen et al. 2024,
+    First all but the `top_k` likeliest tokens (int64; 0: nothing), then all but the fewest that reach `top_p` of what
+    is left (Holtzman et al. 2020, arXiv 1904.09751), then what is below `min_p` of the likeliest (Nguyen et al. 2024,
     arXiv 2407.01082). A token as likely as the last one kept stays too, so that the order of equals does not matter.
     """
+
+    top_k_S: Tensor
+    top_p_S: Tensor
+    min_p_S: Tensor
+
+
+def cut(logits_SW: Tensor, temperature_S: Tensor, cuts: Cuts) -> Tensor:
+    """`logits_SW` without the tail of softmax(logits / temperature): −∞ where a token is cut."""
+    top_k_S, top_p_S, min_p_S = cuts
     p_SW = torch.softmax(logits_SW / temperature_S.unsqueeze(1), dim=-1)
     W = p_SW.shape[1]
     top_k_S = torch.where(top_k_S > 0, top_k_S, W).clamp_(max=W)
