@@ -15,6 +15,7 @@ llama.cpp, on a network of 3 layers, width 256, 8 experts and vLLM's head size o
     pip install -c constraints.txt -e .[bench,gguf]
     python bench/engine.py                      # about 10 minutes on two slow cores
     python bench/engine.py --quick              # the small network only
+    python bench/engine.py --device cuda        # the same on a GPU, without 8-bit weights
     python bench/engine.py --sizes none --vllm VLLM/bin/python --llama LLAMA/bin/python    # those peers only
 
     python -m venv VLLM && VLLM/bin/pip install torch==2.13.0    # its CPU build
@@ -59,6 +60,7 @@ from rollout import Load, Ours, Peer, PeerSetting, contestant
 
 from ziphius import ops
 from ziphius.checkpoint import save_model
+from ziphius.checkpoint.device import pick_device
 from ziphius.cost.flops import count_parameters
 from ziphius.engine.complete import complete
 from ziphius.engine.engine import Engine
@@ -96,24 +98,22 @@ SIZES = [
 ]
 
 
-def read_speed(threads: int) -> float:
-    """Bytes per second that a sum over 512 MiB of fp32 reads; the best of several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    array = torch.ones(2**27)
-    seconds = min(timed(lambda: array.sum()) for _ in range(9))
-    torch.set_num_threads(before)
-    return array.numel() * 4 / seconds
+def read_speed(device: torch.device) -> float:
+    """Bytes per second that a sum over fp32 numbers reads, 512 MiB of them (GPU: 8 GiB); the best of several."""
+    array = torch.ones(2**27 if device.type == "cpu" else 2**31, device=device)
+    return array.numel() * 4 / min(timed(lambda: array.sum()) for _ in range(9))
 
 
-def best_peers(size: Size, folder: Path, prompts: list[list[int]]) -> tuple[list[PeerSetting], list[dict[str, Any]]]:
+def best_peers(
+    size: Size, folder: Path, prompts: list[list[int]], device: torch.device
+) -> tuple[list[PeerSetting], list[dict[str, Any]]]:
     """The peer's fastest implementation of its experts in each format, and all that was tried."""
     trials: list[dict[str, Any]] = []
 
     def seconds(setting: PeerSetting) -> float:
         outcome: dict[str, Any] = asdict(setting)
         try:
-            entry = contestant(Peer(folder, setting), Load(len(prompts)), prompts, size.new_tokens)
+            entry = contestant(Peer(folder, setting, device), Load(len(prompts)), prompts, size.new_tokens)
             entry.run()
             outcome["seconds"] = min(timed(entry.run) for _ in range(2))
         except Exception as error:
@@ -151,7 +151,7 @@ def decode_rate(entry: Contestant, short: Contestant, new_tokens: int) -> float:
 
 def run_size(size: Size, options: argparse.Namespace, read: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rounds at every batch; the ratios of the best of both sides."""
-    config = size.config()
+    config, device = size.config(), pick_device(options.device)
     counts = count_parameters(config)
     console.rule(f"{size.name}: {counts.total / 1e6:.1f}M parameters, {counts.active / 1e6:.1f}M active")
     rng = Random(options.seed)
@@ -163,9 +163,10 @@ def run_size(size: Size, options: argparse.Namespace, read: float) -> tuple[list
         save_model(model, folder)
         del model
         prompts = [[rng.randrange(2, config.vocab_size) for _ in range(PROMPT_LENGTH)] for _ in range(256)]
-        peer_settings, trials = best_peers(size, folder, prompts[:16])
-        sides: list[Ours | Peer] = [Ours(folder, precision) for precision in (*PRECISIONS, "int8 weights")]
-        sides += [Peer(folder, setting) for setting in peer_settings]
+        peer_settings, trials = best_peers(size, folder, prompts[:16], device)
+        ours = PRECISIONS if device.type == "cuda" else (*PRECISIONS, "int8 weights")
+        sides: list[Ours | Peer] = [Ours(folder, precision, device) for precision in ours]
+        sides += [Peer(folder, setting, device) for setting in peer_settings]
         for batch, target in size.targets.items():
             load = Load(batch)
             whole = [contestant(side, load, prompts[:batch], size.new_tokens) for side in sides]
@@ -184,16 +185,15 @@ def run_size(size: Size, options: argparse.Namespace, read: float) -> tuple[list
                         f"{row['share_of_read_speed']:.0%} of the memory's {read / 1e9:.1f} GB/s"
                     )
                 rows.append(row)
-            half, small = (
-                next(e for e in whole if e.side == "ours" and e.precision == kind) for kind in ("bf16", "int8")
-            )
-            console.print(f"  8-bit weights: {small.rate / half.rate:.2f}x bf16")
             results.append({"size": size.name, "batch": batch, "contestants": rows, "peer_trials": trials})
-            compared = [entry for entry in whole if entry is not small]
-            ours, peer = (max((e for e in compared if e.side == s), key=lambda e: e.rate) for s in ("ours", "peer"))
-            settings = {"our_settings": ours.settings, "peer_settings": peer.settings}
-            settings["int8_over_bf16"] = small.rate / half.rate
-            ratios.append({"size": size.name, "batch": batch, **ratio_of(ours, peer), **settings, "target": target})
+            compared = [entry for entry in whole if entry.precision != "int8"]
+            best, peer = (max((e for e in compared if e.side == s), key=lambda e: e.rate) for s in ("ours", "peer"))
+            settings = {"our_settings": best.settings, "peer_settings": peer.settings}
+            rates = {entry.precision: entry.rate for entry in whole if entry.side == "ours"}
+            if "int8" in rates:
+                settings["int8_over_bf16"] = rates["int8"] / rates["bf16"]
+                console.print(f"  8-bit weights: {settings['int8_over_bf16']:.2f}x bf16")
+            ratios.append({"size": size.name, "batch": batch, **ratio_of(best, peer), **settings, "target": target})
     return results, ratios
 
 
@@ -235,14 +235,16 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each batch")
     parser.add_argument("--sizes", nargs="+", default=None, help="of small 190M 440M, or none (default: all)")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda for a GPU")
     parser.add_argument("--vllm", type=Path, default=None, help="Python of an environment that has vLLM")
     parser.add_argument("--llama", type=Path, default=None, help="Python of an environment that has llama-cpp-python")
     options = parser.parse_args()
     quiet_libraries()
     torch.set_num_threads(options.threads)
     began = time.perf_counter()
-    read = read_speed(options.threads)
-    console.print(f"Memory: {read / 1e9:.1f} GB/s read by {options.threads} threads")
+    device = pick_device(options.device)
+    read = read_speed(device)
+    console.print(f"Memory of {device}: {read / 1e9:,.1f} GB/s read")
     results, ratios = [], []
     for size in SIZES[:1] if options.quick else SIZES:
         if options.sizes is None or size.name in options.sizes:

@@ -70,6 +70,7 @@ from ziphius.train.distributed import World, join_world, leave_world
 from ziphius.train.flat import FlatParameters
 
 WEIGHTS: dict[str, Weights] = {"bf16 weights": "bf16", "int8 weights": "int8"}
+CPU = torch.device("cpu")
 NEW_TOKENS, PROMPT_LENGTHS = 64, (16, 64)
 TARGET = 3.0
 
@@ -109,9 +110,10 @@ class PeerSetting:
 class Ours:
     """`ziphius.engine.engine.Engine`. `bf16`, as in reinforcement learning: BF16 working weights and autocast."""
 
-    def __init__(self, folder: Path, precision: str) -> None:
+    def __init__(self, folder: Path, precision: str, device: torch.device = CPU) -> None:
         self.precision = precision
-        self.model = load_on(folder, torch.device("cpu"), WEIGHTS.get(precision, "fp32"))
+        self.model = load_on(folder, device, WEIGHTS.get(precision, "fp32"))
+        self._engines: dict[int, Engine] = {}  # by rows: on a GPU one has recorded its steps
         if precision == "bf16":
             FlatParameters(self.model, bf16=True)
 
@@ -123,22 +125,27 @@ class Ours:
                 stack.callback(torch.set_float32_matmul_precision, "highest")
             stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"))
             rows = len(prompts) * samples
-            engine = Engine(self.model, None, EngineSettings(max_rows=rows, speculation="off", prefix_cache=False))
-            found = complete(engine, [Request(p, settings, samples=samples, stream=False) for p in prompts])
+            if rows not in self._engines:
+                size = EngineSettings(max_rows=rows, speculation="off", prefix_cache=False)
+                self._engines[rows] = Engine(self.model, None, size)
+            found = complete(
+                self._engines[rows], [Request(p, settings, samples=samples, stream=False) for p in prompts]
+            )
         assert sum(len(c.tokens) for group in found for c in group) == rows * new_tokens
 
 
 class Peer:
     """`DeepseekV3ForCausalLM.generate`, or `generate_batch` for continuous batching."""
 
-    def __init__(self, folder: Path, setting: PeerSetting) -> None:
+    def __init__(self, folder: Path, setting: PeerSetting, device: torch.device = CPU) -> None:
         from transformers import DeepseekV3ForCausalLM
 
         dtype = torch.bfloat16 if setting.precision.startswith("bf16 weights") else torch.float32
         self.setting = setting
         self.model = DeepseekV3ForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation=setting.attention, experts_implementation=setting.experts
-        ).eval()
+        )
+        self.model.eval().to(device)
         if setting.stop == "none":  # else the folder's own would fill the gap
             self.model.generation_config.eos_token_id = None
 
@@ -179,8 +186,8 @@ class Peer:
 
     def _padded(self, prompts: list[list[int]], samples: int, new_tokens: int) -> None:
         longest = max(map(len, prompts))
-        tokens = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        tokens = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=self.model.device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
         config = self._settings(new_tokens, samples)
         out = self.model.generate(input_ids=tokens, attention_mask=mask, generation_config=config)
         assert out.shape == (len(prompts) * samples, longest + new_tokens), out.shape
