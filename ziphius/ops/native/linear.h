@@ -18,10 +18,9 @@ typedef struct {
     const float *scale; /* of each row; INT8 only */
 } Weight;
 
-enum { FP32, BF16, INT8 }; /* the first two are what vec.h calls `half` */
-enum { SUMS = 16 };                 /* accumulators of a tile of dot products */
-enum { TILE = 16, LINE = 64 };      /* rows and bytes a row of an AMX tile */
-enum { FEW = 4 };                   /* columns that are quicker moved one by one than by a whole transposition */
+enum { FP32, BF16, INT8 };           /* the first two are what vec.h calls `half` */
+enum { SUMS = 16 };                  /* accumulators of a tile of dot products */
+enum { TILE = 16, LINE = 64 };       /* rows and bytes a row of an AMX tile */
 enum { LARGEST_ACTIVATION = 32512 }; /* 127 in the high byte */
 
 /* The first n of sixteen elements of a matrix; the rest reads as zero. */
@@ -146,17 +145,17 @@ static void tiles_begin(void) {
 
 static void tiles_end(void) { _tile_release(); }
 
-#define ADD_PRODUCT(to, a, b)          \
-    do {                               \
-        if (int8)                      \
-            _tile_dpbssd(to, a, b);    \
-        else                           \
-            _tile_dpbf16ps(to, a, b);  \
+#define ADD_PRODUCT(to, a, b)         \
+    do {                              \
+        if (int8)                     \
+            _tile_dpbssd(to, a, b);   \
+        else                          \
+            _tile_dpbf16ps(to, a, b); \
     } while (0)
 
-/* Activations as the second factor of tile products: blocks of 16 columns, [4 bytes of a column][16][4 bytes], zeros after
- * a column's end. What stands in columns beyond the last has no effect on the others. For bf16 matrices a column is a token in bf16. For int8 ones a token is scaled to 16-bit integers and
- * takes two columns, high and low bytes, both signed: integers add up exactly. */
+/* Activations as the second factor of tile products: blocks of 16 columns, [4 bytes of a column][16][4 bytes], with
+ * zeros after a column's end. For bf16 matrices a column is a token in bf16. For int8 ones a token is scaled to 16-bit
+ * integers and takes two columns, high and low bytes, both signed: integers add up exactly. */
 typedef struct {
     char *data;
     float *scale; /* of each token; int8 only */
@@ -187,17 +186,6 @@ INLINE float fit(const float *x, int64_t cols, float *scale) {
     return largest > 0 ? LARGEST_ACTIVATION / largest : 0;
 }
 
-/* to[i][c] = from[c][i] for `count` columns; of few, the rest of `to` stays what it was. */
-INLINE void turn(const float *from, float *to, int64_t count) {
-    if (count > FEW) {
-        transpose16(from, TILE, to, TILE);
-        return;
-    }
-    vi places = LANES * TILE;
-    for (int64_t c = 0; c < count; c++)
-        _mm512_i32scatter_ps(to + c, (__m512i)places, (__m512)load(from, c * TILE, 0), 4);
-}
-
 INLINE void pack(const float *x, int64_t ldx, int64_t n, int64_t cols, Packed to, int int8) {
     float lines[TILE * TILE] = {0}, inverse[TILE];
     int64_t tokens = int8 ? TILE / 2 : TILE, step = int8 ? LINE : LINE / 2; /* of a block; of a line */
@@ -215,7 +203,7 @@ INLINE void pack(const float *x, int64_t ldx, int64_t n, int64_t cols, Packed to
                 else
                     pack_half(row, cols - k, lines + t * TILE);
             }
-            turn(lines, (float *)at, int8 ? 2 * count : count);
+            transpose16(lines, TILE, (float *)at, TILE);
         }
     }
 }
@@ -270,21 +258,10 @@ INLINE void multiply(Panel upper, Panel lower, int lower_too, const char *left, 
     }
 }
 
-/* to[c][i] = from[i][c] for `count` columns. */
-INLINE void turn_back(const float *from, float *to, int64_t count) {
-    if (count > FEW) {
-        transpose16(from, TILE, to, TILE);
-        return;
-    }
-    vi places = LANES * TILE;
-    for (int64_t c = 0; c < count; c++)
-        store(to, c * TILE, (vf)_mm512_i32gather_ps((__m512i)places, from + c, 4), 0);
-}
-
 /* `tile` holds [row][column]; out gets [token][row] for `rows` rows. */
 INLINE void put(const float *tile, float *out, int64_t ldo, int64_t rows, int64_t tokens) {
     float turned[TILE * TILE];
-    turn_back(tile, turned, tokens);
+    transpose16(tile, TILE, turned, TILE);
     for (int64_t t = 0; t < tokens; t++) store_n(out, t * ldo, load(turned, t * TILE, 0), rows, 0);
 }
 
@@ -292,7 +269,7 @@ INLINE void put(const float *tile, float *out, int64_t ldo, int64_t rows, int64_
 INLINE void put_bytes(const float *tile, const float *of_rows, const float *of_tokens, float *out, int64_t ldo,
                       int64_t rows, int64_t tokens) {
     float turned[TILE * TILE];
-    turn_back(tile, turned, 2 * tokens);
+    transpose16(tile, TILE, turned, TILE);
     vf scale = load_n(of_rows, 0, rows, 0);
     for (int64_t t = 0; t < tokens; t++) {
         vf high = __builtin_convertvector((vi)load(turned, 2 * t * TILE, 0), vf);
