@@ -14,6 +14,7 @@ from random import Random
 from threading import Timer
 from typing import IO, Any, cast
 
+import psutil
 import torch
 from common import Contestant, console, ratio_of, show_contestants
 
@@ -46,7 +47,7 @@ def wide_heads() -> ModelConfig:
 
 
 class Behind:
-    """A peer in a process of its own."""
+    """A peer in processes of its own, which stand still while others have their turn."""
 
     def __init__(self, name: str, process: subprocess.Popen[str], version: str) -> None:
         self.name, self.about, self._process = name, {"version": version}, process
@@ -54,12 +55,28 @@ class Behind:
     def run(self, prompts: list[list[int]], new_tokens: int, greedy: bool = False) -> list[list[int]]:
         """The new tokens of each prompt. Raises RuntimeError when the process has ended."""
         order = {"prompts": prompts, "new_tokens": new_tokens, "greedy": greedy}
+        self.go_on()
         cast(IO[str], self._process.stdin).write(json.dumps(order) + "\n")
         cast(IO[str], self._process.stdin).flush()
         line = cast(IO[str], self._process.stdout).readline()
         if not line:
             raise RuntimeError(f"{self.name} ended with code {self._process.wait()}")
+        self.stand_still()
         return json.loads(line)["tokens"]
+
+    def stand_still(self) -> None:
+        for process in self._family():
+            process.suspend()
+
+    def go_on(self) -> None:
+        for process in self._family():
+            process.resume()
+
+    def _family(self) -> list[psutil.Process]:
+        if self._process.poll() is not None:
+            return []
+        root = psutil.Process(self._process.pid)
+        return [root, *root.children(recursive=True)]
 
 
 @contextmanager
@@ -82,7 +99,11 @@ def start(name: str, python: Path, model: Path, dtype: str, threads: int, rows: 
                 log.seek(0)
                 last = [text for text in log.read().splitlines() if text.strip()][-1:]
                 raise RuntimeError(f"{name} did not start: {said['failed']} {' '.join(last)[:300]}")
-            yield Behind(name, process, said["ready"])
+            peer = Behind(name, process, said["ready"])
+            try:
+                yield peer
+            finally:  # what stands still cannot notice that its parent is gone
+                peer.go_on()
         finally:
             too_long.cancel()
             process.kill()
