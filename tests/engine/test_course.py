@@ -178,6 +178,7 @@ def test_log_probabilities_stay_the_networks_own(model, tokenizer):
         (Constraint(kind="regex", text="("), "the regular expression cannot be used: "),
         (Constraint(kind="json_schema", text="{"), "the JSON schema cannot be used: "),
         (Constraint(kind="json_schema", text='{"type": "legs"}'), "the JSON schema cannot be used: "),
+        (Constraint(kind="json_schema", text='{"$ref": "#"}'), "the JSON schema cannot be used: no answer has it"),
         (Constraint(kind="grammar", text="start: missing"), "the grammar cannot be used: "),
     ],
 )

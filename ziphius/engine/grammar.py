@@ -31,8 +31,13 @@ class Grammars:
 
     def _compile(self, constraint: Constraint) -> LLMatcher:
         inner = LLMatcher(self._tokenizer, _grammar(constraint))
+        name = _KIND[constraint.kind]
         if inner.is_error():
-            raise ValueError(f"the {_KIND[constraint.kind]} cannot be used: {_first_line(inner.get_error())}")
+            raise ValueError(f"the {name} cannot be used: {_first_line(inner.get_error())}")
+        begun = inner.deep_copy()
+        begun.compute_bitmask()
+        if begun.is_error():
+            raise ValueError(f"the {name} cannot be used: no answer has it ({_first_line(begun.get_error())})")
         return inner
 
 
