@@ -13,7 +13,7 @@ llama.cpp, on a network of 3 layers, width 256, 8 experts and vLLM's head size o
 
     pip install -c constraints.txt torch        # first: the plain index brings a CUDA build
     pip install -c constraints.txt -e .[bench,gguf]
-    python bench/engine.py                      # about 10 minutes on two slow cores
+    python bench/engine.py                      # about 13 minutes on two slow cores
     python bench/engine.py --quick              # the small network only
     python bench/engine.py --device cuda        # the same on a GPU, without 8-bit weights
     python bench/engine.py --sizes none --vllm VLLM/bin/python --llama LLAMA/bin/python    # those peers only

@@ -16,15 +16,17 @@ from typing import IO, Any, cast
 
 import psutil
 import torch
-from common import Contestant, console, ratio_of, show_contestants
+from common import Contestant, console, ratio_of, show_contestants, timed
 
-from ziphius.checkpoint import load_model, save_model
+from ziphius.checkpoint import save_model
+from ziphius.checkpoint.device import load_on
 from ziphius.checkpoint.gguf import WeightType, write_gguf
 from ziphius.engine.complete import complete
 from ziphius.engine.engine import Engine
 from ziphius.engine.request import Request
 from ziphius.engine.settings import EngineSettings, SamplingSettings
 from ziphius.model.config import ModelConfig
+from ziphius.model.formats import Weights
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
 
@@ -112,8 +114,8 @@ def start(name: str, python: Path, model: Path, dtype: str, threads: int, rows: 
 class Kept:
     """Our engine, made once, as the peers' are."""
 
-    def __init__(self, folder: Path, dtype: str, rows: int) -> None:
-        model = load_model(folder, {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
+    def __init__(self, folder: Path, weights: Weights, rows: int) -> None:
+        model = load_on(folder, torch.device("cpu"), weights)
         settings = EngineSettings(max_rows=rows, speculation="off", prefix_cache=False)
         self.engine = Engine(model, None, settings)
 
@@ -157,7 +159,7 @@ def run_peers(pythons: dict[str, Path], threads: int, rounds: int, seed: int) ->
         model = Transformer(config)
         model.init_weights(torch.Generator().manual_seed(seed))
         save_model(model, folder)
-        ours = {dtype: Kept(folder, dtype, len(prompts)) for dtype in ("fp32", "bf16")}
+        ours = {"fp32": Kept(folder, "fp32", len(prompts)), "bf16": Kept(folder, "bf16", len(prompts))}
         peers: list[tuple[Behind, str]] = []
         for name, python in pythons.items():
             for dtype in ("exact", *RACES[name]):
@@ -217,6 +219,4 @@ def _take_quiet_turns(entries: list[Contestant], rounds: int) -> None:
         shift = number % len(entries)
         for entry in [*entries[shift:], *entries[:shift]]:
             time.sleep(SETTLE_SECONDS)
-            began = time.perf_counter()
-            entry.run()
-            entry.seconds.append(time.perf_counter() - began)
+            entry.seconds.append(timed(entry.run))

@@ -49,7 +49,7 @@ def test_modules_compute_with_the_rounded_values(name):
 def test_the_native_step_agrees_with_the_modules(config):
     """In BF16, for the tiles round activations to it: as near to the exact result as the modules are."""
     model = quantise(network(config).bfloat16())
-    exact, _ = in_chunks(rounded_like(model, config), backend="reference")
+    exact, _ = in_chunks(rounded(network(config).bfloat16().float()), backend="reference")
     native, _ = in_chunks(model, torch.bfloat16, "native")
     modules, _ = in_chunks(model, torch.bfloat16, "torch")
     error = lambda found: torch.cat([(a - b).float() for a, b in zip(found, exact, strict=True)]).norm()
@@ -57,11 +57,6 @@ def test_the_native_step_agrees_with_the_modules(config):
     with torch.no_grad():
         hidden = torch.cat(exact)[:5]
         torch.testing.assert_close(next_logits(model, hidden), model.lm_head(hidden).float(), rtol=0.02, atol=0.02)
-
-
-def rounded_like(model, config):
-    """`model`, which is in BF16 and 8 bits, in fp32."""
-    return rounded(network(config).bfloat16().float())
 
 
 def test_what_is_quantised():

@@ -25,11 +25,14 @@ def run(indices):
     return lambda x, w, gate_up, down: ops.grouped_experts(x, indices, w, gate_up, down)
 
 
-@few
-@given(
+over_shapes = given(
     N=st.integers(1, 40), D=sizes, F=sizes, E=st.integers(1, 12), K=st.integers(1, 4), seed=seeds,
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )  # fmt: skip
+
+
+@few
+@over_shapes
 def test_backends_equal_reference(N, D, F, E, K, seed, dtype):
     indices, weights = routing(seed, N, E, min(K, E))
     inputs = normal(seed + 2, N, D), weights, *weights_of(seed + 3, E, D, F)
@@ -88,10 +91,7 @@ def test_no_gradient_where_none_is_asked():
 
 
 @few
-@given(
-    N=st.integers(1, 40), D=sizes, F=sizes, E=st.integers(1, 12), K=st.integers(1, 4), seed=seeds,
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-)  # fmt: skip
+@over_shapes
 def test_forms_that_count_nothing_equal_reference(N, D, F, E, K, seed, dtype):
     indices, weights = routing(seed, N, E, min(K, E))
     floats = normal(seed + 2, N, D), weights, *weights_of(seed + 3, E, D, F)
