@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from ziphius.ledger.folder import finished_stages
 from ziphius.recipe.costs import show_ledger
 
 
@@ -31,7 +32,7 @@ def show_summary(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     _evaluations(console, summary)
     show_ledger(console, run, summary["price"])
-    last = sorted(path.parent for path in (run / "stages").glob("*/config.json"))
+    last = [stage for stage in finished_stages(run) if (stage / "config.json").exists()]
     console.print(f"Report:  {run / 'report.html'}")
     if last:
         console.print(f"Ask it:  ziphius chat {last[-1]}", soft_wrap=True)
