@@ -1,5 +1,4 @@
 import json
-import os
 
 import pytest
 
@@ -12,7 +11,7 @@ from ziphius.cost.ledger import (
     table_of_costs,
     write_rows,
 )
-from ziphius.ledger.clock import Clock, time_spent
+from ziphius.ledger.clock import time_spent
 from ziphius.ledger.folder import evaluation_key, stage_key, write_json
 
 MACHINE = {"device": "H100", "devices": 2, "dollars_per_hour": 3600.0}
@@ -90,17 +89,6 @@ def test_bills_add_up_to_the_time_on_the_clock(tmp_path):
     ]  # fmt: skip
     assert sum(row.seconds for row in rows + abandoned) == sum(time_spent(tmp_path).values())
     assert (rows[2].device, rows[2].device_hours, rows[2].dollars) == ("H100", 2 * 6 / 3600, 6.0)
-
-
-def test_a_start_that_was_killed_was_busy_until_its_last_sign_of_life(tmp_path):
-    clock = Clock(tmp_path, MACHINE)
-    busy = clock.during("rl")
-    busy.__enter__()
-    clock._stopped.set()  # as a kill does, it ends the signs of life
-    (start,) = (tmp_path / "time").iterdir()
-    since = json.loads(start.read_text())["since"]
-    os.utime(start, (since + 40, since + 40))
-    assert time_spent(tmp_path)["rl"] == pytest.approx(40, abs=0.01)
 
 
 def test_other_folders_and_broken_lines_are_refused(tmp_path):

@@ -12,11 +12,11 @@ from typing import Any
 from ziphius.ledger.clock import WAITING, last_start, time_spent
 from ziphius.ledger.folder import (
     DONE,
-    EVALUATION,
     SETTINGS,
     evaluation_key,
     kept_stages,
     present_stages,
+    read_evaluation,
     read_json,
     stage_key,
     write_text,
@@ -122,7 +122,7 @@ def _stage_rows(stage: Path, spent: Counter[str]) -> list[LedgerRow]:
         return _left(f"{stage.name.partition('-')[2]} (unfinished)", _kind(stage), worked)
     rows = read_ledger(stage / "ledger.jsonl")
     rows += _left(f"lost in {about['name']}", "lost", worked - sum(row.seconds for row in rows))
-    asked = read_json(stage / EVALUATION)
+    asked = read_evaluation(stage)
     if asked is not None:
         bill = LedgerRow(**asked["bill"])
         lost = spent.pop(evaluation_key(stage, asked["of"]["print"]), 0.0) - bill.seconds

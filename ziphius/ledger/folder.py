@@ -56,8 +56,14 @@ def parts(run: Path) -> list[Path]:
 
 def evaluations(stage: Path) -> list[dict[str, Any]]:
     """What the present evaluation found of a stage, an entry a task; [] where it was not asked."""
-    found = read_json(stage / EVALUATION)
+    found = read_evaluation(stage)
     return found["results"] if found else []
+
+
+def read_evaluation(stage: Path) -> dict[str, Any] | None:
+    """What a stage was asked (`of`), what came of it (`results`) and its `bill`; None where it was not asked."""
+    found = read_json(stage / EVALUATION)
+    return found if isinstance(found, dict) else None  # an earlier version's does not say what it is of
 
 
 def stage_key(stage: Path) -> str:

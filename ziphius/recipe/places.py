@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ziphius.ledger.folder import DONE, EVALUATION, KEPT_EVALUATIONS, SETTINGS, read_json, write_json
+from ziphius.ledger.folder import DONE, EVALUATION, KEPT_EVALUATIONS, SETTINGS, read_evaluation, write_json
 from ziphius.recipe.identity import Identity, differences
 
 _TRACES = ("state", "metrics.jsonl", "config.json", "tokenizer.json")  # of work that somebody may want to keep
@@ -57,7 +57,7 @@ def open_place(place: Place) -> None:
 def find_evaluation(folder: Path, of: Identity) -> tuple[bool, str]:
     """Whether `folder` holds this evaluation, which then is the present one, and a line where another has gone."""
     present, kept = folder / EVALUATION, folder / KEPT_EVALUATIONS / f"{of.print}.json"
-    found = read_json(present)
+    found = read_evaluation(folder)
     if found is not None and found["of"]["print"] == of.print:
         return True, ""
     why = ""
