@@ -74,7 +74,8 @@ def test_the_answers_of_reasoning_gym_stay_what_they_are(name):
 @pytest.mark.parametrize(
     "piece",
     ["\\boxed{", "\\boxed ", "\\boxed", "\\", "{", "}", "\\boxed{}", "<answer>", "</answer>", "<answer></answer>",
-     "Answer: ", "answer is.\n", "answer:\n", "so the ", "the final answer is ", "答案", ". ", "\n", " ", "*", "$", "#### "],
+     "Answer: ", "answer is.\n", "answer:\n", "so the ", "the final answer is ", "答案", ". ", "\n", " ", "*", "$",
+     "#### "],
 )  # fmt: skip
 def test_a_megabyte_of_anything_is_read_in_no_time(piece):
     text = "answer" + piece * (MIB // len(piece)) + "b"

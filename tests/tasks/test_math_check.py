@@ -102,8 +102,8 @@ def test_no_text_upsets_it(text, pair):
 
 @pytest.mark.parametrize(
     "piece",
-    ["(", "{", "\\", "$", "\\$", "a ", "1,", "1 ", "1/", "\\frac", "\\frac{", "\\text{", "\\text{a}", "A, ", "a'-", "x=", "√",
-     "^\\circ", "\\(", "\\boxed", "and ", "sin", "-", "=", "e9", "10^"],
+    ["(", "{", "\\", "$", "\\$", "a ", "1,", "1 ", "1/", "\\frac", "\\frac{", "\\text{", "\\text{a}", "A, ", "a'-",
+     "x=", "√", "^\\circ", "\\(", "\\boxed", "and ", "sin", "-", "=", "e9", "10^"],
 )  # fmt: skip
 def test_hostile_answers_are_judged_in_no_time(piece):
     """Longer ones than these are not looked at; those that take algebra go to the worker, which has a limit."""

@@ -65,10 +65,8 @@ def test_a_check_beyond_its_limit_is_undecided_and_the_next_one_works():
 
 def test_threads_share_the_worker():
     with ThreadPoolExecutor(4) as pool:
-        jobs = [
-            pool.submit(verify_math, HANGS if i == 5 else rf"\sqrt{{{i}}}", r"\sqrt{3}", 60 if i != 5 else 0.5)
-            for i in range(12)
-        ]
+        answers = [HANGS if i == 5 else rf"\sqrt{{{i}}}" for i in range(12)]
+        jobs = [pool.submit(verify_math, a, r"\sqrt{3}", 60 if a != HANGS else 0.5) for a in answers]
         scores = [job.result().score for job in jobs]
     assert scores == [None if i == 5 else float(i == 3) for i in range(12)]
 

@@ -1,4 +1,4 @@
-"""Numbers read exactly: integers, decimals, fractions, mixed numbers and powers of ten, as people and TeX write them."""
+"""Numbers read exactly: integers, decimals, fractions, mixed numbers, powers of ten, as people and TeX write them."""
 
 import re
 from dataclasses import dataclass
@@ -11,9 +11,8 @@ ENOUGH_DIGITS = 6  # from here on a decimal may stand for the number it is round
 DECIMAL = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)(?:\.\d*)?|\.\d+"
 PART = rf"(?:\{{\s*([+-]?)\s*({DECIMAL})\s*\}}|()(\d))"  # of a \frac: in braces, or a single digit
 NUMBER = re.compile(rf"([+-]?)\s*({DECIMAL})")
-SCIENTIFIC = re.compile(
-    rf"([+-]?)\s*({DECIMAL})\s*(?:\\times|\\cdot|\*|[xX])\s*10\s*\^\s*\{{?\s*([+-]?\d{{1,9}})\s*\}}?"
-)
+TEN_TO_THE = r"(?:\\times|\\cdot|\*|[xX])\s*10\s*\^\s*\{?\s*([+-]?\d{1,9})\s*\}?"
+SCIENTIFIC = re.compile(rf"([+-]?)\s*({DECIMAL})\s*{TEN_TO_THE}")
 EXPONENT = re.compile(rf"([+-]?)\s*({DECIMAL})[eE]([+-]?\d{{1,9}})")
 RATIO = re.compile(rf"([+-]?)\s*(?:(\d+) )?\s*({DECIMAL})\s*/\s*({DECIMAL})")
 FRAC = re.compile(rf"([+-]?)\s*(\d+)?\s*\\frac\s*{PART}\s*{PART}")
@@ -42,7 +41,7 @@ class Number:
 
 
 def number(text: str) -> Number | None:
-    """The number that the whole of `text` (see `plain`) stands for, None where it is none or has more than 400 digits."""
+    """The number that all of `text` (see `plain`) stands for, None where it is none or has more than 400 digits."""
     text = text.strip()
     if len(text) > MAX_CHARACTERS:
         return None

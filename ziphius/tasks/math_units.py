@@ -6,21 +6,24 @@ from typing import NamedTuple
 from ziphius.tasks.math_notation import TEXT, untexted
 
 NAMES = {
-    "$": "$ usd dollar dollars buck bucks", "cent": "cent cents ¢", "€": "€ eur euro euros", "£": "£ gbp pounds-sterling",
+    "$": "$ usd dollar dollars buck bucks", "cent": "cent cents ¢", "€": "€ eur euro euros", "£": "£ gbp",
     "¥": "¥ yen yuan", "₹": "₹ rs rupee rupees", "%": "% percent percentage pct", "degree": "degree degrees deg degs",
     "rad": "rad radian radians", "km": "km kilometer kilometers kilometre kilometres",
     "m": "m meter meters metre metres", "cm": "cm centimeter centimeters centimetre centimetres",
     "mm": "mm millimeter millimeters millimetre millimetres", "mile": "mile miles mi", "yard": "yard yards yd yds",
     "foot": "foot feet ft", "inch": "inch inches in", "kg": "kg kilogram kilograms", "g": "g gram grams gm gms",
-    "mg": "mg milligram milligrams", "pound": "pound pounds lb lbs", "ounce": "ounce ounces oz", "ton": "ton tons tonne",
-    "l": "l L liter liters litre litres", "ml": "ml mL milliliter milliliters", "gallon": "gallon gallons gal",
-    "s": "s sec secs second seconds", "min": "min mins minute minutes", "h": "h hr hrs hour hours", "day": "day days",
-    "week": "week weeks", "month": "month months", "year": "year years yr yrs", "mph": "mph mi/h miles/hour mile/hour",
-    "km/h": "km/h kmh kph kmph", "m/s": "m/s",
+    "mg": "mg milligram milligrams", "pound": "pound pounds lb lbs", "ounce": "ounce ounces oz", "ton": "ton tons",
+    "tonne": "tonne tonnes", "l": "l L liter liters litre litres", "ml": "ml mL milliliter milliliters",
+    "gallon": "gallon gallons gal", "s": "s sec secs second seconds", "min": "min mins minute minutes",
+    "h": "h hr hrs hour hours", "day": "day days", "week": "week weeks", "month": "month months",
+    "year": "year years yr yrs", "mph": "mph mi/h miles/hour mile/hour", "km/h": "km/h kmh kph kmph", "m/s": "m/s",
 }  # fmt: skip
 UNITS = {name: unit for unit, names in NAMES.items() for name in names.split()}
 POWERS = {"square": "^2", "sq": "^2", "sq.": "^2", "cubic": "^3", "cu": "^3", "cu.": "^3"}
-FUNCTIONS = frozenset("sin cos tan cot sec csc log ln exp sqrt pi max min gcd lcm mod det lim and or".split())
+FUNCTIONS = {
+    "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "pi", "max", "min", "gcd", "lcm", "mod",
+    "det", "lim", "and", "or",
+}  # fmt: skip
 
 MONEY_BEFORE = re.compile(r"([+-]?)\s*(?:US|USD)?\s*([$€£¥₹])\s*(?=[-\d.\\(])(.+)")
 SIGN_AFTER = re.compile(r"(.*[\d}) ])\s*(\\?%|[$€£¥₹¢])")
