@@ -27,7 +27,7 @@ from ziphius.recipe import stages as work
 from ziphius.recipe.bills import bill, book_abandoned, lost_seconds, measured_energy, stage_energy
 from ziphius.recipe.plan import plan_stages
 from ziphius.recipe.schema import GRPOStage, PretrainStage, Recipe, SFTStage, TokenizerStage, fingerprint
-from ziphius.recipe.screen import one_line
+from ziphius.recipe.screen import one_line, undecided_answers
 from ziphius.report import write_report
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.choose import processes_are_faster
@@ -195,7 +195,9 @@ def _evaluate(job: work.Job, folder: Path, name: str, title: str, tokenizer: Tok
     if job.world.is_main:
         _write_json(folder / "evaluation.json", found)
     for entry in found:
-        _say(job, f"{title}: {entry['task']} pass@1 {entry['pass_at_1']:.1%}, greedy {entry['greedy']:.1%}")
+        undecided = undecided_answers(entry)
+        shares = f"pass@1 {entry['pass_at_1']:.1%}, greedy {entry['greedy']:.1%}"
+        _say(job, f"{title}: {entry['task']} {shares}{'; ' if undecided else ''}{undecided}")
     return row
 
 
