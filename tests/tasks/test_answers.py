@@ -38,6 +38,7 @@ MIB = 1 << 20
         ("That makes 42, so the final answer is $42$.", "42"),
         ("Final Answer: The final answer is $\\frac12$. I hope it is correct.", r"\frac12"),
         ("The answer is 3.5 m", "3.5 m"),
+        (r"The answer is $10,\! 080$. Done.", r"10,\! 080"),
         ("Answer: The cat sat.", "The cat sat."),
         ("答案：42", "42"),
         ("所以最终答案是 42。", "42"),

@@ -14,7 +14,7 @@ ANSWER_IS = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 LAST_LINE_MARK = "####"  # how GSM8K's solutions end (Cobbe et al. 2021, arXiv:2110.14168)
-SENTENCE_END = re.compile(r"[.!。](?=\s|$)")
+SENTENCE_END = re.compile(r"(?<!\\)[.!。](?=\s|$)")  # `\!` is a space of TeX's
 
 
 def extract_answer(text: str) -> str:

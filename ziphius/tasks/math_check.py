@@ -9,7 +9,7 @@ against it):
 - Percent: `p%` on one side alone stands for p/100, and for p itself from 1 on: `50%` is 0.5 and 50, `0.5%` is not 0.5.
 - Numbers are compared exactly; a decimal of six places and digits or more also stands for what rounds to it (0.333333).
 - Words, letters of a choice and times of the day are compared as text, without regard to case.
-- `(1,2)`, `[1,2]` and `\{1,2\}` are three different things; each may stand without its brackets, but [1,2].
+- `(1,2)`, `[1,2]` and `\{1,2\}` are three different things; each may stand without its brackets, but `[1,2]`.
 - Numerals to a base: `40_9` is not `40_8`; "40" may stand for either.
 """
 
@@ -25,7 +25,8 @@ RIGHT: Outcome = (1.0, "right")
 WRONG: Outcome = (0.0, "wrong")
 
 LONGEST = 4096  # characters of an answer that is looked at; a longer one is none
-ASSIGNED = re.compile(r"\\?[A-Za-z]+(?:_(?:\w|\{\w+\}))?(?:\([a-z]\))?\s*(?:=|\\in\b)\s*(?=[^=])")
+RELATION = re.compile(r"=|\\approx\b|\\in\b")
+ASSIGNED = re.compile(rf"(?:\\?[A-Za-z]+(?:_(?:\w|\{{\w+\}}))?(?:\([a-z]\))?)?\s*(?:{RELATION.pattern})\s*(?=[^=])")
 BASED = re.compile(r"(-?\d[0-9A-Z.]*)\s*_\s*\{?\s*(\d+)\s*\}?")
 JOINED = re.compile(r",?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*")
 
@@ -88,15 +89,16 @@ def fault(gold: str) -> str | None:
 
 
 def _compared(ours: str, theirs: str) -> tuple[Measured, Measured]:
-    """Both without `x =` and `x \in` where one of them has it or both the same, and without their units."""
-    names = [ASSIGNED.match(text) if len(re.findall(r"=|\\in\b", text)) == 1 else None for text in (ours, theirs)]
+    r"""Both without `x =`, `\approx` and `x \in` where one of them has it or both the same, and without their units."""
+    names = [ASSIGNED.match(text) if len(RELATION.findall(text)) == 1 else None for text in (ours, theirs)]
     if not all(names) or len({name[0].replace(" ", "") for name in names if name}) == 1:
         ours, theirs = (text[name.end() :] if name else text for text, name in zip((ours, theirs), names, strict=True))
     return split_unit(ours), split_unit(theirs)
 
 
 def _ends(text: str) -> str | None:
-    """The kind of brackets, where the whole text is one pair around several things: `()`, `[)`, `{}`."""
+    """The kind of brackets, where the whole text is one pair around several things: `()`, `[)`, `{}`. Three things or
+    more are no interval, so that `[]` is `()`."""
     text = text.replace(r"\{", "{").replace(r"\}", "}")
     depth = commas = 0
     for place, sign in enumerate(text):
@@ -104,7 +106,8 @@ def _ends(text: str) -> str | None:
         commas += sign == "," and depth == 1
         if depth == 0 and place < len(text) - 1:
             return None
-    return text[0] + text[-1] if commas else None
+    ends = text[:1] + text[-1:]
+    return ("()" if commas > 1 and ends == "[]" else ends) if commas else None
 
 
 def _same_numeral(one: str, other: str) -> bool | None:

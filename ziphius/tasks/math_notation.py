@@ -14,7 +14,7 @@ SIGNS = str.maketrans(
         "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "μ": r"\mu ", "φ": r"\phi ",
         "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
         "²": "^2", "³": "^3", "¹": "^1", "⁴": "^4", "⁵": "^5", "’": "'", "“": '"', "”": '"', "％": "%", "＝": "=",
-        "，": ",", "（": "(", "）": ")", "：": ":", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u3000": " ",
+        "≈": r"\approx ", "，": ",", "（": "(", "）": ")", "：": ":", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u3000": " ",
     }
 )  # fmt: skip
 ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|(\d+|[a-z])|(?=\{))")
@@ -30,6 +30,8 @@ STEPS = [
     (re.compile(r"\\lbrace\b ?"), r"\{"),
     (re.compile(r"\\rbrace\b ?"), r"\}"),
     (re.compile(r"\\(?:varnothing|emptyset)\b"), r"\\emptyset"),
+    (re.compile(r"\\langle\b ?"), "("),
+    (re.compile(r" ?\\rangle\b"), ")"),
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])"), r"\\pi "),
     (re.compile(r"(?<![A-Za-z\\])(?:inf|infinity|oo)(?![A-Za-z])"), r"\\infty "),

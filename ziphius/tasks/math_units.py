@@ -30,7 +30,9 @@ SIGN_AFTER = re.compile(r"(.*[\d}) ])\s*(\\?%|[$€£¥₹¢])")
 DEGREES = re.compile(r"\s*\^\s*\{?\s*\\circ\s*\}?\s*([CFK](?![A-Za-z]))?")
 TRIGONOMETRY = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 TEXT_AFTER = re.compile(rf"(.*[^\s=,+*/(\[{{-])\s*{TEXT.pattern}\s*(\^\s*\{{?\d\}}?)?")
-WORDS_AFTER = re.compile(r"(.*[\d})])( ?)([A-Za-z][A-Za-z./]*(?: [A-Za-z./]+){0,5})(\s*\^\s*\{?[23]\}?)?")
+WORDS_AFTER = re.compile(
+    r"(.*(?:[\d})]|\\pi(?= [a-z]{2})))( ?)([A-Za-z][A-Za-z./]*(?: [A-Za-z./]+){0,5})(\s*\^\s*\{?[23]\}?)?"
+)
 
 
 class Measured(NamedTuple):
