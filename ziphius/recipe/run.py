@@ -28,7 +28,7 @@ from ziphius.recipe.lock import Lock
 from ziphius.recipe.places import Place, find_evaluation, find_place, open_place
 from ziphius.recipe.plan import plan_stages
 from ziphius.recipe.schema import GRPOStage, PretrainStage, Recipe, RecipeError, SFTStage, Stage, TokenizerStage
-from ziphius.recipe.screen import one_line
+from ziphius.recipe.screen import one_line, undecided_answers
 from ziphius.recipe.summary import summarise
 from ziphius.report import write_report
 from ziphius.text.tokenizer import Tokenizer
@@ -235,7 +235,9 @@ def _evaluate(job: work.Job, name: str, place: Place, tokenizer: Tokenizer, file
             write_json(place.folder / EVALUATION, {"of": of.as_dict(), "bill": asdict(row), "results": found})
         job.world.barrier()
     for entry in found:
-        _say(job, f"{title}: {entry['task']} pass@1 {entry['pass_at_1']:.1%}, greedy {entry['greedy']:.1%}")
+        undecided = undecided_answers(entry)
+        shares = f"pass@1 {entry['pass_at_1']:.1%}, greedy {entry['greedy']:.1%}"
+        _say(job, f"{title}: {entry['task']} {shares}{'; ' if undecided else ''}{undecided}")
 
 
 def _title(job: work.Job, name: str) -> str:

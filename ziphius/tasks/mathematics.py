@@ -1,4 +1,4 @@
-"""Answers in free mathematical notation: taking them out of a completion, and checking them with math-verify.
+"""Answers in free mathematical notation: a family of questions from a file, and the process that checks its answers.
 
 Computer algebra can run without end on a strange answer. So checks run in one long-lived worker process that is killed
 when a check passes its limit, and such a check is undecided, never wrong.
@@ -7,57 +7,33 @@ when a check passes its limit, and such a check is undecided, never wrong.
 import atexit
 import json
 import queue
-import re
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from random import Random
 from typing import IO, Any, cast
 
+from ziphius.tasks.answers import extract_answer
 from ziphius.tasks.base import SPLIT_PERCENT, Family, Problem, TaskError, Verdict, check_split, normalised, split_of
+from ziphius.tasks.math_check import at_once, fault
 
 WORKER = Path(__file__).with_name("math_worker.py")
 START_LIMIT_S = 120.0  # loading sympy takes a second, and far longer on a machine that is busy
-PLAIN_NUMBER = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d{1,400})(\.\d{1,400})?")
-
-
-def extract_answer(text: str) -> str:
-    r"""The answer in a text: what the last complete `\boxed{...}` holds, else what the last `<answer>...</answer>`
-    holds, else the whole text; stripped."""
-    start = text.rfind(r"\boxed{")
-    while start >= 0:
-        depth, first = 1, start + len(r"\boxed{")
-        for place in range(first, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0)
-            if depth == 0:
-                return text[first:place].strip()
-        start = text.rfind(r"\boxed{", 0, start)
-    tagged = re.findall(r"<answer>(.*?)</answer>", text, flags=re.DOTALL)
-    return (tagged[-1] if tagged else text).strip()
 
 
 def verify_math(answer: str, gold: str, limit_s: float = 5.0) -> Verdict:
     """Whether a bare answer means the same as `gold`, both plain text or LaTeX. Callable from any thread.
 
-    Equal texts and whole numbers are judged on the spot; the rest by math-verify in the worker, one check at a time.
-    `limit_s` counts from the moment the worker takes the check; a check that exceeds it is undecided.
+    Words, numbers and equal texts are judged on the spot; what takes algebra by math-verify in the worker, one check at
+    a time (see `math_check`). `limit_s` counts from the moment the worker takes the check; a check that exceeds it is
+    undecided.
     """
-    answer, gold = answer.strip(), gold.strip()
-    if not answer:
-        return Verdict(0.0, "no answer")
-    if answer == gold:
-        return Verdict(1.0, "right")
-    if PLAIN_NUMBER.fullmatch(answer) and PLAIN_NUMBER.fullmatch(gold):
-        one, other = (Fraction(text.replace(",", "")) for text in (answer, gold))
-        if one == other:
-            return Verdict(1.0, "right")
-        if one.denominator == other.denominator == 1:  # math-verify rounds fractions, so those are its to judge
-            return Verdict(0.0, "wrong")
+    if (outcome := at_once(answer, gold)) is not None:
+        return Verdict(*outcome)
     return _shared_worker().check(answer, gold, limit_s)
 
 
@@ -149,11 +125,13 @@ def _shared_worker() -> MathWorker:
 
 
 class MathFamily(Family):
-    """Questions from a file: JSON lines with `question` and `answer` (text or a number), checked by math-verify.
+    """Questions from a file: JSON lines with `question` and `answer`, checked by `verify_math`.
+
+    An answer is text or a number; of a worked solution what `extract_answer` finds in it (GSM8K's end in "#### 18").
 
     settings: `path` of the .jsonl file; `seed` of the order (default 0); `limit_s` for one check (default 5). Repeated
     questions are taken once. A split's indices run through its questions in a shuffled order, again and again.
-    Raises TaskError for unknown settings and for a file or line that cannot be read.
+    Raises TaskError for unknown settings, for a file or line that cannot be read and for an answer that none can meet.
     """
 
     name = "math"
@@ -201,7 +179,10 @@ def _read(path: Path) -> list[Problem]:
             question, answer = str(row["question"]), str(row["answer"])
         except (ValueError, KeyError, TypeError) as error:
             raise TaskError(f"tasks: {path}:{number} is not a JSON object with question and answer: {error}") from error
-        problems.setdefault(normalised(question), Problem("math", question, answer))
+        gold = extract_answer(answer)
+        if why := fault(gold):
+            raise TaskError(f"tasks: {path}:{number}: nobody can be right by the answer {gold[:80]!r}: {why}; mend it")
+        problems.setdefault(normalised(question), Problem("math", question, gold))
     if not problems:
         raise TaskError(f"tasks: family math: {path} holds no questions")
     return list(problems.values())
