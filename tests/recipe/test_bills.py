@@ -23,7 +23,7 @@ def test_lost_time_is_what_was_logged_after_the_last_save_over_all_starts(tmp_pa
     assert lost_seconds(tmp_path / "new") == 0.0
     steps(tmp_path, 1.0, 2.0, 3.5)
     assert lost_seconds(tmp_path) == 3.5  # nothing saved yet
-    save_state(tmp_path / "state", {"progress": {"seconds": 2.0}, "x": torch.zeros(1)})
+    save_state(tmp_path / "state", {"progress": {"step": 2, "seconds": 2.0}, "x": torch.zeros(1)})
     steps(tmp_path, 1.0, 2.0, 2.5)
     assert lost_seconds(tmp_path) == 4.0
 

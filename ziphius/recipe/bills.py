@@ -11,9 +11,10 @@ import torch
 
 from ziphius.cost.energy import EnergyMeter
 from ziphius.cost.ledger import ABANDONED, LedgerRow, append_row, read_ledger
+from ziphius.disk.write import write_text
 from ziphius.train.distributed import World
 from ziphius.train.metrics import read_metrics
-from ziphius.train.state import load_state, write_atomically
+from ziphius.train.state import saved_progress
 
 _ENERGY, _LOST = "energy.json", "lost_seconds.json"
 
@@ -51,8 +52,8 @@ def lost_seconds(folder: Path) -> float:
     """Training time that kills threw away: what was logged after the last saved state, added up over all starts."""
     lost = _read_number(folder / _LOST) or 0.0
     if rows := read_metrics(folder):
-        state = load_state(folder / "state")
-        lost += max(0.0, rows[-1]["seconds"] - (state["progress"]["seconds"] if state else 0.0))
+        progress = saved_progress(folder / "state")
+        lost += max(0.0, rows[-1]["seconds"] - (progress["seconds"] if progress else 0.0))
         _write_number(folder / _LOST, lost)
     return lost
 
@@ -74,4 +75,4 @@ def _read_number(path: Path) -> float | None:
 
 
 def _write_number(path: Path, value: float) -> None:
-    write_atomically(path, lambda file: file.write(json.dumps(value).encode()))
+    write_text(path, json.dumps(value))

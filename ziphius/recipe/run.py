@@ -22,6 +22,7 @@ from ziphius.checkpoint.folder import load_config
 from ziphius.cost.energy import EnergyMeter
 from ziphius.cost.flops import count_parameters
 from ziphius.cost.ledger import LedgerRow, append_row, read_abandoned, read_rows
+from ziphius.disk.write import write_atomically
 from ziphius.reason.chart import reading
 from ziphius.recipe import stages as work
 from ziphius.recipe.bills import bill, book_abandoned, lost_seconds, measured_energy, stage_energy
@@ -34,7 +35,6 @@ from ziphius.train.choose import processes_are_faster
 from ziphius.train.distributed import World, join_world, leave_world
 from ziphius.train.machine import describe, measure_gemm, peak_memory_gib
 from ziphius.train.metrics import read_metrics
-from ziphius.train.state import write_atomically
 from ziphius.train.trainer import Interrupted, TrainResult
 
 _DONE = "stage.json"
