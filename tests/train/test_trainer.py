@@ -13,9 +13,10 @@ from ziphius.train.batch import Batch, stack_rows
 from ziphius.train.distributed import World
 from ziphius.train.losses import LossParts, next_token_loss
 from ziphius.train.metrics import read_metrics
+from ziphius.train.resume import network_of
 from ziphius.train.settings import LossSettings, TrainSettings
 from ziphius.train.sources import share_rows
-from ziphius.train.state import load_state
+from ziphius.train.state import load_state, save_state
 from ziphius.train.trainer import Interrupted, Trainer
 
 from .stub import Fixed
@@ -271,10 +272,9 @@ def test_metrics_after_the_saved_step_are_dropped_and_a_torn_line_is_forgiven(bu
 
 
 def test_another_number_of_processes_is_refused(build, tmp_path):
-    make(build(), Fixed([[batch_of(2)]]), tmp_path).run()
     trainer = make(build(), Fixed([[batch_of(2)]]), tmp_path)
-    trainer.world = World(0, 2)
-    with pytest.raises(ValueError, match=r"begun with 1 processes .* with 2; start it with 1, or remove its folder"):
+    save_state(tmp_path / "state", trainer.state_dict() | {"world_size": 2}, network_of(trainer.flat))
+    with pytest.raises(ValueError, match=r"begun with 2 processes .* with 1; start it with 2, or remove its folder"):
         trainer._resume()
 
 

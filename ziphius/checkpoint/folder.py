@@ -112,12 +112,10 @@ def save_state(
 
     Weights are converted to `dtype` (each keeps its own when None; `e_score_correction_bias` is fp32 always).
     `generation_config` replaces R1's published settings. The set is replaced as one step: after a kill at any moment
-    `load_model` finds the old one or the new one, whole. Other files in `folder` stay.
+    `load_model` finds the old one or the new one, whole. Other files in `folder` stay. Raises DiskError where the
+    disk refuses.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    commit.complete(folder)
-    commit.discard_staged(folder)
     tensors = {name: state[place.name][place.part] for name, place in published_places(state, config).items()}
     for name, original in shared_copies(config).items():
         if name != "lm_head.weight":  # a tied head is not written, as transformers has it
@@ -125,17 +123,18 @@ def save_state(
     dtype_of = {
         name: torch.float32 if name.endswith(_FP32) else dtype or tensor.dtype for name, tensor in tensors.items()
     }
-    names = stage_shards(folder, tensors.items(), max_shard_bytes, dtype_of)
-
     described = config.to_hf()
     # Neither the old folder's quantisation nor its own Python files are in this one.
     for key in ("quantization_config", "auto_map", "dtype"):
         described.pop(key, None)
     described["torch_dtype"] = str(dtype_of["model.embed_tokens.weight"]).removeprefix("torch.")
-    _stage_json(folder, "generation_config.json", generation_config or default_generation_config(config))
-    _stage_json(folder, "config.json", described)
-    stale = weight_files(folder) - set(names)
-    commit.commit(folder, [*names, "generation_config.json", "config.json"], sorted(stale))
+    needed = sum(tensor.numel() * dtype_of[name].itemsize for name, tensor in tensors.items())
+    with commit.staging(folder, needed):
+        names = stage_shards(folder, tensors.items(), max_shard_bytes, dtype_of)
+        _stage_json(folder, "generation_config.json", generation_config or default_generation_config(config))
+        _stage_json(folder, "config.json", described)
+        stale = weight_files(folder) - set(names)
+        commit.commit(folder, [*names, "generation_config.json", "config.json"], sorted(stale))
 
 
 def default_generation_config(config: ModelConfig) -> dict[str, Any]:

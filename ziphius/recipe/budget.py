@@ -27,6 +27,7 @@ from ziphius.cost.data import Data
 from ziphius.cost.interval import Interval
 from ziphius.cost.money import Rate, rental_rate
 from ziphius.cost.scaling import RULE, model_scale
+from ziphius.disk.write import write_text
 from ziphius.recipe.schema import RecipeError, check_recipe
 
 CPU, CORES_OF_QUOTE = "cpu-2core", 2
@@ -128,10 +129,7 @@ def write_recipe(options: BudgetOptions, money: Money, choice: Choice) -> None:
 # {"Put your own text in place of these lessons." if not options.corpus else "The text is yours."}
 
 {tomli_w.dumps(raw)}"""
-    aside = options.out.with_name(f".{options.out.name}.{os.getpid()}.tmp")
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    aside.write_text(text)
-    aside.replace(options.out)
+    write_text(options.out, text)
 
 
 def recipe_of(options: BudgetOptions, money: Money, choice: Choice) -> dict[str, Any]:

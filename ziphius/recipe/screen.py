@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from ziphius.disk.errors import explain
 from ziphius.ledger.folder import finished_stages
 from ziphius.recipe.costs import show_ledger
 
@@ -20,6 +21,8 @@ def one_line(error: Exception) -> str:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         return f"{key}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
+    if isinstance(error, OSError) and (sentence := explain(error)):
+        return sentence
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, (ValueError, FileNotFoundError)):
         return text

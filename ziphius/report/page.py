@@ -10,12 +10,12 @@ from typing import Any
 import jinja2
 import tomli_w
 
+from ziphius.disk.write import write_text
 from ziphius.reason.doctor import diagnose_run, verdict
 from ziphius.reason.rewards import split_completion
 from ziphius.report.drawing import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, compact
 from ziphius.report.folder import Run, Stage, read_run
 from ziphius.report.pictures import pictures
-from ziphius.train.state import write_atomically
 
 KINDS = {
     "tokenizer": "cutting text into tokens",
@@ -38,7 +38,7 @@ def write_report(run_folder: Path) -> Path:
     """
     html = render(read_run(run_folder))
     path = run_folder / "report.html"
-    write_atomically(path, lambda file: file.write(html.encode()))
+    write_text(path, html)
     return path
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from ziphius.cost.flops import train_flops_per_token
+from ziphius.disk.errors import AGAIN
 from ziphius.model.transformer import Transformer
 from ziphius.train.balance import gates, load_violation, update_bias
 from ziphius.train.batch import Batch
@@ -23,8 +24,9 @@ from ziphius.train.flat import FlatParameters
 from ziphius.train.losses import LossParts
 from ziphius.train.metrics import MetricLog, ProgressLine
 from ziphius.train.optim import Optimizer
+from ziphius.train.resume import need_room, network_of, newest_state
 from ziphius.train.settings import TrainSettings
-from ziphius.train.state import load_state, save_state
+from ziphius.train.state import save_state
 
 _SPIKE_HISTORY = 64
 
@@ -119,6 +121,7 @@ class Trainer:
         self.progress = Progress()
         self.gates = gates(model)
         self._asked = False  # this rank was told to stop
+        self._saved: int | None = None  # the step of the last save
         self._stop = False  # all ranks know that one was, and stop after the same step
         self._flops_per_token: dict[int, float] = {}
 
@@ -289,26 +292,23 @@ class Trainer:
     def _save(self) -> None:
         """Rank 0 writes: weights, moments and batch order are the same on every rank."""
         state = self.state_dict()
-        if self.world.is_main:
-            save_state(self.folder / "state", state)
-        self.world.barrier()
+        where = "begins the stage anew" if self._saved is None else f"goes on from step {self._saved}"
+        then = f"{AGAIN}: it {where}"
+        self.world.on_main(lambda: save_state(self.folder / "state", state, network_of(self.flat), then))
+        self._saved = self.progress.step
 
     def _resume(self) -> None:
-        state = load_state(self.folder / "state")
-        if state is None:
-            return
-        if state["world_size"] != self.world.size:
-            raise ValueError(
-                f"{self.folder} was begun with {state['world_size']} processes and cannot go on to the same result "
-                f"with {self.world.size}; start it with {state['world_size']}, or remove its folder to begin anew"
-            )
-        self.progress = Progress(**state["progress"])
-        self.flat.master.copy_(state["master"])
-        self.flat.publish()
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(state["buffers"][name])
-        self.source.load_state_dict(state["source"])
+        state = newest_state(self.folder, self.flat, self.world, self.title)
+        if state is not None:
+            self.progress = Progress(**state["progress"])
+            self._saved = self.progress.step
+            self.flat.master.copy_(state["master"])
+            self.flat.publish()
+            self.optimizer.load_state_dict(state["optimizer"])
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(state["buffers"][name])
+            self.source.load_state_dict(state["source"])
+        need_room(self.folder, self.state_dict(), self.progress.step >= self.last_step, self.world, self.title)
 
     @contextmanager
     def _listening(self):
