@@ -161,12 +161,13 @@ def _empty(config: ModelConfig, dtype: torch.dtype, device: torch.device | str) 
 def _must_be_finite(value: Tensor, where: str) -> None:
     """Raise CheckpointError where `value` holds NaN or an infinity. A sum shows either in one pass without memory of
     its own; only where the sum itself is not finite (it may merely be too large) the values are looked at."""
-    if value.is_floating_point() and not value.sum().isfinite():
-        if bad := int((~value.isfinite()).sum()):
-            raise CheckpointError(
-                f"{where} has {bad:,} of {value.numel():,} values that are not finite; take an earlier checkpoint, or "
-                "train anew with a lower lr"
-            )
+    if not value.is_floating_point() or value.sum().isfinite():
+        return
+    if bad := int((~value.isfinite()).sum()):
+        raise CheckpointError(
+            f"{where} has {bad:,} of {value.numel():,} values that are not finite; take an earlier checkpoint, or "
+            "train anew with a lower lr"
+        )
 
 
 def _stage_json(folder: Path, name: str, content: dict[str, Any]) -> None:

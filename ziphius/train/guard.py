@@ -68,7 +68,8 @@ class Guard:
             return None
         now, limit = fmean(self.losses), LOSS_FACTOR * max(self.guessing, self.first_loss)
         if now > limit:
-            return f"the loss is {now:.1f} over the last {LOSS_WINDOW} updates and a blind guess costs {self.guessing:.1f}"
+            guess = f"a blind guess costs {self.guessing:.1f}"
+            return f"the loss is {now:.1f} over the last {LOSS_WINDOW} updates and {guess}"
         return None
 
     def state_dict(self) -> dict[str, list | float | None]:

@@ -80,11 +80,6 @@ class TrainSettings(LoopSettings):
                 f"schedule.warmup_steps ({warmup}) leaves none of the {self.steps} steps at the full rate; lower it, "
                 "or leave it out for a tenth of the steps"
             )
-        if self.gate_target is not None and self.gate_every >= self.steps:
-            raise ValueError(
-                f"gate_every ({self.gate_every}) leaves no step of the {self.steps} at which gate_target could be "
-                "measured; lower it, or remove gate_target"
-            )
         return self
 
 
