@@ -363,10 +363,12 @@ def test_wrong_folders_and_options_are_one_line(ziphius, tmp_path, monkeypatch, 
 
 
 def test_doctor_of_a_run_without_rl(finished, ziphius, tmp_path):
+    shutil.copytree(finished / "stages" / "01-tokenizer", tmp_path / "stages" / "01-tokenizer")
+    code, out, _ = ziphius("doctor", tmp_path)
+    assert (code, "no stage has trained yet" in out) == (0, True)
     shutil.copytree(finished / "stages" / "02-pretrain", tmp_path / "stages" / "02-pretrain")
     code, out, _ = ziphius("doctor", tmp_path)
-    assert code == 0
-    assert "no stage of reinforcement learning yet" in out
+    assert (code, "02-pretrain: healthy: no illness found" in out) == (0, True)
 
 
 def test_debug_shows_the_traceback(start):

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ziphius.recipe.schema import Recipe, RecipeError, check_recipe, fingerprint, load_recipe, parse_settings
+from ziphius.recipe.schema import (
+    Recipe,
+    RecipeError,
+    changed_recipe,
+    check_recipe,
+    fingerprint,
+    load_recipe,
+    parse_settings,
+)
 
 from .conftest import RECIPE
 
@@ -158,10 +166,12 @@ def test_defaults_follow_the_kind_of_stage_and_survive_a_partial_table(recipe):
     assert {o.beta2 for o in optimizers.values()} == {0.9}
 
 
-def test_the_policy_is_trained_at_the_temperature_that_it_is_sampled_at(recipe):
-    made = load_recipe(recipe, ["rl.grpo.temperature=0.7"])
-    assert made.stages["rl"].grpo.policy.temperature == 0.7
-    assert check_recipe(made.model_dump(mode="json"), "again") == made
+def test_one_change_of_a_checked_recipe(recipe):
+    raw = load_recipe(recipe).model_dump(mode="json")
+    assert changed_recipe(raw, "rl.grpo.temperature=0.7").stages["rl"].grpo.temperature == 0.7
+    assert raw["stages"]["rl"]["grpo"]["temperature"] == 1.0
+    with pytest.raises(RecipeError, match=r"^--set rl.train.steps=0: stages.rl.train.steps: Input should be greater"):
+        changed_recipe(raw, "rl.train.steps=0")
 
 
 def test_the_recipe_of_the_readme_resolves_as_it_always_has():

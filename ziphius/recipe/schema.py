@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
+from copy import deepcopy
 from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +20,14 @@ from ziphius.recipe.checks import check_together
 from ziphius.tasks.base import TaskError
 from ziphius.tasks.registry import make_family
 from ziphius.text import tokens
-from ziphius.train.settings import LoopSettings, LossSettings, RLTrainSettings, SFTTrainSettings, TrainSettings
+from ziphius.train.settings import (
+    LoopSettings,
+    LossSettings,
+    PolicySettings,
+    RLTrainSettings,
+    SFTTrainSettings,
+    TrainSettings,
+)
 
 Name = Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")]  # it becomes a folder's
 
@@ -181,14 +189,12 @@ class GRPOStage(_Strict):
         if not sum(self.tasks.values()):
             raise ValueError("tasks names nothing to learn; give at least one task a weight above 0")
         _refuse_gate(self.train)
-        policy, temperature = self.grpo.policy, self.grpo.temperature
-        if "temperature" in policy.model_fields_set and policy.temperature != temperature:
+        given, temperature = self.grpo.policy.temperature, self.grpo.temperature
+        if given not in (temperature, PolicySettings().temperature):
             raise ValueError(
-                f"grpo.policy.temperature ({policy.temperature:g}) must be the temperature that answers are sampled "
-                f"at, grpo.temperature ({temperature:g}); leave it out"
+                f"grpo.policy.temperature ({given:g}) must be the temperature that answers are sampled at, "
+                f"grpo.temperature ({temperature:g}); leave it out"
             )
-        policy = policy.model_copy(update={"temperature": temperature})
-        self.grpo = self.grpo.model_copy(update={"policy": policy})
         return self
 
 
@@ -294,6 +300,13 @@ def check_recipe(raw: dict[str, Any], where: str) -> Recipe:
         return Recipe(**raw)
     except ValidationError as error:
         raise RecipeError(f"{where}: {_what_is_wrong(error.errors()[0])}") from None
+
+
+def changed_recipe(raw: dict[str, Any], override: str) -> Recipe:
+    """The recipe `raw`, which stays as it is, with one `key=value` changed. Raises RecipeError where it is refused."""
+    raw = deepcopy(raw)
+    _apply(raw, override)
+    return check_recipe(raw, f"--set {override}")
 
 
 def _what_is_wrong(error: Mapping[str, Any]) -> str:
