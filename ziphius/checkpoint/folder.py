@@ -64,7 +64,7 @@ def load_model(
     Repeated tensors (a prediction module's embedding and head) must equal their originals.
 
     Raises CheckpointError naming the tensor or file that is missing, not expected, or of another shape; all of that
-    is checked before the first value is read.
+    is checked before the first value is read. A tensor with values that are not finite is refused as it is read.
     """
     folder = Path(folder)
     config = load_config(folder)
@@ -78,7 +78,9 @@ def load_model(
         model = _empty(stored.config, dtype, device)
         state = model.state_dict()
         for name, place in stored.places.items():
-            state[place.name][place.part].copy_(stored.value(name))
+            value = stored.value(name)
+            _must_be_finite(value, f"{folder}/{stored.reader.file(name)}: {name}")
+            state[place.name][place.part].copy_(value)
         for name, original in shared_copies(stored.config).items():
             if name in stored.reader and not torch.equal(state[original].cpu(), stored.reader.tensor(name).to(dtype)):
                 raise CheckpointError(f"{folder}: {name} differs from {original}, which this network shares with it")
@@ -154,6 +156,18 @@ def _empty(config: ModelConfig, dtype: torch.dtype, device: torch.device | str) 
     if config.tie_word_embeddings:  # to_empty gives each module memory of its own
         model.lm_head.weight = model.model.embed_tokens.weight
     return model
+
+
+def _must_be_finite(value: Tensor, where: str) -> None:
+    """Raise CheckpointError where `value` holds NaN or an infinity. A sum shows either in one pass without memory of
+    its own; only where the sum itself is not finite (it may merely be too large) the values are looked at."""
+    if not value.is_floating_point() or value.sum().isfinite():
+        return
+    if bad := int((~value.isfinite()).sum()):
+        raise CheckpointError(
+            f"{where} has {bad:,} of {value.numel():,} values that are not finite; take an earlier checkpoint, or "
+            "train anew with a lower lr"
+        )
 
 
 def _stage_json(folder: Path, name: str, content: dict[str, Any]) -> None:

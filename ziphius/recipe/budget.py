@@ -141,7 +141,7 @@ def recipe_of(options: BudgetOptions, money: Money, choice: Choice) -> dict[str,
     if not options.corpus:
         lessons = {"family": "leg_counting", "settings": {"min_animals": 2, "max_animals": 6}}
         text = {"tasks": {"lessons": lessons}, "corpora": {"lessons": {"task": "lessons"}}}
-    warm_up = min(2000, max(10, choice.steps // 50))
+    warm_up = min(2000, max(10, choice.steps // 50), choice.steps // 2)
     train = {
         "steps": choice.steps,
         "save_every": max(10, choice.steps // 50),
