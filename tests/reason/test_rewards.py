@@ -63,7 +63,7 @@ def test_partial_credit_is_a_choice(legs):
 
 
 def test_undecided_has_no_total(legs, monkeypatch):
-    monkeypatch.setattr(legs, "verify", lambda problem, answer: Verdict(None, "took too long"))
+    monkeypatch.setattr(legs, "verify_all", lambda pairs: [Verdict(None, "took too long") for _ in pairs])
     assert score(PROBLEM, legs, "a</think>34", True, True, ALL) == Reward(None, None, 1.0, 1.0)
 
 

@@ -47,7 +47,9 @@ def _list(answer: str, entry: dict[str, Any]) -> None:
     """A list or tuple of numbers and texts, lists among them; or one text."""
     plain = (ast.Expression, ast.List, ast.Tuple, ast.Load, ast.UnaryOp, ast.USub)
     for node in ast.walk(_parsed(answer)):
-        if not (isinstance(node, plain) or (isinstance(node, ast.Constant) and isinstance(node.value, (int, float, str)))):
+        if not (
+            isinstance(node, plain) or (isinstance(node, ast.Constant) and isinstance(node.value, (int, float, str)))
+        ):
             raise Refused("not a list")
 
 
@@ -104,17 +106,17 @@ def _size(node: ast.expr, functions: set[str] | None) -> tuple[float, float | No
     Raises Refused for all else than numbers, letters, operators and calls, and for sizes beyond the limits.
     """
     match node:
-        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
-            return (value.bit_length() if isinstance(value, int) else 64), float(value)
+        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+            return (number.bit_length() if isinstance(number, int) else 64), float(number)
         case ast.Name(id=name) if functions is not None and name.isascii() and (len(name) == 1 or name == "pi"):
             return 0, None
-        case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
-            bits, value = _size(operand, functions)
-            return bits, None if value is None else -value if isinstance(node.op, ast.USub) else value
         case ast.Call(func=ast.Name(id=name), args=[_] | [_, _], keywords=[]) if functions and name in functions:
             for argument in node.args:
                 _size(argument, functions)
             return 0, None
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
+            bits, value = _size(operand, functions)
+            return bits, -value if value is not None and isinstance(sign, ast.USub) else value
         case ast.BinOp(left=left, op=ast.Pow(), right=right):
             return _power(_size(left, functions), _size(right, functions))
         case ast.BinOp(left=left, op=operation, right=right) if type(operation) in OPERATIONS:

@@ -33,29 +33,27 @@ class Pool:
 
     def __init__(self, size: int | None = None) -> None:
         self.size = size or max(1, min(2, _cores()))
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self.jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self.reads: frozenset[Path] = frozenset()
+        self.closed = False
         self._lock = threading.Lock()
-        self._threads: list[threading.Thread] = []
-        self._workers: set[Worker] = set()
-        self._reads: frozenset[Path] = frozenset()
-        self._closed = False
+        self._owners: list[Owner] = []
 
     def judge(self, checks: Sequence[Check]) -> list[Verdict]:
         """The verdict on each, in order; None as score where a check broke its worker or a limit.
 
         Raises TaskError where no worker can be started.
         """
-        wanted = min(self.size, 1 + len(checks) // ANOTHER_FROM)
         with self._lock:
-            if self._closed:
+            if self.closed:
                 raise TaskError(CLOSED)
-            self._reads |= {folder for check in checks for folder in check.verifier.reads}
-            while len(self._threads) < wanted:
-                self._threads.append(threading.Thread(target=self._serve, name="judge", daemon=True))
-                self._threads[-1].start()
-        described = {id(check.verifier): check.verifier for check in checks}
-        pickles = {key: pickle.dumps(verifier) for key, verifier in described.items()}
-        futures = [self._submit(check, pickles[id(check.verifier)]) for check in checks]
+            self.reads |= {folder for check in checks for folder in check.verifier.reads}
+            for _ in range(len(self._owners), min(self.size, 1 + len(checks) // ANOTHER_FROM)):
+                self._owners.append(Owner(self))
+                self._owners[-1].start()
+        distinct = {id(check.verifier): check.verifier for check in checks}
+        described = {key: pickle.dumps(verifier) for key, verifier in distinct.items()}
+        futures = [self._submit(check, described[id(check.verifier)]) for check in checks]
         try:
             return [future.result() for future in futures]
         except BaseException:  # an interrupt, or no worker: nobody waits for the rest
@@ -66,73 +64,82 @@ class Pool:
     def close(self) -> None:
         """Ends the workers; checks under way are undecided."""
         with self._lock:
-            self._closed = True
-            for worker in self._workers:
-                worker.stop()
-        for _ in self._threads:
-            self._jobs.put(None)
-        for thread in self._threads:
-            thread.join()
+            self.closed = True
+        for owner in self._owners:
+            owner.stop()
+            self.jobs.put(None)
+        for owner in self._owners:
+            owner.join()
 
     def abandon(self) -> None:
         """In a forked child: the workers are the parent's."""
-        for worker in self._workers:
-            worker.abandon()
+        for owner in self._owners:
+            if owner.worker is not None:
+                owner.worker.abandon()
 
     def _submit(self, check: Check, described: bytes) -> "Future[Verdict]":
         future: Future[Verdict] = Future()
         if len(check.answer) > MAX_ANSWER:
             future.set_result(Verdict(0.0, f"longer than {MAX_ANSWER} characters"))
         else:
-            self._jobs.put((future, check, described))
+            self.jobs.put((future, check, described))
         return future
 
-    def _serve(self) -> None:
-        """The life of one worker's owner."""
-        worker: Worker | None = None
-        while job := self._jobs.get():
+
+class Owner(threading.Thread):
+    """Starts one worker, gives it the pool's checks one by one, and replaces it when it is gone."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(name="judge", daemon=True)
+        self.pool = pool
+        self.worker: Worker | None = None
+
+    def run(self) -> None:
+        while job := self.pool.jobs.get():
             future, check, described = job
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                if self._closed:
-                    raise TaskError(CLOSED)
-                worker, verdict = self._check(worker, check, described)
-                future.set_result(verdict)
-            except BaseException as error:  # the thread goes on; whoever waits is told
-                worker = self._discard(worker)
+                future.set_result(self._verdict(check, described))
+            except BaseException as error:  # told to whoever waits: the thread goes on
+                self._discard()
                 future.set_exception(error)
-        self._discard(worker)
+        self._discard()
 
-    def _check(self, worker: Worker | None, check: Check, described: bytes) -> tuple[Worker | None, Verdict]:
-        """The verdict, and the worker that goes on. One that turns out to have ended before this check gets another."""
+    def stop(self) -> None:
+        """Called from other threads: ends what the worker is doing."""
+        if self.worker is not None:
+            self.worker.stop()
+
+    def _verdict(self, check: Check, described: bytes) -> Verdict:
+        """From the worker; where that turns out to have ended before this check, from the next one."""
         reason = ""
         for _ in range(2):
-            if worker is not None and not worker.reads.issuperset(check.verifier.reads):
-                worker = self._discard(worker)
-            if worker is None:
-                worker = self._start()
             try:
-                return worker, worker.check(check, described)
+                return self._ready(check).check(check, described)
             except WorkerGone as gone:
-                worker, reason = self._discard(worker), str(gone)
-                if gone.begun or self._closed:
+                self._discard()
+                reason = str(gone)
+                if gone.begun:
                     break
-        return None, Verdict(None, reason)
+        return Verdict(None, reason)
 
-    def _start(self) -> Worker:
-        worker = Worker(self._reads)
-        with self._lock:
-            self._workers.add(worker)
-            if self._closed:
-                worker.stop()
-        _say_once(sentence(worker.layers))
-        return worker
+    def _ready(self, check: Check) -> Worker:
+        """A worker that may read what the check needs."""
+        if self.worker is not None and not self.worker.reads.issuperset(check.verifier.reads):
+            self._discard()
+        if self.pool.closed:
+            raise TaskError(CLOSED)
+        if self.worker is None:
+            self.worker = Worker(self.pool.reads)
+            if self.pool.closed:  # since, by someone who saw no worker to stop
+                self.worker.stop()
+            _say_once(sentence(self.worker.layers))
+        return self.worker
 
-    def _discard(self, worker: Worker | None) -> None:
+    def _discard(self) -> None:
+        worker, self.worker = self.worker, None
         if worker is not None:
-            with self._lock:
-                self._workers.discard(worker)
             worker.close()
 
 

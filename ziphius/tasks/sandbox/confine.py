@@ -36,7 +36,7 @@ def confine(scratch: Path, readable: Iterable[Path], memory_bytes: int) -> Layer
     """
     landlock_version = landlock.version()
     writing = landlock_version >= landlock.TRUNCATE_SINCE  # else nobody says which files: then none
-    layers = {
+    layers: Layers = {
         "namespaces": _held(lambda: namespaces.enter(scratch)),
         "landlock": landlock_version,
         "seccomp": False,

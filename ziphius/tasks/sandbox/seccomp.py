@@ -42,7 +42,7 @@ def restrict(writing: bool) -> None:
 
 
 def _program(column: int, architecture: int, writing: bool, own: int) -> Iterator[Instruction]:
-    numbers = {name: row[column] for name, row in CALLS.items() if row[column] is not None}
+    numbers = {name: number for name, row in CALLS.items() if (number := row[column]) is not None}
     yield from _load(ARCHITECTURE)
     yield from _unless(EQUAL, architecture, REFUSED)
     yield from _load(NUMBER)
