@@ -113,14 +113,14 @@ def score_all(samples: Sequence[Sampled], thinking: bool, weights: RewardWeights
 
 
 def _verdicts(samples: Sequence[Sampled], answers: Sequence[str]) -> list[Verdict]:
-    """The verdict on each answer. Equal answers to one problem are judged once, so that they share one verdict."""
-    keys = [(id(s.family), s.problem, answer) for s, answer in zip(samples, answers, strict=True)]
-    families = {id(sample.family): sample.family for sample in samples}
-    found = {key: Verdict(0.0, "no answer") for key in keys}
-    for place, family in families.items():
-        asked = [key for key in found if key[0] == place and key[2]]
-        found.update(zip(asked, family.verify_all([(problem, answer) for _, problem, answer in asked]), strict=True))
-    return [found[key] for key in keys]
+    """The verdict on each answer; each family gets all of its own at once."""
+    found = [Verdict(0.0, "no answer")] * len(samples)
+    for family in {id(sample.family): sample.family for sample in samples}.values():
+        places = [i for i, sample in enumerate(samples) if sample.family is family and answers[i]]
+        verdicts = family.verify_all([(samples[i].problem, answers[i]) for i in places])
+        for place, verdict in zip(places, verdicts, strict=True):
+            found[place] = verdict
+    return found
 
 
 def split_completion(text: str, thinking: bool) -> tuple[str, str]:

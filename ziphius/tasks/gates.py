@@ -2,7 +2,7 @@
 
 Nine families' checkers call `eval` on the answer's text, or sympy's `parse_expr`, which does. Each has a gate here: the
 answer is parsed, never run, and passes only as the data that the family asks for, of bounded size. What does not pass
-is wrong. A tenth gate mends a checker that says yes to everything.
+is wrong. Other gates are for checkers that say yes to everything, or to what is no number, or work out 1e999999999.
 """
 
 import ast
@@ -14,7 +14,7 @@ from typing import Any
 MAX_CHARACTERS = 10_000
 MAX_BITS = 20_000  # of the numerators and denominators that an expression works out
 MAX_EXPONENT = 1000
-# sympy works 1e999999999 out digit by digit, and 1e-999999999 too, which Python takes for zero
+# sympy and Fraction work 1e999999999 out digit by digit, and 1e-999999999 too, which Python takes for zero
 LONG_EXPONENT = re.compile(r"[\d.]e[+-]?\d{4}", re.IGNORECASE)
 # No Integral or Derivative: an integral left undone would be right for every question.
 FUNCTIONS = {
@@ -74,6 +74,14 @@ def _truth(answer: str, entry: dict[str, Any]) -> None:
         raise Refused(f"not {entry['answer']}")
 
 
+def _number(answer: str, entry: dict[str, Any]) -> None:
+    """No NaN, which to these checkers is as near to every number as can be."""
+    if "nan" in answer.lower():
+        raise Refused("not a number")
+    if LONG_EXPONENT.search(answer):
+        raise Refused("too large a number")
+
+
 GATES: dict[str, Callable[[str, dict[str, Any]], None]] = {
     "binary_matrix": _list,
     "n_queens": _list,
@@ -85,6 +93,9 @@ GATES: dict[str, Callable[[str, dict[str, Any]], None]] = {
     "simple_integration": _formula,
     "intermediate_integration": _formula,
     "game_of_life_halting": _truth,
+    "complex_arithmetic": _number,
+    "number_sorting": _number,
+    "coin_flip": _number,
 }
 
 

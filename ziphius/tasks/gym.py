@@ -23,6 +23,9 @@ PLANNED = {"acre": 1 << 10, "gsm_symbolic": 1 << 14, "list_functions": 1 << 14, 
 # source: that of reasoning-gym's base class, and that of chain_sum and products. Any other version goes to a worker.
 READ = {"2e4a3145db7d1705", "8323eeb410c582fd"}
 
+# What checkers raise that meet text where they expect numbers, or nesting without end: the answer's fault, not theirs.
+UNREADABLE = (ValueError, OverflowError, RecursionError)
+
 
 class Writer(Protocol):
     """Writes the worked solutions and the lessons of one family. `kinds` are its lessons with their usual weights;
@@ -52,7 +55,10 @@ class GymVerifier:
             mixed = self.name == "composite"
             if why := refusal(problem.metadata["source_dataset"] if mixed else self.name, answer, entry):
                 return 0.0, why
-            score = float(dataset.score_answer(answer, entry))
+            try:
+                score = float(dataset.score_answer(answer, entry))
+            except UNREADABLE as error:
+                return 0.0, f"not in the form that is asked for: {_one_line(error)}"
             return score, words(score)
 
         return judge
@@ -79,6 +85,11 @@ class GymFamily(Family):
         self._verifier = None if _compares_texts(self._dataset) else GymVerifier(name, own, limit_s)
         if self._verifier is None and "limit_s" in settings:
             raise TaskError(f"tasks: family {name} compares texts and takes no time: leave limit_s out")
+
+    @property
+    def judges_apart(self) -> bool:
+        """Whether its answers go to worker processes."""
+        return self._verifier is not None
 
     def draw(self, ticket: int) -> Problem:
         entry = self._dataset[ticket % self._tickets]

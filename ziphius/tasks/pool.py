@@ -120,7 +120,7 @@ class Owner(threading.Thread):
             except WorkerGone as gone:
                 self._discard()
                 reason = str(gone)
-                if gone.begun:
+                if gone.begun or self.pool.closed:
                     break
         return Verdict(None, reason)
 

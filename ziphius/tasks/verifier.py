@@ -1,6 +1,6 @@
 """What a verifier is: a small description that travels to a worker process and becomes a judge there."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,11 +42,16 @@ def words(score: float) -> str:
     return "right" if score >= 1.0 else "wrong" if score <= 0.0 else "partly right"
 
 
-def judge_apart(verifier: Verifier, pairs: Iterable[tuple[Problem, str]]) -> list[Verdict]:
-    """The verdict on each answer to its problem, from worker processes; see `pool.Pool.judge`."""
+def judge_apart(verifier: Verifier, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+    """The verdict on each answer to its problem, from worker processes; see `pool.Pool.judge`.
+
+    Equal answers to one problem are judged once, so that they share a verdict (and its cost, where they hang).
+    """
     from ziphius.tasks.pool import shared_pool  # what only POSIX machines have is not needed to read a recipe
 
-    return shared_pool().judge([Check(verifier, problem, answer) for problem, answer in pairs])
+    checks = {(id(problem), answer): Check(verifier, problem, answer) for problem, answer in pairs}
+    verdicts = dict(zip(checks, shared_pool().judge(list(checks.values())), strict=True))
+    return [verdicts[id(problem), answer] for problem, answer in pairs]
 
 
 def limit_of(family: str, settings: Mapping[str, Any]) -> float:

@@ -42,6 +42,7 @@ def confine(scratch: Path, readable: Iterable[Path], memory_bytes: int) -> Layer
         "seccomp": False,
         "scratch": writing,
     }
+    os.chdir(scratch)  # anew, since a file system may have been mounted there
     with suppress(OSError):
         call("prctl", PDEATHSIG, SIGKILL, 0, 0, 0)  # after the namespaces, which make the kernel forget it
     _limit(resource.RLIMIT_CORE, 0)
