@@ -36,6 +36,7 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the trace
 def run(
     recipe: Annotated[Path, typer.Argument(help="A TOML recipe, such as recipes/r1-cpu.toml.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; runs/NAME-seedN otherwise.")] = None,
+    name: Annotated[str | None, typer.Option(help="Another name, and with it another folder, e.g. more-steps.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="stage.key=value; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, data and sampling.")] = None,
     until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
@@ -44,7 +45,8 @@ def run(
 ) -> None:
     """Run a recipe: tokenizer, pretraining, fine-tuning, reinforcement learning, evaluation.
 
-    Finished stages are not repeated, and a killed run goes on where it was.
+    Finished stages are not repeated, and a killed run goes on where it was. A stage whose settings have changed begins
+    beside the old one, which stays until `ziphius clean`.
 
     Example: `ziphius run recipes/r1-cpu.toml --set rl.train.steps=40 --seed 1`
     """
@@ -53,7 +55,7 @@ def run(
     from ziphius.recipe.schema import RecipeError, load_recipe
     from ziphius.recipe.screen import show_summary
 
-    checked = load_recipe(recipe, set_, seed)
+    checked = load_recipe(recipe, [*(set_ or []), *([f"name={name}"] if name else [])], seed)
     if until is not None and until not in checked.stages:
         raise RecipeError(f"--until {until}: the recipe has no such stage; it has {', '.join(checked.stages)}")
     if dry_run:
@@ -137,6 +139,20 @@ def doctor(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run
     from ziphius.recipe.screen import show_findings
 
     show_findings(run_folder)
+
+
+@app.command()
+def clean(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it the list is only shown.")] = False,
+) -> None:
+    """List the stages that other settings left in a run's folder; with --yes delete them. What they cost stays billed.
+
+    Example: `ziphius clean runs/r1-cpu-seed0`
+    """
+    from ziphius.recipe.clean import clean as clean_run
+
+    clean_run(run_folder, yes)
 
 
 @app.command()

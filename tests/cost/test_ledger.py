@@ -3,21 +3,23 @@ import json
 import pytest
 
 from ziphius.cost.ledger import (
-    ABANDONED,
     LedgerRow,
-    append_row,
     left_out,
     like_with_like,
     read_abandoned,
     read_rows,
     table_of_costs,
+    write_rows,
 )
+from ziphius.ledger.clock import time_spent
+from ziphius.ledger.folder import evaluation_key, stage_key, write_json
+
+MACHINE = {"device": "H100", "devices": 2, "dollars_per_hour": 3600.0}
 
 
 def write(run, folder, *rows):
-    (run / "stages" / folder).mkdir(parents=True)
-    for row in rows:
-        append_row(run / "stages" / folder / "ledger.jsonl", row)
+    write_rows(run / "stages" / folder / "ledger.jsonl", rows)
+    write_json(run / "stages" / folder / "stage.json", {"name": folder.split("-")[1], "kind": "sft"})
 
 
 def test_bills():
@@ -51,10 +53,42 @@ def test_rows_are_read_in_the_order_of_the_stages(tmp_path):
     assert json.loads(line)["device_hours"] == 0.0
 
 
-def test_abandoned_work_is_read_apart(tmp_path):
-    assert read_abandoned(tmp_path) == []
-    append_row(tmp_path / ABANDONED, LedgerRow("rl (replaced)", "abandoned", 9.0))
-    assert [row.seconds for row in read_abandoned(tmp_path)] == [9.0]
+def spent(run, *spans):
+    """A start of a run in which these things took that long."""
+    number = len(list((run / "time").glob("*"))) + 1
+    started = {"machine": MACHINE, "spans": spans, "doing": "start-up and waiting", "since": 4e9}
+    write_json(run / "time" / f"{number:04d}.json", started)
+
+
+def test_bills_add_up_to_the_time_on_the_clock(tmp_path):
+    """What no bill holds was lost, is unfinished, belongs to other settings, or was start-up."""
+    write(tmp_path, "01-a", LedgerRow("a", "pretrain", 10.0), LedgerRow("data of a", "data", 2.0))
+    write(tmp_path, "02-b", LedgerRow("b", "sft", 5.0))
+    write(tmp_path, "02-b-123abc", LedgerRow("b", "sft", 4.0))
+    a, b, other = (tmp_path / "stages" / name for name in ("01-a", "02-b", "02-b-123abc"))
+    begun = tmp_path / "stages" / "03-c"
+    begun.mkdir()
+    write_json(begun / "settings.json", {"settings": {"stage": {"kind": "grpo"}}, "key": "c"})
+    bill = {"name": "evaluate b", "kind": "evaluation", "seconds": 3.0}
+    write_json(b / "evaluation.json", {"of": {"print": "now"}, "bill": bill, "results": []})
+    write_json(tmp_path / "stages.json", ["01-a", "02-b", "03-c"])
+    spent(tmp_path, ("start-up and waiting", 1.0), (stage_key(a), 9.0))
+    spent(tmp_path, (stage_key(a), 9.0), (stage_key(b), 5.0), (evaluation_key(b, "now"), 8.0))
+    spent(
+        tmp_path, (evaluation_key(b, "old"), 7.0), (stage_key(other), 4.5), (stage_key(begun), 6.0), ("04-gone:x", 2.0)
+    )
+    rows, abandoned = read_rows(tmp_path), read_abandoned(tmp_path)
+    assert [(row.name, row.kind, row.seconds) for row in rows] == [
+        ("a", "pretrain", 10.0), ("data of a", "data", 2.0), ("lost in a", "lost", 6.0),
+        ("b", "sft", 5.0), ("evaluate b", "evaluation", 3.0), ("lost in evaluate b", "lost", 5.0),
+        ("c (unfinished)", "grpo", 6.0), ("start-up and waiting", "startup", 1.0),
+    ]  # fmt: skip
+    assert [(row.name, row.kind, row.seconds) for row in abandoned] == [
+        ("b (other settings)", "abandoned", 4.0), ("lost in b (other settings)", "abandoned", 0.5),
+        ("evaluate b (other settings)", "abandoned", 7.0), ("gone (other settings)", "abandoned", 2.0),
+    ]  # fmt: skip
+    assert sum(row.seconds for row in rows + abandoned) == sum(time_spent(tmp_path).values())
+    assert (rows[2].device, rows[2].device_hours, rows[2].dollars) == ("H100", 2 * 6 / 3600, 6.0)
 
 
 def test_other_folders_and_broken_lines_are_refused(tmp_path):

@@ -40,14 +40,15 @@ def test_pass_at_k_refuses(case):
         ([" 4", "4 ", "5"], [True, True, False], 1.0),
         (["", " "], [False, False], 0.0),
         ([], [], 0.0),
-        (["4", "4", "5"], [None, None, True], None),
-        (["4", "5"], [None, True], None),
+        (["4", "4", "5"], [None, None, True], 0.0),
+        (["4", "5"], [None, True], 0.5),
+        (["4", "5"], [None, None], 0.0),
         (["4", "5", "5"], [None, True, True], 1.0),
         (["4", "4", "5"], [None, True, False], 1.0),
     ],
 )
 def test_majority(answers, verdicts, expected):
-    assert majority(answers, verdicts) == (expected if expected is None else pytest.approx(expected))
+    assert majority(answers, verdicts) == pytest.approx(expected)
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.randoms())

@@ -104,20 +104,39 @@ def test_thinking_is_not_the_answer(answers, tokenizer):
     assert (found.pass_at_1, found.greedy, found.format, found.majority_at_k) == (0.5, 1.0, 0.5, 1.0)
 
 
-def test_undecided_answers_are_left_out_and_counted(answers, tokenizer):
-    answers([["0", "?", "0", "5"], ["?", "?", "?", "?"], ["2", "2", "2", "2"]], ["?", "1", "9"])
+def test_undecided_answers_never_raise_a_score(answers, tokenizer):
+    answers([["0", "?", "0", "5"], ["?", "?", "?", "?"], ["2", "2", "2", "?"]], ["?", "1", "9"])
     found = run(tokenizer)
-    assert found.undecided == 5
-    assert found.pass_at_1 == pytest.approx((2 / 3 + 1) / 2)
-    assert found.greedy == 0.5
-    assert found.pass_at_k == {"2": 1.0, "4": 1.0}  # of the problems whose answers are all decided
-    assert found.majority_at_k == 1.0
+    assert (found.n, found.undecided, found.greedy_undecided) == (3, 6, 1)
+    assert (found.pass_at_1, *found.ci95) == pytest.approx(mean_ci([0.5, 0.0, 0.75]))
+    assert found.pass_at_1_bounds == pytest.approx((5 / 12, 11 / 12))
+    assert (found.greedy, found.greedy_ci95) == (pytest.approx(1 / 3), wilson(1, 3))
+    assert found.greedy_bounds == pytest.approx((1 / 3, 2 / 3))
+    assert found.pass_at_k == pytest.approx({"2": (5 / 6 + 0 + 1) / 3, "4": 2 / 3})
+    assert found.majority_at_k == pytest.approx(2 / 3)  # the second problem's winner is undecided, so not right
+    assert [example["correct"] for example in found.examples] == [None, True]
 
 
-def test_all_undecided_is_no_crash_and_no_certainty(answers, tokenizer):
+def test_one_right_of_eight_is_an_eighth(answers, tokenizer):
+    """The other seven undecided: they are not left out."""
+    answers([["0", *"???????"]], ["0"])
+    found = run(tokenizer, settings=SETTINGS.model_copy(update={"n": 1, "samples": 8}))
+    assert (found.pass_at_1, found.pass_at_1_bounds, found.majority_at_k) == (1 / 8, (1 / 8, 1.0), 0.0)
+
+
+def test_all_undecided_is_nothing_right_and_nothing_sure(answers, tokenizer):
     answers([["?"] * 4] * 3, ["?"] * 3)
     found = run(tokenizer)
-    assert (found.undecided, found.ci95, found.greedy_ci95) == (12, (0.0, 1.0), (0.0, 1.0))
+    assert (found.undecided, found.greedy_undecided) == (12, 3)
+    assert (found.pass_at_1, found.greedy) == (0.0, 0.0)
+    assert found.pass_at_1_bounds == found.greedy_bounds == (0.0, 1.0)
+
+
+def test_bounds_are_the_share_where_all_is_decided(answers, tokenizer):
+    answers([["0", "1", "0", "5"], ["1"] * 4, ["3"] * 4], ["0", "1", "9"])
+    found = run(tokenizer)
+    assert found.pass_at_1_bounds == (found.pass_at_1, found.pass_at_1)
+    assert found.greedy_bounds == (found.greedy, found.greedy)
 
 
 def test_an_answer_cut_off_neither_counts_nor_votes(answers, tokenizer):

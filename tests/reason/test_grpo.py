@@ -244,7 +244,7 @@ def test_metrics_by_hand(model, tokenizer):
     assert metrics.keys() == METRICS
     assert metrics.pop("rollout_seconds") >= 0
     assert metrics == pytest.approx({
-        "reward": 2 / 3, "reward_accuracy": 2 / 3, "reward_format": 1.0, "reward_language": 1.0, "reward_std": 0.25,
+        "reward": 2 / 3, "reward_accuracy": 0.5, "reward_format": 1.0, "reward_language": 1.0, "reward_std": 0.25,
         "groups_mixed": 0.5, "response_length": 4.0, "response_length_max": 6.0, "truncated": 0.25, "undecided": 0.25,
         "rollout_tokens": 16.0,
     })  # fmt: skip

@@ -1,48 +1,12 @@
-"""What is billed beside the results: lost time, replaced work, energy."""
-
-import json
+"""What a stage is billed for beside its time: devices and energy."""
 
 import pytest
 import torch
 
 from ziphius.cost.energy import Counter
-from ziphius.cost.ledger import LedgerRow, append_row, read_abandoned
 from ziphius.recipe import bills
-from ziphius.recipe.bills import book_abandoned, lost_seconds, measured_energy, stage_energy
+from ziphius.recipe.bills import measured_energy, stage_energy
 from ziphius.train.distributed import World
-from ziphius.train.state import save_state
-
-
-def steps(folder, *seconds):
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [json.dumps({"step": n, "seconds": s}) + "\n" for n, s in enumerate(seconds, start=1)]
-    (folder / "metrics.jsonl").write_text("".join(rows))
-
-
-def test_lost_time_is_what_was_logged_after_the_last_save_over_all_starts(tmp_path):
-    assert lost_seconds(tmp_path / "new") == 0.0
-    steps(tmp_path, 1.0, 2.0, 3.5)
-    assert lost_seconds(tmp_path) == 3.5  # nothing saved yet
-    save_state(tmp_path / "state", {"progress": {"seconds": 2.0}, "x": torch.zeros(1)})
-    steps(tmp_path, 1.0, 2.0, 2.5)
-    assert lost_seconds(tmp_path) == 4.0
-
-
-def test_replaced_stages_are_booked_whether_finished_or_not(tmp_path):
-    done, begun, empty = (tmp_path / "stages" / name for name in ("03-sft", "04-rl", "05-later"))
-    done.mkdir(parents=True)
-    append_row(done / "ledger.jsonl", LedgerRow("sft", "sft", 7200.0, tokens=9))
-    append_row(done / "ledger.jsonl", LedgerRow("evaluate sft", "evaluation", 36.0))
-    steps(begun, 2.0, 18.0)
-    empty.mkdir()
-    for stage in (done, begun, empty):
-        book_abandoned(tmp_path, stage, 2.0, World())
-    rows = [(row.name, row.kind, row.seconds, row.dollars) for row in read_abandoned(tmp_path)]
-    assert rows == [
-        ("sft (replaced)", "abandoned", 7200.0, 4.0),
-        ("evaluate sft (replaced)", "abandoned", 36.0, 0.02),
-        ("rl (replaced)", "abandoned", 18.0, 0.01),
-    ]
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def test_a_recipe_without_evaluation_runs(tmp_path):
     overrides = ["pretrain.train.steps=3", "pretrain.rows=2", "tokenizer.documents=50", "machine.processes=1"]
     recipe = load_recipe(path, overrides)
     run_recipe(recipe, tmp_path / "run")
-    assert [row.kind for row in read_rows(tmp_path / "run")] == ["tokenizer", "pretrain", "data"]
+    assert [row.kind for row in read_rows(tmp_path / "run")] == ["tokenizer", "pretrain", "data", "startup"]
     assert json.loads((tmp_path / "run" / "stages" / "02-pretrain" / "data.json").read_text())["dropped"] == {}
 
 

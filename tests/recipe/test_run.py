@@ -1,9 +1,11 @@
 """A whole run in miniature: every kind of stage, a second start, changed settings, stops, the verbs on its result."""
 
 import json
+import os
 import re
 import shutil
 import signal
+import socket
 import time
 
 import pytest
@@ -11,7 +13,10 @@ import torch
 
 import ziphius as face
 from ziphius.checkpoint import load_model
-from ziphius.cost.ledger import read_rows
+from ziphius.cost.ledger import read_abandoned, read_rows
+from ziphius.ledger.clock import time_spent
+from ziphius.ledger.folder import evaluations, present_stages
+from ziphius.recipe.lock import Lock
 from ziphius.recipe.run import run_recipe
 from ziphius.recipe.schema import load_recipe
 from ziphius.text.tokenizer import Tokenizer
@@ -73,6 +78,7 @@ def test_summary(finished):
         ("evaluate cold_start", "evaluation"),
         ("rl", "grpo"),
         ("evaluate rl", "evaluation"),
+        ("start-up and waiting", "startup"),
     ]
     assert "abandoned" not in summary
     assert summary["total_seconds"] == pytest.approx(sum(stage["seconds"] for stage in summary["stages"]))
@@ -102,8 +108,9 @@ def test_evaluations(finished, control):
         assert "examples" not in entry
     if control:
         names = [stage["name"] for stage in part["stages"]]
-        assert names == ["cold_start", "data of cold_start", "evaluate cold_start", "rl", "evaluate rl"]
-        examples = read(finished / "control" / "stages" / "04-rl" / "evaluation.json")[0]["examples"]
+        assert names[:5] == ["cold_start", "data of cold_start", "evaluate cold_start", "rl", "evaluate rl"]
+        (found,) = evaluations(finished / "control" / "stages" / "04-rl")
+        examples = found["examples"]
         assert len(examples) == 4
 
 
@@ -156,45 +163,120 @@ def test_a_second_start_repeats_nothing(recipe, copy, capfd):
     assert made == []
     assert capfd.readouterr().err.count("done before") == 4
     assert read(copy / "summary.json") == summary
-    assert summary | {"machine": 0} == json.loads(before) | {"machine": 0}  # its speed is measured each time
+    anew = {"machine": 0, "total_seconds": 0}  # its speed is measured each time, and looking takes its time
+    old = json.loads(before)
+    assert old["stages"].pop() != summary["stages"].pop()  # the time of starting up
+    assert summary | anew == old | anew
+
+
+def contents(run):
+    """Every file that training wrote, with its bytes."""
+    return {path: path.read_bytes() for path in run.glob("stages/*/*") if path.is_file()}
+
+
+def test_a_changed_stage_begins_beside_the_old_one(recipe, copy, capfd):
+    before = contents(copy)
+    made, _ = again(recipe, copy, "rl.train.optimizer.lr=2e-4")
+    (beside,) = made
+    assert beside.startswith("04-rl-")
+    said = capfd.readouterr().err
+    assert f"rl: train.optimizer.lr 0.0001 → 0.0002; begins in {beside}, and 04-rl stays as it is" in said
+    assert {path: path.read_bytes() for path in before} == before
+    assert present_stages(copy)[-1].name == beside
+    assert [row.name for row in read_abandoned(copy)] == ["rl (other settings)", "evaluate rl (other settings)"]
+    assert again(recipe, copy, "rl.train.optimizer.lr=2e-4")[0] == []
+    assert again(recipe, copy)[0] == []  # and back
+    assert present_stages(copy)[-1].name == "04-rl"
 
 
 @pytest.mark.parametrize(
-    ("override", "expected"),
+    "override",
     [
-        ("rl.train.optimizer.lr=2e-4", ["04-rl"]),
-        ("evaluation.samples=1", ["03-cold_start", "04-rl"]),
-        ("price.dollars_per_hour=9.0", []),
+        "rl.train.save_every=2", "evaluation.show=1", "price.dollars_per_hour=9.0", "evaluation.n=3",
+        'tasks.unused={family="gcd"}', 'corpora.none={task="sums",weight=0}', "name=other",
     ],
-)
-def test_only_what_changed_and_what_is_built_on_it_runs_again(recipe, copy, override, expected):
-    weights = (copy / "stages" / "02-pretrain" / "model.safetensors").read_bytes()
-    made, _ = again(recipe, copy, override)
-    assert made == expected
-    assert (copy / "stages" / "02-pretrain" / "model.safetensors").read_bytes() == weights
-    assert again(recipe, copy, override)[0] == []
+)  # fmt: skip
+def test_what_a_result_does_not_depend_on_repeats_nothing(recipe, copy, override):
+    before = contents(copy)
+    made, summary = again(recipe, copy, override)
+    assert made == []
+    trained = {path: data for path, data in before.items() if path.name != "evaluation.json"}
+    assert {path: path.read_bytes() for path in trained} == trained
+    assert len(summary["evaluations"]) == 2
 
 
-def test_until_and_stages_that_are_gone(recipe, copy):
+def test_a_changed_evaluation_is_asked_again_and_the_old_one_kept(recipe, copy, capfd):
+    old = [evaluations(folder) for folder in present_stages(copy)]
+    again(recipe, copy, "evaluation.samples=1")
+    assert "rl: asking 4 held-out problems again (evaluation.samples 2 → 1)" in capfd.readouterr().err
+    assert evaluations(copy / "stages" / "04-rl")[0]["samples"] == 1
+    again(recipe, copy)
+    assert "asking" not in capfd.readouterr().err
+    assert [evaluations(folder) for folder in present_stages(copy)] == old
+
+
+def test_until_runs_no_more_and_forgets_nothing(recipe, copy):
+    made, summary = again(recipe, copy, until="tokenizer")
+    assert made == []
+    assert [stage["name"] for stage in summary["stages"]][-2:] == ["evaluate rl", "start-up and waiting"]
     made, summary = again(recipe, copy, "pretrain.train.steps=5", until="pretrain")
-    assert made == ["02-pretrain"]
-    assert list(stamps(copy)) == STAGES[:2]  # what was built on the old one is gone
-    assert [stage["name"] for stage in summary["stages"]] == ["tokenizer", "pretrain", "data of pretrain"]
-    replaced = [row["name"] for row in summary["abandoned"]]
-    assert replaced[:2] == ["pretrain (replaced)", "data of pretrain (replaced)"]
-    assert replaced[-1] == "evaluate rl (replaced)"
-    assert all(row["kind"] == "abandoned" and row["seconds"] > 0 for row in summary["abandoned"])
+    assert [name[:11] for name in made] == ["02-pretrain"]
+    assert [stage["name"] for stage in summary["stages"]][:2] == ["tokenizer", "pretrain"]
+    assert {row["name"] for row in summary["abandoned"]} >= {
+        "pretrain (other settings)",
+        "evaluate rl (other settings)",
+    }
     assert (copy / "report.html").exists()
-    (copy / "stages" / "05-old").mkdir()
-    again(recipe, copy, "pretrain.train.steps=5", until="tokenizer")
-    assert not (copy / "stages" / "05-old").exists()
-    assert (copy / "replaced" / "05-old").exists()
+
+
+def test_bills_and_the_clock_agree(finished, copy, recipe):
+    again(recipe, copy, "rl.train.steps=2")
+    for run in (finished, copy):
+        billed = sum(row.seconds for row in read_rows(run) + read_abandoned(run))
+        assert billed == pytest.approx(sum(time_spent(run).values()), abs=1.0)
+
+
+def test_clean_shows_and_only_then_deletes(recipe, copy, ziphius):
+    again(recipe, copy, "rl.train.steps=2")
+    paid = sum(row.seconds for row in read_abandoned(copy))
+    code, out, _ = ziphius("clean", copy)
+    assert code == 0
+    assert "stages/04-rl " in out
+    assert "finished; train.steps 3 → 2 now" in out
+    assert "Nothing was deleted" in out
+    assert (copy / "stages" / "04-rl" / "model.safetensors").exists()
+    assert ziphius("clean", copy, "--yes")[0] == 0
+    assert not (copy / "stages" / "04-rl").exists()
+    assert sum(row.seconds for row in read_abandoned(copy)) == pytest.approx(paid, abs=0.2)  # what it cost stays billed
+    assert "nothing to clean" in ziphius("clean", copy)[1]
+    assert again(recipe, copy, "rl.train.steps=2")[0] == []
+
+
+def test_one_run_at_a_time(recipe, copy, ziphius):
+    lock = Lock(copy)
+    assert lock.take() is None
+    for arguments in (["run", recipe, "--out", copy], ["clean", copy, "--yes"]):
+        code, _, said = ziphius(*arguments)
+        assert code == 1
+        assert said == (
+            f"ziphius: {copy} is in use by process {os.getpid()} on {socket.gethostname()}; wait for it, stop it, or "
+            "give this run another folder with --name or --out\n"
+        )
+    lock.release()
+    (copy / "lock.json").write_text('{"pid": 1, "host": "gone"}')  # what a killed owner leaves
+    assert again(recipe, copy)[0] == []
+
+
+def test_another_name_is_another_folder(recipe, ziphius, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert ziphius("run", recipe, "--name", "longer", "--until", "tokenizer")[0] == 0
+    assert read(tmp_path / "runs" / "longer-seed3" / "summary.json")["name"] == "longer"
 
 
 def test_until_the_tokenizer_has_a_summary_too(recipe, tmp_path):
     summary = run_recipe(load_recipe(recipe), tmp_path / "run", until="tokenizer")
     assert "parameters" not in summary
-    assert [stage["name"] for stage in summary["stages"]] == ["tokenizer"]
+    assert [stage["name"] for stage in summary["stages"]] == ["tokenizer", "start-up and waiting"]
 
 
 def test_the_same_seed_gives_the_same_run(recipe, finished, tmp_path):
@@ -220,9 +302,12 @@ def test_replaced_files_are_read_again(tmp_path):
     run_recipe(load_recipe(path), run, until="cold_start")
     assert again(path, run, until="cold_start")[0] == []
     chats.write_text(chats.read_text() + '{"prompt": "Where?", "response": "Deep."}\n')
-    assert again(path, run, until="cold_start")[0] == ["03-cold_start"]
+    assert [name[:13] for name in again(path, run, until="cold_start")[0]] == ["03-cold_start"]
+    os.utime(text, (1, 1))  # another time of change is no other text
+    assert again(path, run, until="cold_start")[0] == []
     text.write_text("Whales dive deep.\n\n" * 30)
-    assert again(path, run, until="cold_start")[0] == STAGES[:3]
+    made = again(path, run, until="cold_start")[0]
+    assert sorted(re.sub("-[0-9a-f]{6}$", "", name) for name in made) == STAGES[:3]
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
@@ -260,8 +345,9 @@ def test_two_processes_and_a_stop(recipe, finished, start, tmp_path):
     summary = read(run / "summary.json")
     assert summary["machine"]["processes"] == 2
     assert read(run / "machine.json")["processes"] == 2
-    lost = {row.name: row.seconds for row in read_rows(run) if row.kind == "lost"}
-    assert set(lost) <= {"lost in rl"}  # the SIGTERM lost nothing; the kill may have met a step that was just saved
+    rows = read_rows(run)
+    assert {row.name for row in rows if row.kind == "lost"} <= {"lost in pretrain", "lost in rl"}
+    assert sum(row.seconds for row in rows) == pytest.approx(sum(time_spent(run).values()), abs=1.0)
     one, two = metrics(finished, "02-pretrain"), metrics(run, "02-pretrain")
     assert [row["step"] for row in two] == [1, 2, 3, 4, 5, 6]
     assert [row["tokens"] for row in one] == [row["tokens"] for row in two]
@@ -320,14 +406,15 @@ def test_cost(finished, ziphius):
     assert "Training costs of run" in out
     assert "evaluate rl" in out
     assert "At $0.36/h (a test)." in out
-    assert "it leaves out data, evaluation." in out
+    assert "it leaves out data, evaluation, start-up." in out
     assert "÷ planned" in out
     code, out, _ = ziphius("cost", finished, "--json")
     found = json.loads(out)
     assert [row["name"] for row in found["stages"]] == [row.name for row in read_rows(finished)]
     table = found["table"]
     assert list(table) == [
-        "pre-training", "fine-tuning", "reinforcement", "data", "evaluation", "lost or redone", "total"
+        "pre-training", "fine-tuning", "reinforcement", "data", "evaluation", "start-up",
+        "lost or redone", "total",
     ]  # fmt: skip
     assert table["total"]["dollars"] == pytest.approx(sum(row["dollars"] for row in found["stages"]))
     assert table["pre-training"]["ratio"] == pytest.approx(

@@ -59,11 +59,11 @@ def _write_stages(run, stages, rl_rows, response, skill):
         bill = {"name": name, "kind": kind, "seconds": seconds, "tokens": steps * 1024, "steps": steps, "skipped": 0}
         bill |= {"device_hours": seconds / 3600, "dollars": seconds / 3600 * 0.0425, "energy_kwh": None, "gate": None}
         bill["mfu"] = 0.213 if steps else None
-        write(folder / "stage.json", bill | {"fingerprint": "0"})
+        write(folder / "stage.json", bill)
         ledger.append(bill)
         if kind in ("sft", "grpo"):
             entry = _evaluation(name, {"sft": 0.43, "grpo": 0.972}[kind] * skill, kind, response, skill == 1.0)
-            write(folder / "evaluation.json", [entry])
+            write(folder / "evaluation.json", {"results": [entry]})
             evaluations.append({key: value for key, value in entry.items() if key != "examples"})
             bill = bill | {"name": f"evaluate {name}", "kind": "evaluation", "seconds": 6.0, "tokens": 0, "mfu": None}
             ledger.append(bill | {"device_hours": 6 / 3600, "dollars": 6 / 3600 * 0.0425})
@@ -134,13 +134,16 @@ def _evaluation(after, pass_1, kind, response, thinking):
         "n": 512,
         "samples": 4,
         "pass_at_1": pass_1,
+        "pass_at_1_bounds": [pass_1, pass_1],
         "ci95": [pass_1 - 0.015, min(1.0, pass_1 + 0.015)],
         "greedy": greedy,
+        "greedy_bounds": [greedy, greedy],
         "greedy_ci95": [greedy - 0.02, min(1.0, greedy + 0.02)],
         "pass_at_k": {"2": min(1.0, pass_1 * 1.01), "4": min(1.0, pass_1 * 1.02)},
         "majority_at_k": pass_1,
         "format": 0.98,
         "response_length": 45.2,
         "undecided": 0,
+        "greedy_undecided": 0,
         "examples": examples,
     }

@@ -243,3 +243,21 @@ def test_ticks_are_round(low, high, expected):
 )
 def test_numbers_are_short(value, text):
     assert compact(value) == text
+
+
+def test_undecided_answers_are_told_apart(run):
+    """How many, what a share is if all of them are right, and which of the shown answers they are."""
+    assert "not decided" not in read(run).text.lower()
+    found = {"undecided": 20, "greedy_undecided": 3, "pass_at_1_bounds": [0.972, 0.982], "greedy_bounds": [0.9, 0.906]}
+    summary = json.loads((run / "summary.json").read_text())
+    summary["evaluations"][-1] |= found
+    fake_run.write(run / "summary.json", summary)
+    (path,) = run.glob("stages/*-rl/evaluation.json")
+    (entry,) = json.loads(path.read_text())["results"]
+    entry["examples"][0]["correct"] = None
+    fake_run.write(path, {"results": [entry]})
+    text = read(run).text
+    assert "(95.7% to 98.7%) up to 98.2%: 20 not decided" in text
+    assert "up to 90.6%: 3 not decided" in text
+    assert "Not decided : the checker failed on an answer." in text
+    assert text.count("? not decided") == 1

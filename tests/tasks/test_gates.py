@@ -47,7 +47,7 @@ def test_what_a_family_asks_for_passes(entries, names, answers):
     [
         (LISTS, ["[f(1)]", "[x]", "{1: 2}", "{1}", "[1 for _ in [1]]", "[1, *[2]]", "[1] * 9", "b'a'", "[1j]"], "list"),
         (LISTS + NUMBERS, ["(", "", "1 +", "import os", "[" * 900, "\0", "9" * 5000, "x = 1", "\ud800"], "expression"),
-        (NUMBERS, ["x", "f(1)", "1j", "True", "'1'", "[1]", "(1).real", "1 < 2", "~1", "1 << 2", "pi"], "more than num"),
+        (NUMBERS, ["x", "f(1)", "1j", "True", "'1'", "[1]", "(1).real", "1 < 2", "~1", "1 << 2", "pi"], "more than"),
         (NUMBERS + FORMULAS, ["9**9**9**9", "2**1001", "2**-1001", "1e99999", "1E-99999"], "too large"),
         (NUMBERS, ["(1/3)**900*(1/3)**900*" * 40 + "1"], "too large"),
         (NUMBERS, ["1/0", "9" * 400, "1.0*9e300**2", "(9**999)**999", "(9e99*9e99)**99"], "no number that can be"),

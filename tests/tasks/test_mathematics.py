@@ -3,28 +3,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ziphius.tasks import TaskError, assert_disjoint, extract_answer, make_family, verify_math
+from ziphius.tasks import TaskError, assert_disjoint, make_family, verify_math
 
 HANGS = r"9^{9^{9^{9}}}"
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        (r"so \boxed{4}", "4"),
-        (r"\boxed{1}, no: \boxed{\frac{1}{2}} it is", r"\frac{1}{2}"),
-        (r"\boxed{1} and \boxed{2 without an end", "1"),
-        (r"\boxed{\text{a}\{b\}}", r"\text{a}\{b\}"),
-        (r"\boxed{ }", ""),
-        ("<answer> 3 </answer> <answer>\n5\n</answer>", "5"),
-        (r"<answer>\boxed{7}</answer>", "7"),
-        ("<answer>5", "<answer>5"),
-        ("  34\n", "34"),
-        ("", ""),
-    ],
-)
-def test_extract_answer(text, answer):
-    assert extract_answer(text) == answer
+ALGEBRA = r"2\sqrt{2}", r"\sqrt{8}"  # takes the worker
 
 
 @pytest.mark.parametrize(
@@ -38,7 +20,10 @@ def test_extract_answer(text, answer):
         ("35", "34", 0.0),
         ("-34", "34", 0.0),
         ("", "34", 0.0),
-        ("Tuesday", "Tuesday", 1.0),
+        ("34.5", "69/2", 1.0),
+        (r"\$5", "5", 1.0),
+        ("Tuesday", "tuesday", 1.0),
+        ("Monday", r"\text{Tuesday}", 0.0),
     ],
 )
 def test_plain_answers_need_no_process(monkeypatch, answer, gold, score):
@@ -66,20 +51,19 @@ def test_notation_is_judged_by_meaning(answer, gold, score):
 def test_a_gold_that_cannot_be_read_is_undecided():
     verdict = verify_math("3", "}{", limit_s=60)
     assert verdict.score is None
-    assert "cannot read" in verdict.reason
+    assert "nobody can be right by" in verdict.reason
 
 
 def test_a_check_beyond_its_limit_is_undecided_and_the_next_one_works():
     verdict = verify_math(HANGS, "3", limit_s=0.5)
     assert (verdict.score, verdict.reason) == (None, "the check took longer than 0.5 s of processor time")
-    assert verify_math("1/2", "0.5", limit_s=60).score == 1.0
+    assert verify_math(*ALGEBRA, limit_s=60).score == 1.0
 
 
 def test_threads_share_the_workers():
     with ThreadPoolExecutor(4) as pool:
-        jobs = [
-            pool.submit(verify_math, HANGS if i == 5 else f"{i}/7", "3/7", 60 if i != 5 else 0.5) for i in range(12)
-        ]
+        answers = [HANGS if i == 5 else rf"\sqrt{{{i}}}" for i in range(12)]
+        jobs = [pool.submit(verify_math, a, r"\sqrt{3}", 60 if a != HANGS else 0.5) for a in answers]
         scores = [job.result().score for job in jobs]
     assert scores == [None if i == 5 else float(i == 3) for i in range(12)]
 
@@ -106,6 +90,15 @@ def test_math_family(tmp_path):
     assert [verdict.score for verdict in verdicts] == [1.0, 0.0, 0.0, 1.0]
 
 
+def test_worked_solutions_are_answers(tmp_path):
+    rows = [
+        {"question": "gsm8k", "answer": "2+2 = <<2+2=4>>4 eggs\n#### 4"},
+        {"question": "math", "answer": r"We get $\boxed{\frac12}.$"},
+    ]
+    family = make_family("math", path=write(tmp_path / "math.jsonl", rows))
+    assert [family.draw(i).answer for i in range(2)] == ["4", r"\frac12"]
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -113,6 +106,8 @@ def test_math_family(tmp_path):
         ('\n{"question": "a", "answer": 1}\n[1]\n', r"math\.jsonl:3"),
         ("nonsense\n", r"math\.jsonl:1"),
         ("\n", "holds no questions"),
+        ('{"question": "a", "answer": 1}\n{"question": "b", "answer": "\\\\frac{1}{"}\n', r"math\.jsonl:2.*brace"),
+        ('{"question": "a", "answer": "  "}\n', r"math\.jsonl:1.*empty"),
     ],
 )
 def test_bad_files(tmp_path, lines, message):

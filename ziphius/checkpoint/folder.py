@@ -17,6 +17,7 @@ from ziphius.checkpoint.errors import CheckpointError
 from ziphius.checkpoint.names import published_places, shared_copies
 from ziphius.checkpoint.shards import stage_shards, weight_files
 from ziphius.checkpoint.stored import open_weights
+from ziphius.ledger.folder import present_stages
 from ziphius.model.config import ModelConfig
 from ziphius.model.transformer import Transformer
 
@@ -45,7 +46,7 @@ def load_config(folder: str | Path) -> ModelConfig:
 def model_folder(folder: Path) -> Path:
     """`folder` itself, or the last trained stage of a run folder. Raises ValueError for a run without one."""
     if (folder / "stages").is_dir():
-        trained = sorted(path.parent for path in (folder / "stages").glob("*/config.json"))
+        trained = [stage for stage in present_stages(folder) if (stage / "config.json").exists()]
         if not trained:
             raise ValueError(f"{folder}: no stage of this run has written a model yet")
         return trained[-1]

@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-ABANDONED = "abandoned.jsonl"
+from ziphius.ledger.clock import WAITING, last_start, time_spent
+from ziphius.ledger.folder import (
+    DONE,
+    SETTINGS,
+    evaluation_key,
+    kept_stages,
+    present_stages,
+    read_evaluation,
+    read_json,
+    stage_key,
+    write_text,
+)
+
+_NOTHING = 0.1  # seconds between two clocks that are no work
 MFU_BASIS = "causal model FLOPs with MTP, over the measured GEMM peak of the stage's precision, for the whole stage"
 
 # The columns of the table: the V3 report's first, then the work that such tables leave out. A kind that stands in no
 # column gets one of its own.
 REPORTED = {"pre-training": ("pretrain",), "fine-tuning": ("sft",), "reinforcement": ("grpo",)}
-LEFT_OUT = {"data": ("tokenizer", "data"), "evaluation": ("evaluation",), "lost or redone": ("lost", "abandoned")}
+LEFT_OUT = {
+    "data": ("tokenizer", "data"),
+    "evaluation": ("evaluation",),
+    "start-up": ("startup",),
+    "lost or redone": ("lost", "abandoned"),
+}
 
 
 @dataclass
@@ -22,7 +41,8 @@ class LedgerRow:
     """One bill: a stage, its evaluation, the making of its data, or work that was lost.
 
     `kind` is the stage's own (tokenizer, pretrain, sft, grpo) or `data` (reading, cutting, packing text), `evaluation`,
-    `lost` (thrown away by a kill and done again) or `abandoned` (finished or not, and replaced by other settings).
+    `startup` (loading, choosing, writing: all that is none of the others), `lost` (thrown away by a kill, done again)
+    or `abandoned` (done with other settings than the present ones).
     `device_hours` count `devices` devices of the kind `device`; the CPU of a machine is one. `dollars` = hours × the
     machine's rate. `mfu` has the basis `MFU_BASIS`; `energy_kwh` is the machine's counters', None where it has none.
     """
@@ -62,22 +82,76 @@ class LedgerRow:
         return [work, data]
 
 
-def append_row(path: Path, row: LedgerRow) -> None:
-    """Add `row` to a `ledger.jsonl`."""
-    with path.open("a") as file:
-        file.write(json.dumps(asdict(row)) + "\n")
+def write_rows(path: Path, rows: Iterable[LedgerRow]) -> None:
+    """Write a `ledger.jsonl` whole: a stage's bills stand in it together or not at all."""
+    write_text(path, "".join(json.dumps(asdict(row)) + "\n" for row in rows))
 
 
 def read_rows(run: Path) -> list[LedgerRow]:
-    """All rows of a run's stages in order. Raises ValueError where `run` is no run folder."""
-    if not (run / "stages").is_dir():
-        raise ValueError(f"{run}: no run folder (it has no stages/); give the folder that `ziphius run` wrote")
-    return [row for ledger in sorted((run / "stages").glob("*/ledger.jsonl")) for row in read_ledger(ledger)]
+    """The bills of a run's present stages in order; what was lost on the way, or is not finished; the time between.
+
+    Together with `read_abandoned` they add up to the time that all starts of the run held the machine. Raises
+    ValueError where `run` is no run folder.
+    """
+    spent, rows = time_spent(run), []
+    for stage in present_stages(run):
+        rows += _stage_rows(stage, spent)
+    return _on_the_machine(run, [*rows, *_left(WAITING, "startup", spent.pop(WAITING, 0.0))])
 
 
 def read_abandoned(run: Path) -> list[LedgerRow]:
-    """Rows of work that other settings have replaced; [] where there was none."""
-    return read_ledger(run / ABANDONED)
+    """Rows of work with other settings than the present ones, kept or cleaned away; [] where there was none."""
+    spent, rows = time_spent(run), []
+    for stage in present_stages(run):
+        _stage_rows(stage, spent)
+    for stage in kept_stages(run):
+        rows += _stage_rows(stage, spent)
+    spent.pop(WAITING, 0.0)
+    rows += [row for what, seconds in spent.items() for row in _left(_named(what), "abandoned", seconds)]
+    for row in rows:
+        row.kind, row.name = "abandoned", f"{row.name} (other settings)"
+    return _on_the_machine(run, rows)
+
+
+def _stage_rows(stage: Path, spent: Counter[str]) -> list[LedgerRow]:
+    """The bills of one stage and its evaluation; takes their time out of what was `spent`."""
+    about = read_json(stage / DONE)
+    key = stage_key(stage)
+    worked = spent.pop(key, 0.0)
+    if about is None:
+        return _left(f"{stage.name.partition('-')[2]} (unfinished)", _kind(stage), worked)
+    rows = read_ledger(stage / "ledger.jsonl")
+    rows += _left(f"lost in {about['name']}", "lost", worked - sum(row.seconds for row in rows))
+    asked = read_evaluation(stage)
+    if asked is not None:
+        bill = LedgerRow(**asked["bill"])
+        lost = spent.pop(evaluation_key(stage, asked["of"]["print"]), 0.0) - bill.seconds
+        rows += [bill, *_left(f"lost in {bill.name}", "lost", lost)]
+    return rows
+
+
+def _named(key: str) -> str:
+    stage, _, evaluation = key.partition("/")
+    return ("evaluate " if evaluation else "") + stage.partition(":")[0].partition("-")[2]
+
+
+def _left(name: str, kind: str, seconds: float) -> list[LedgerRow]:
+    return [LedgerRow(name, kind, seconds)] if seconds > _NOTHING else []
+
+
+def _kind(stage: Path) -> str:
+    of = read_json(stage / SETTINGS)
+    return of["settings"]["stage"]["kind"] if of else "abandoned"
+
+
+def _on_the_machine(run: Path, rows: list[LedgerRow]) -> list[LedgerRow]:
+    """Devices and dollars of the rows that nobody booked, which are those of the run's last start."""
+    machine = last_start(run)
+    for row in rows:
+        if machine and not row.device_hours:
+            row.device, row.devices = machine["device"], machine["devices"]
+            row.priced(machine["dollars_per_hour"])
+    return rows
 
 
 def read_ledger(path: Path) -> list[LedgerRow]:

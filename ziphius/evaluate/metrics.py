@@ -20,13 +20,13 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
 
 
-def majority(answers: Sequence[str], verdicts: Sequence[bool | None]) -> float | None:
+def majority(answers: Sequence[str], verdicts: Sequence[bool | None]) -> float:
     """maj@k of one problem: whether the answer given most often by its `k` samples is right.
 
     answers: one for each sample, equal texts being one vote together; an empty one has no vote. verdicts: right, wrong
     or None (undecided) for each. A tie counts in expectation: the share of the tied answers that are right, so the
-    order of samples does not matter. Returns None where an answer that wins is undecided, 0 where nobody votes. Raises
-    ValueError where equal answers have been judged both right and wrong.
+    order of samples does not matter. A winner that is undecided each time it was judged is not right. Returns 0 where
+    nobody votes. Raises ValueError where equal answers have been judged both right and wrong.
     """
     judged = defaultdict(set)
     votes: Counter[str] = Counter()
@@ -39,10 +39,7 @@ def majority(answers: Sequence[str], verdicts: Sequence[bool | None]) -> float |
     for opinions in winners:
         if {True, False} <= opinions:
             raise ValueError("majority: one answer is judged both right and wrong; give equal answers equal verdicts")
-    decided = [True in opinions for opinions in winners if opinions != {None}]
-    if len(decided) < len(winners):
-        return None
-    return sum(decided) / len(decided) if decided else 0.0
+    return sum(True in opinions for opinions in winners) / len(winners) if winners else 0.0
 
 
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 from ziphius.engine.engine import Engine
@@ -21,21 +22,29 @@ from ziphius.train.distributed import World
 
 @dataclass
 class Evaluation:
-    """Shares are in [0, 1]; intervals are 95%, clustered by problem where there are several samples each."""
+    """Shares are in [0, 1]; intervals are 95%, clustered by problem where there are several samples each.
+
+    Answers whose check failed are undecided: they count as not right in every share and are counted apart, those of the
+    samples in `undecided`, those of the greedy answers in `greedy_undecided`. The `_bounds` are what a share is where
+    all of them are wrong and where all are right.
+    """
 
     family: str
     split: str
     n: int
     samples: int
     pass_at_1: float
+    pass_at_1_bounds: tuple[float, float]
     ci95: tuple[float, float]
     greedy: float
+    greedy_bounds: tuple[float, float]
     greedy_ci95: tuple[float, float]
     pass_at_k: dict[str, float]
     majority_at_k: float
     format: float
     response_length: float
     undecided: int
+    greedy_undecided: int
     examples: list[dict[str, Any]]
 
     def as_dict(self) -> dict[str, Any]:
@@ -52,10 +61,7 @@ def evaluate(
     seed: int,
     world: World | None = None,
 ) -> Evaluation:
-    """Ask the model `settings.n` problems, shared among the ranks; every rank gets the same result.
-
-    Undecided answers (the checker failed) are left out of the shares and counted in `undecided`.
-    """
+    """Ask the model `settings.n` problems, shared among the ranks; every rank gets the same result."""
     world = world or World()
     problems = family.problems(settings.split, settings.n)
     mine = problems[world.rank :: world.size]
@@ -96,21 +102,25 @@ def _ask(
 
 def _tally(sampled: Group, greedy: Group, thinking: bool) -> dict[str, Any]:
     """What one problem adds to the evaluation, in plain values."""
-    verdicts = [None if r.reward.accuracy is None else r.reward.accuracy == 1.0 for r in sampled.rollouts]
     first = greedy.rollouts[0]
     return {
-        "verdicts": verdicts,
+        "verdicts": [_right(r) for r in sampled.rollouts],
         "answers": [_answer(r, thinking) for r in sampled.rollouts],
         "format": [r.reward.format for r in sampled.rollouts],
         "lengths": [len(r.completion.tokens) for r in sampled.rollouts],
-        "greedy": None if first.reward.accuracy is None else first.reward.accuracy == 1.0,
+        "greedy": _right(first),
         "example": {
             "prompt": greedy.problem.prompt.strip(),
             "answer": greedy.problem.answer,
             "response": first.text,
-            "correct": first.reward.accuracy == 1.0,
+            "correct": _right(first),
         },
     }
+
+
+def _right(rollout: Rollout) -> bool | None:
+    """None while undecided."""
+    return None if rollout.reward.accuracy is None else rollout.reward.accuracy == 1.0
 
 
 def _answer(rollout: Rollout, thinking: bool) -> str:
@@ -119,31 +129,29 @@ def _answer(rollout: Rollout, thinking: bool) -> str:
 
 
 def _summarise(rows: list[dict[str, Any]], family: str, settings: EvaluationSettings) -> Evaluation:
-    decided = [[v for v in row["verdicts"] if v is not None] for row in rows]
-    scored = [verdicts for verdicts in decided if verdicts]
-    pass_1, low, high = mean_ci([sum(v) / len(v) for v in scored]) if scored else (0.0, 0.0, 1.0)
-    greedy = [row["greedy"] for row in rows if row["greedy"] is not None]
-    votes = [majority(row["answers"], row["verdicts"]) for row in rows]
-    counted = [vote for vote in votes if vote is not None]
+    verdicts = [row["verdicts"] for row in rows]
+    rights = [sum(v is True for v in row) for row in verdicts]
+    unsures = [sum(v is None for v in row) for row in verdicts]
+    pass_1, low, high = mean_ci([right / settings.samples for right in rights])
+    greedy, greedy_unsure = (sum(row["greedy"] is value for row in rows) for value in (True, None))
+    n, asked = len(rows), len(rows) * settings.samples
     ks = [k for k in (2, 4, 8, 16, 32, 64) if k <= settings.samples]
-    full = [v for v in scored if len(v) == settings.samples]
     return Evaluation(
         family=family,
         split=settings.split,
-        n=len(rows),
+        n=n,
         samples=settings.samples,
         pass_at_1=pass_1,
+        pass_at_1_bounds=(pass_1, (sum(rights) + sum(unsures)) / asked),
         ci95=(low, high),
-        greedy=sum(greedy) / max(len(greedy), 1),
-        greedy_ci95=wilson(sum(greedy), len(greedy)) if greedy else (0.0, 1.0),
-        pass_at_k={str(k): _mean([pass_at_k(len(v), sum(v), k) for v in full]) for k in ks},
-        majority_at_k=_mean(counted),
-        format=_mean([value for row in rows for value in row["format"]]),
-        response_length=_mean([value for row in rows for value in row["lengths"]]),
-        undecided=sum(v is None for row in rows for v in row["verdicts"]),
+        greedy=greedy / n,
+        greedy_bounds=(greedy / n, (greedy + greedy_unsure) / n),
+        greedy_ci95=wilson(greedy, n),
+        pass_at_k={str(k): fmean(pass_at_k(settings.samples, right, k) for right in rights) for k in ks},
+        majority_at_k=fmean(majority(row["answers"], row["verdicts"]) for row in rows),
+        format=fmean(value for row in rows for value in row["format"]),
+        response_length=fmean(value for row in rows for value in row["lengths"]),
+        undecided=sum(unsures),
+        greedy_undecided=greedy_unsure,
         examples=[row["example"] for row in rows[: settings.show]],
     )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0

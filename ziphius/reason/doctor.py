@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ziphius.ledger.folder import present_stages
 from ziphius.reason.chart import Chart, Context, Finding
 from ziphius.reason.illnesses import CHECKS
 from ziphius.train.metrics import read_metrics
@@ -27,7 +28,7 @@ def diagnose_run(run_folder: Path, context: Context | None = None) -> dict[str, 
 
     A healthy stage has an empty list. Raises FileNotFoundError, in one line, where the folder holds no stages.
     """
-    stages = sorted(path for path in (run_folder / "stages").glob("*") if path.is_dir())
+    stages = present_stages(run_folder) if (run_folder / "stages").is_dir() else []
     if not stages:
         raise FileNotFoundError(f"{run_folder} has no stages/ folder: give the folder that `ziphius run` wrote")
     found = {}

@@ -194,7 +194,7 @@ class GRPOSource:
     # --- metrics -----------------------------------------------------------------------------------------------------
 
     def _report(self, groups: list[Group]) -> dict[str, float]:
-        """Means over all ranks' answers; accuracy over the decided ones only."""
+        """Means over all ranks' answers, an undecided one being not right; the reward is over the decided ones only."""
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         lengths = [len(r.completion.tokens) for r in rollouts]
         decided = [r.reward for r in rollouts if r.reward.total is not None]
@@ -214,8 +214,8 @@ class GRPOSource:
             }
         )
         count, decided_count = max(sums["rollouts"], 1), max(sums["decided"], 1)
-        report = {key: sums[key] / decided_count for key in ("reward", "reward_accuracy")}
-        for key in ("reward_format", "reward_language", "response_length", "truncated"):
+        report = {"reward": sums["reward"] / decided_count}
+        for key in ("reward_accuracy", "reward_format", "reward_language", "response_length", "truncated"):
             report[key] = sums[key] / count
         for key in ("reward_std", "groups_mixed"):
             report[key] = sums[key] / max(sums["groups"], 1)

@@ -24,8 +24,12 @@ from ziphius.cost.ledger import (
     table_of_costs,
 )
 from ziphius.cost.quantity import short
+from ziphius.ledger.folder import read_json
 
-_HEADINGS = {"fine-tuning": "SFT", "reinforcement": "RL", "evaluation": "eval", "lost or redone": "lost"}  # narrow
+_HEADINGS = {  # narrow
+    "pre-training": "pretrain", "fine-tuning": "SFT", "reinforcement": "RL", "evaluation": "eval", "start-up": "start",
+    "lost or redone": "lost",
+}  # fmt: skip
 _UNITS = (("hours", 1.0), ("minutes", 1 / 60), ("seconds", 1 / 3600))  # with their length in hours
 
 
@@ -34,7 +38,7 @@ def show_cost(run: Path, as_json: bool, rate: float | None = None) -> None:
 
     `rate` (dollars an hour of the machine) takes the place of the recipe's. Raises ValueError for other folders.
     """
-    price = _read_json(run / "recipe.json", {}).get("price")
+    price = (read_json(run / "recipe.json") or {}).get("price")
     if rate is not None:
         price = {"dollars_per_hour": rate, "what": "the rate given with --rate"}
     parts = {"run": run} | ({"control": run / "control"} if (run / "control" / "stages").is_dir() else {})
@@ -60,7 +64,7 @@ def _rows(run: Path, rate: float | None) -> list[LedgerRow]:
 
 
 def _plan(run: Path) -> list[dict[str, Any]]:
-    return _read_json(run / "plan.json", [])
+    return read_json(run / "plan.json") or []
 
 
 def _as_json(parts: dict[str, Path], price: Any, rate: float | None) -> dict[str, Any]:
@@ -139,7 +143,3 @@ def _bills(console: Console, rows: Sequence[LedgerRow]) -> None:
 
 def _amount(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
-
-
-def _read_json(path: Path, otherwise: Any) -> Any:
-    return json.loads(path.read_text()) if path.exists() else otherwise

@@ -12,7 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from ziphius.recipe.schema import Recipe
+from ziphius.recipe.lock import Lock
+from ziphius.recipe.schema import Recipe, RecipeError
 
 _GRACE_SECONDS = 60.0
 
@@ -23,9 +24,17 @@ def launch(recipe: Recipe, run: Path, until: str | None, control: bool, debug: b
     Under torchrun (its environment is set) this process joins; otherwise it starts one process per core, or as many
     as the recipe's `machine.processes` says, and passes SIGTERM and Ctrl-C on to them.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    order = {"recipe": recipe.model_dump(mode="json"), "run": str(run), "until": until, "control": control}
-    order["debug"] = debug
+    began = time.time()
+    if os.environ.get("RANK", "0") == "0":
+        _refuse_if_locked(run)
+    order = {
+        "recipe": recipe.model_dump(mode="json"),
+        "run": str(run),
+        "until": until,
+        "control": control,
+        "debug": debug,
+        "began": began,
+    }
     with tempfile.NamedTemporaryFile("w", suffix=".json", prefix="ziphius-", delete=False) as file:
         json.dump(order, file)
     environment = os.environ | {"ZIPHIUS_RUN": file.name}
@@ -35,6 +44,14 @@ def launch(recipe: Recipe, run: Path, until: str | None, control: bool, debug: b
         return _supervise(_environments(_process_count(recipe, run), environment))
     finally:
         os.unlink(file.name)
+
+
+def _refuse_if_locked(run: Path) -> None:
+    """Say in a blink what the process of rank 0, which then holds the lock, would say after loading torch."""
+    lock = Lock(run)
+    if refusal := lock.take():
+        raise RecipeError(refusal)
+    lock.release()
 
 
 def _process_count(recipe: Recipe, run: Path) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -18,57 +17,70 @@ from typing import Any
 
 import torch
 
-from ziphius.checkpoint.folder import load_config
 from ziphius.cost.energy import EnergyMeter
-from ziphius.cost.flops import count_parameters
-from ziphius.cost.ledger import LedgerRow, append_row, read_abandoned, read_rows
-from ziphius.reason.chart import reading
+from ziphius.cost.ledger import write_rows
+from ziphius.ledger.clock import Clock
+from ziphius.ledger.folder import DONE, EVALUATION, LISTED, evaluation_key, read_json, stage_key, write_json
 from ziphius.recipe import stages as work
-from ziphius.recipe.bills import bill, book_abandoned, lost_seconds, measured_energy, stage_energy
+from ziphius.recipe.bills import bill, measured_energy, stage_energy
+from ziphius.recipe.identity import Files, evaluation_identity, stage_identity
+from ziphius.recipe.lock import Lock
+from ziphius.recipe.places import Place, find_evaluation, find_place, open_place
 from ziphius.recipe.plan import plan_stages
-from ziphius.recipe.schema import GRPOStage, PretrainStage, Recipe, SFTStage, TokenizerStage, fingerprint
-from ziphius.recipe.screen import one_line
+from ziphius.recipe.schema import GRPOStage, PretrainStage, Recipe, RecipeError, SFTStage, Stage, TokenizerStage
+from ziphius.recipe.screen import one_line, undecided_answers
+from ziphius.recipe.summary import summarise
 from ziphius.report import write_report
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.choose import processes_are_faster
 from ziphius.train.distributed import World, join_world, leave_world
 from ziphius.train.machine import describe, measure_gemm, peak_memory_gib
-from ziphius.train.metrics import read_metrics
-from ziphius.train.state import write_atomically
 from ziphius.train.trainer import Interrupted, TrainResult
 
-_DONE = "stage.json"
 
-
-def run_recipe(recipe: Recipe, run: Path, until: str | None = None, control: bool = False) -> dict[str, Any] | None:
+def run_recipe(
+    recipe: Recipe, run: Path, until: str | None = None, control: bool = False, began: float | None = None
+) -> dict[str, Any] | None:
     """Run all stages (up to `until`) in the folder `run`; the summary on rank 0, None elsewhere.
 
-    Stages that are finished with the same settings are not run again. With `control`, the fine-tuning and RL stages
-    run a second time without thinking, from the same base, in `run/control`.
+    Stages that are finished with the same settings are not run again, and what was made with other settings stays.
+    With `control`, the fine-tuning and RL stages run a second time without thinking, from the same base, in
+    `run/control`. `began`: when the start began (seconds since 1970), where a parent process worked before.
+
+    Raises RecipeError where another process works in `run`.
     """
     world = join_world()
+    lock = Lock(run)
     try:
-        settled, machine = _settle_machine(recipe, run, world)
-        if settled is None:
-            return None
-        world = settled
-        peaks = {"fp32": measure_gemm("fp32") * world.size, "bf16": measure_gemm("bf16") * world.size}
-        peaks = dict(world.broadcast(peaks))  # type: ignore[call-overload]
-        if world.is_main:
-            _write_json(run / "recipe.json", recipe.model_dump(mode="json"))
-            _write_json(run / "plan.json", [asdict(stage) for stage in plan_stages(recipe)])
-        job = work.Job(recipe, world, thinking=True, peak_flops=peaks)
-        _run_stages(job, run, until)
-        if control:
-            _run_stages(work.Job(recipe, world, thinking=False, peak_flops=peaks), run / "control", until, base=run)
-        if not world.is_main:
-            return None
-        summary = summarise(recipe, run, machine | {"gemm_flops": peaks})
-        _write_json(run / "summary.json", summary)
-        write_report(run)
-        return summary
+        if refusal := world.broadcast(lock.take() if world.is_main else None):
+            raise RecipeError(str(refusal))
+        return _run(recipe, run, until, control, began or time.time(), world)
     finally:
+        lock.release()
         leave_world()
+
+
+def _run(
+    recipe: Recipe, run: Path, until: str | None, control: bool, began: float, world: World
+) -> dict[str, Any] | None:
+    settled, machine = _settle_machine(recipe, run, world)
+    if settled is None:
+        return None
+    world = settled
+    peaks = {"fp32": measure_gemm("fp32") * world.size, "bf16": measure_gemm("bf16") * world.size}
+    peaks = dict(world.broadcast(peaks))  # type: ignore[call-overload]
+    if world.is_main:
+        write_json(run / "recipe.json", recipe.model_dump(mode="json"))
+        write_json(run / "plan.json", [asdict(stage) for stage in plan_stages(recipe)])
+    bases = _run_part(recipe, run, until, world, peaks, began)
+    if control:
+        _run_part(recipe, run / "control", until, world, peaks, time.time(), bases)
+    if not world.is_main:
+        return None
+    summary = summarise(recipe, run, machine | {"gemm_flops": peaks})
+    write_json(run / "summary.json", summary)
+    write_report(run)
+    return summary
 
 
 def _settle_machine(recipe: Recipe, run: Path, world: World) -> tuple[World | None, dict[str, Any]]:
@@ -77,7 +89,7 @@ def _settle_machine(recipe: Recipe, run: Path, world: World) -> tuple[World | No
     Returns no world to a process that is not needed.
     """
     path = run / "machine.json"
-    machine: Any = world.broadcast(_read_json(path) if world.is_main else None)
+    machine: Any = world.broadcast(read_json(path) if world.is_main else None)
     if machine is None or recipe.machine.processes not in (0, machine["processes"]):
         chosen = world.size
         if world.size > 1 and recipe.machine.processes == 0:
@@ -89,7 +101,7 @@ def _settle_machine(recipe: Recipe, run: Path, world: World) -> tuple[World | No
         threads = torch.get_num_threads() * world.size // chosen
         machine = describe() | {"processes": chosen, "threads_per_process": threads}
         if world.is_main:
-            _write_json(path, machine)
+            write_json(path, machine)
     assert isinstance(machine, dict)
     if machine["processes"] < world.size:
         rank = world.rank
@@ -104,103 +116,136 @@ def _settle_machine(recipe: Recipe, run: Path, world: World) -> tuple[World | No
 # --- stages ----------------------------------------------------------------------------------------------------------
 
 
-def _run_stages(job: work.Job, run: Path, until: str | None, base: Path | None = None) -> None:
-    """All stages into `run`; with `base`, tokenizer and pretraining are taken from there."""
-    _set_aside(job, run)
-    previous = ""
+def _run_part(
+    recipe: Recipe,
+    run: Path,
+    until: str | None,
+    world: World,
+    peaks: dict[str, float],
+    began: float,
+    bases: dict[str, Place] | None = None,
+) -> dict[str, Place]:
+    """All stages into `run`; the tokenizer and the pretraining it did, by name.
+
+    With `bases`, those are taken from there and the rest learns without thinking.
+    """
+    machine = bill(world, "", "", 0.0)
+    about = {"device": machine.device, "devices": machine.devices, "dollars_per_hour": recipe.price.dollars_per_hour}
+    clock = Clock(run if world.is_main else None, about, began)
+    job = work.Job(recipe, world, thinking=bases is None, peak_flops=peaks, clock=clock)
+    try:
+        return _run_stages(job, run, until, bases or {})
+    finally:
+        clock.close()
+
+
+def _run_stages(job: work.Job, run: Path, until: str | None, bases: dict[str, Place]) -> dict[str, Place]:
+    """Every stage up to `until`; later ones are taken up where they are finished, and not run."""
+    files = Files(run)
     tokenizer: Tokenizer | None = None
-    before = Path()
+    previous, before, running = "", Path(), True
+    listed: list[str] = []
+    made: dict[str, Place] = {}
     for number, (name, stage) in enumerate(job.recipe.stages.items(), start=1):
-        borrowed = base is not None and isinstance(stage, TokenizerStage | PretrainStage)
-        folder = (base if borrowed and base else run) / "stages" / f"{number:02d}-{name}"
-        recipe = job.recipe
-        asked: Any = recipe.evaluation
-        if isinstance(
-            stage, TokenizerStage | PretrainStage
-        ):  # its questions alone matter: they are kept out of the text
-            asked = [asked.tasks, asked.split, asked.n]
-        inputs = _files(recipe, stage)
-        previous = fingerprint(
-            stage, recipe.model, recipe.seed, recipe.tasks, recipe.corpora, asked, inputs, job.thinking, previous
-        )
-        if not borrowed:
-            _run_stage(job, name, stage, folder, before, tokenizer, previous)
+        place = bases.get(name)
+        if place is None:
+            place = _find(job, run, number, name, stage, previous, files)
+            if not (running or place.done):
+                break
+            listed.append(place.folder.name)
+            if job.world.is_main:
+                write_json(run / LISTED, listed)
+            _run_stage(job, name, stage, place, before, tokenizer)
+            if running and isinstance(stage, SFTStage | GRPOStage) and job.recipe.evaluation.tasks:
+                assert tokenizer is not None
+                _evaluate(job, name, place, tokenizer, files)
         if isinstance(stage, TokenizerStage):
-            tokenizer = Tokenizer.load(folder)
-        before = folder
-        if name == until:
-            break
+            tokenizer = Tokenizer.load(place.folder)
+            previous = tokenizer.digest
+        else:
+            previous = place.of.print
+        if isinstance(stage, TokenizerStage | PretrainStage):
+            made[name] = place
+        before, running = place.folder, running and name != until
+    return made
 
 
-def _files(recipe: Recipe, stage: Any) -> list[tuple[str, int, int]]:
-    """The files that a stage reads, with size and time of change: when one is replaced the stage runs again."""
-    paths = [path for corpus in recipe.corpora.values() for path in corpus.files()]
-    if isinstance(stage, SFTStage) and stage.path:
-        paths.append(stage.path)
-    return [(path, (about := os.stat(path)).st_size, about.st_mtime_ns) for path in paths]
+def _find(job: work.Job, run: Path, number: int, name: str, stage: Stage, previous: str, files: Files) -> Place:
+    """Where the stage is or shall be; says what is done before, and why something is begun beside it."""
+    place: Any = None
+    if job.world.is_main:
+        of = stage_identity(job.recipe, stage, previous, job.thinking, files)
+        place = find_place(run, number, name, of, lambda folder: False)
+    place = job.world.broadcast(place)
+    assert isinstance(place, Place)
+    if place.why:
+        _say(job, place.why)
+    if place.done:
+        _say(job, f"{name}: done before, {read_json(place.folder / DONE)['seconds']:.0f} s")
+    return place
 
 
-def _set_aside(job: work.Job, run: Path) -> None:
-    """Move stages that the recipe no longer has, or has in another place, out of the way and out of the summary."""
-    names = {f"{number:02d}-{name}" for number, name in enumerate(job.recipe.stages, start=1)}
-    if job.world.is_main and (run / "stages").exists():
-        for folder in sorted((run / "stages").iterdir()):
-            if folder.name not in names:
-                shutil.rmtree(run / "replaced" / folder.name, ignore_errors=True)
-                (run / "replaced").mkdir(exist_ok=True)
-                book_abandoned(run, folder, job.recipe.price.dollars_per_hour, job.world)
-                folder.rename(run / "replaced" / folder.name)
-    job.world.barrier()
-
-
-def _run_stage(
-    job: work.Job, name: str, stage: Any, folder: Path, before: Path, tokenizer: Tokenizer | None, print_: str
-) -> None:
-    """One stage and its evaluation, unless its folder already holds them with the same settings."""
-    done = _read_json(folder / _DONE)
-    if done and done["fingerprint"] == print_:
-        _say(job, f"{name}: done before, {done['seconds']:.0f} s")
+def _run_stage(job: work.Job, name: str, stage: Stage, place: Place, before: Path, tokenizer: Tokenizer | None) -> None:
+    """One stage, unless its folder holds it finished."""
+    if place.done:
         return
-    _begin_folder(job, folder, print_)
-    title = name if job.thinking else f"{name} (without thinking)"
-    began = time.perf_counter()
-    lost = bill(job.world, f"lost in {name}", "lost", lost_seconds(folder) if job.world.is_main else 0.0)
-    with measured_energy(folder, job.world) as meter:
-        result = _train(job, stage, folder, before, tokenizer, title)
-    row = bill(job.world, name, stage.kind, time.perf_counter() - began + result.earlier_seconds, result.tokens)
-    row.steps, row.skipped, row.gate, row.model_flops = result.steps, result.skipped, result.gate, result.model_flops
-    row.peak_memory_gib = sum(job.world.gather(peak_memory_gib()))
-    row.energy_kwh = stage_energy(folder, meter, result.earlier_seconds > 0)
-    if result.model_flops:
-        row.mfu = result.model_flops / row.seconds / job.peak_flops[stage.train.precision]
-    rows = row.without_data(result.batch_seconds) if isinstance(stage, PretrainStage | SFTStage) else [row]
-    if isinstance(stage, SFTStage | GRPOStage) and job.recipe.evaluation.tasks:
-        assert tokenizer is not None
-        rows.append(_evaluate(job, folder, name, title, tokenizer))
+    folder = place.folder
     if job.world.is_main:
-        for each in rows + ([lost] if lost.seconds else []):
-            append_row(folder / "ledger.jsonl", each.priced(job.recipe.price.dollars_per_hour))
-        _write_json(folder / _DONE, asdict(row) | {"fingerprint": print_})
+        open_place(place)
     job.world.barrier()
+    with job.clock.during(stage_key(folder)):
+        began = time.perf_counter()
+        with measured_energy(folder, job.world) as meter:
+            result = _train(job, stage, folder, before, tokenizer, _title(job, name))
+        row = bill(job.world, name, stage.kind, time.perf_counter() - began + result.earlier_seconds, result.tokens)
+        row.steps, row.skipped, row.gate, row.model_flops = (
+            result.steps, result.skipped, result.gate, result.model_flops
+        )  # fmt: skip
+        row.peak_memory_gib = sum(job.world.gather(peak_memory_gib()))
+        row.energy_kwh = stage_energy(folder, meter, result.earlier_seconds > 0)
+        if result.model_flops and not isinstance(stage, TokenizerStage):
+            row.mfu = result.model_flops / row.seconds / job.peak_flops[stage.train.precision]
+        rows = row.without_data(result.batch_seconds) if isinstance(stage, PretrainStage | SFTStage) else [row]
+        if job.world.is_main:
+            write_rows(folder / "ledger.jsonl", [each.priced(job.recipe.price.dollars_per_hour) for each in rows])
+            write_json(folder / DONE, asdict(row))
+        job.world.barrier()
 
 
-def _evaluate(job: work.Job, folder: Path, name: str, title: str, tokenizer: Tokenizer) -> LedgerRow:
-    """Ask the recipe's problems, write what was found and return the bill."""
-    began = time.perf_counter()
-    _say(job, f"{title}: asking {job.recipe.evaluation.n} held-out problems")
-    with EnergyMeter(None if job.world.is_main else []) as meter:
-        found = work.run_evaluation(job, folder, name, tokenizer)
-    row = bill(job.world, f"evaluate {name}", "evaluation", time.perf_counter() - began)
-    row.energy_kwh = meter.kwh
+def _evaluate(job: work.Job, name: str, place: Place, tokenizer: Tokenizer, files: Files) -> None:
+    """Ask the recipe's problems, unless the folder holds what they gave, and write what was found with its bill."""
+    of: Any = None
+    done, why = False, ""
     if job.world.is_main:
-        _write_json(folder / "evaluation.json", found)
+        of = evaluation_identity(job.recipe, place.of, job.thinking, files)
+        done, why = find_evaluation(place.folder, of)
+    done, why, of = job.world.broadcast((done, why, of))  # type: ignore[misc]
+    if done:
+        return
+    title = _title(job, name)
+    _say(job, f"{title}: asking {job.recipe.evaluation.n} held-out problems" + (f" again ({why})" if why else ""))
+    with job.clock.during(evaluation_key(place.folder, of.print)):
+        began = time.perf_counter()
+        with EnergyMeter(None if job.world.is_main else []) as meter:
+            found = work.run_evaluation(job, place.folder, name, tokenizer)
+        row = bill(job.world, f"evaluate {name}", "evaluation", time.perf_counter() - began)
+        row.energy_kwh = meter.kwh
+        if job.world.is_main:
+            row.priced(job.recipe.price.dollars_per_hour)
+            write_json(place.folder / EVALUATION, {"of": of.as_dict(), "bill": asdict(row), "results": found})
+        job.world.barrier()
     for entry in found:
-        _say(job, f"{title}: {entry['task']} pass@1 {entry['pass_at_1']:.1%}, greedy {entry['greedy']:.1%}")
-    return row
+        undecided = undecided_answers(entry)
+        shares = f"pass@1 {entry['pass_at_1']:.1%}, greedy {entry['greedy']:.1%}"
+        _say(job, f"{title}: {entry['task']} {shares}{'; ' if undecided else ''}{undecided}")
+
+
+def _title(job: work.Job, name: str) -> str:
+    return name if job.thinking else f"{name} (without thinking)"
 
 
 def _train(
-    job: work.Job, stage: Any, folder: Path, before: Path, tokenizer: Tokenizer | None, title: str
+    job: work.Job, stage: Stage, folder: Path, before: Path, tokenizer: Tokenizer | None, title: str
 ) -> TrainResult:
     if isinstance(stage, TokenizerStage):
         return work.run_tokenizer(job, stage, folder)
@@ -211,77 +256,6 @@ def _train(
         return work.run_sft(job, stage, folder, before, tokenizer, title)
     assert isinstance(stage, GRPOStage)
     return work.run_grpo(job, stage, folder, before, tokenizer, title)
-
-
-def _begin_folder(job: work.Job, folder: Path, print_: str) -> None:
-    """Keep what an unfinished start with the same settings left; remove what other settings left."""
-    if job.world.is_main:
-        marker, rate = folder / "fingerprint.txt", job.recipe.price.dollars_per_hour
-        if folder.exists() and (not marker.exists() or marker.read_text() != print_):
-            for stale in sorted(folder.parent.iterdir()):  # what was built on it goes with it
-                if stale.name >= folder.name:
-                    book_abandoned(folder.parents[1], stale, rate, job.world)
-                    shutil.rmtree(stale)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(marker, lambda file: file.write(print_.encode()))
-        (folder / "ledger.jsonl").unlink(missing_ok=True)
-    job.world.barrier()
-
-
-# --- what is left behind ---------------------------------------------------------------------------------------------
-
-
-def summarise(recipe: Recipe, run: Path, machine: dict[str, Any]) -> dict[str, Any]:
-    """The contents of `summary.json` from what the stages wrote."""
-    last = sorted((run / "stages").iterdir())[-1]
-    summary: dict[str, Any] = {"name": recipe.name, "seed": recipe.seed}
-    if (last / "config.json").exists():
-        counts = count_parameters(load_config(last))
-        summary["parameters"] = {"total": counts.total + counts.mtp_total, "active": counts.active}
-    thinking = _summarise_stages(run)
-    summary |= thinking
-    summary["total_seconds"] = sum(stage["seconds"] for stage in thinking["stages"])
-    summary["control"] = _summarise_stages(run / "control") if (run / "control").exists() else None
-    rl = [row for folder in _stage_folders(run, "grpo") for row in read_metrics(folder)]
-    trained = [
-        row for kind in ("pretrain", "sft", "grpo") for f in _stage_folders(run, kind) for row in read_metrics(f)
-    ]
-    if rl:
-        seen = [value for row in rl if (value := reading(row, "mismatch")) is not None]
-        summary["mismatch"] = sum(seen) / max(len(seen), 1)
-    if trained:
-        summary["load_violation"] = trained[-1]["load_violation"]
-    summary["price"] = recipe.price.model_dump()
-    summary["machine"] = machine
-    return summary
-
-
-def _summarise_stages(run: Path) -> dict[str, Any]:
-    rows, abandoned = read_rows(run), read_abandoned(run)
-    keys = ("name", "kind", "seconds", "tokens", "device_hours", "dollars", "steps", "mfu", "gate", "energy_kwh")
-    evaluations = []
-    for path in sorted((run / "stages").glob("*/evaluation.json")):
-        for entry in json.loads(path.read_text()):
-            evaluations.append({key: value for key, value in entry.items() if key != "examples"})
-    bills = {"stages": rows} | ({"abandoned": abandoned} if abandoned else {})
-    shown = {name: [{key: getattr(row, key) for key in keys} for row in part] for name, part in bills.items()}
-    return shown | {"evaluations": evaluations}
-
-
-def _stage_folders(run: Path, kind: str) -> list[Path]:
-    found = []
-    for path in sorted((run / "stages").glob(f"*/{_DONE}")):
-        if json.loads(path.read_text())["kind"] == kind:
-            found.append(path.parent)
-    return found
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    write_atomically(path, lambda file: file.write(json.dumps(value, indent=1).encode()))
 
 
 def _say(job: work.Job, text: str) -> None:
@@ -297,7 +271,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
     try:
-        run_recipe(Recipe(**order["recipe"]), Path(order["run"]), order["until"], order["control"])
+        run_recipe(Recipe(**order["recipe"]), Path(order["run"]), order["until"], order["control"], order["began"])
     except Interrupted as error:
         if is_main:
             print(f"ziphius: {error}; the same command goes on from there", file=sys.stderr)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from ziphius.ledger.folder import finished_stages
 from ziphius.recipe.costs import show_ledger
 
 
@@ -31,7 +32,7 @@ def show_summary(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     _evaluations(console, summary)
     show_ledger(console, run, summary["price"])
-    last = sorted(path.parent for path in (run / "stages").glob("*/config.json"))
+    last = [stage for stage in finished_stages(run) if (stage / "config.json").exists()]
     console.print(f"Report:  {run / 'report.html'}")
     if last:
         console.print(f"Ask it:  ziphius chat {last[-1]}", soft_wrap=True)
@@ -60,6 +61,9 @@ def _evaluations(console: Console, summary: dict[str, Any]) -> None:
             f"{e['response_length']:.0f}",
         )
     console.print(table)
+    for after, e in rows:
+        if undecided := undecided_answers(e):
+            console.print(f"{after}, {e.get('task', e['family'])}: {undecided}")
     if control:
         console.print("control: the same training without thinking")
 
@@ -94,5 +98,18 @@ def show_evaluation(found: dict[str, Any], as_json: bool) -> None:
         console.print(f"pass@{k:<6} {value:.1%}")
     console.print(f"majority@{found['samples']}  {found['majority_at_k']:.1%}")
     console.print(f"format      {found['format']:.1%}, {found['response_length']:.0f} tokens an answer")
-    if found["undecided"]:
-        console.print(f"undecided   {found['undecided']} answers, left out (the checker failed on them)")
+    if undecided := undecided_answers(found):
+        console.print(f"undecided   {undecided}")
+
+
+def undecided_answers(found: dict[str, Any]) -> str:
+    """How many answers the checker failed on, and what they can change; empty where there is none."""
+    parts = [
+        f"{count} of {asked} {kind} (if all are right: {found[f'{key}_bounds'][1]:.1%})"
+        for key, kind, count, asked in (
+            ("pass_at_1", "sampled", found["undecided"], found["n"] * found["samples"]),
+            ("greedy", "greedy", found.get("greedy_undecided", 0), found["n"]),
+        )
+        if count and f"{key}_bounds" in found
+    ]
+    return f"{' and '.join(parts)} answers not decided, counted as not right" if parts else ""

@@ -15,6 +15,7 @@ from ziphius.checkpoint.folder import load_model
 from ziphius.checkpoint.folder import save_state as save_folder
 from ziphius.evaluate.runner import evaluate
 from ziphius.evaluate.skill import worked_solution_accuracy
+from ziphius.ledger.clock import Clock
 from ziphius.model.transformer import Transformer
 from ziphius.reason.grpo import GRPOSource
 from ziphius.reason.prompts import demonstration, worked_answer
@@ -48,6 +49,7 @@ class Job:
     world: World
     thinking: bool
     peak_flops: dict[str, float]
+    clock: Clock
 
     def family(self, task: str) -> Family:
         settings = self.recipe.tasks[task]
@@ -274,7 +276,8 @@ def _probe_samples(family: Family, tokenizer: Tokenizer, n: int) -> list[Sample]
 def run_evaluation(job: Job, folder: Path, after: str, tokenizer: Tokenizer) -> list[dict]:
     """Ask the model in `folder` the recipe's evaluation problems."""
     model = load_model(folder)
-    settings = job.recipe.evaluation
+    asked = job.recipe.evaluation
+    settings = asked.model_copy(update={"show": asked.n})  # how many are shown is the report's to say, and may change
     results = []
     for task in settings.tasks:
         found = evaluate(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ziphius.ledger.folder import DONE, evaluations, finished_stages, read_json
 from ziphius.reason.chart import reading
 from ziphius.report.drawing import Point
 from ziphius.train.metrics import read_metrics
@@ -39,7 +39,7 @@ def read_run(folder: Path) -> Run:
     """Raises FileNotFoundError, in one line, where a run has not got so far as to have a summary."""
     if not (folder / "summary.json").exists():
         raise FileNotFoundError(f"{folder} has no summary.json: finish the run with `ziphius run` first")
-    summary, recipe = (_read(folder / name) or {} for name in ("summary.json", "recipe.json"))
+    summary, recipe = (read_json(folder / name) or {} for name in ("summary.json", "recipe.json"))
     control = _read_stages(folder / "control") if summary.get("control") else []
     return Run(folder, summary, recipe, _read_stages(folder), control)
 
@@ -63,12 +63,7 @@ def length(stage: Stage, by: str = "step") -> float:
 
 def _read_stages(run: Path) -> list[Stage]:
     stages = []
-    for path in sorted((run / "stages").glob("*/stage.json")):
-        about = _read(path)
-        evaluations = _read(path.parent / "evaluation.json") or []
-        stages.append(Stage(about["name"], about["kind"], read_metrics(path.parent), evaluations))
+    for folder in finished_stages(run):
+        about = read_json(folder / DONE)
+        stages.append(Stage(about["name"], about["kind"], read_metrics(folder), evaluations(folder)))
     return stages
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None

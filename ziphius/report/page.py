@@ -25,7 +25,8 @@ KINDS = {
     "evaluation": "held-out questions",
     "data": "reading, cutting and packing text",
     "lost": "thrown away by a stop, and done again",
-    "abandoned": "done with other settings, and replaced",
+    "abandoned": "done with other settings than these",
+    "startup": "loading, choosing, writing",
 }
 
 
@@ -64,7 +65,7 @@ def render(run: Run) -> str:
         results=_results(run),
         pictures=pictures(run),
         frame={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
-        comparison=_comparison(run.stages),
+        comparison=_comparison(run.stages, run.recipe.get("evaluation", {}).get("show")),
         ledgers=[(title, rows, _total(rows)) for title, rows in ledgers],
         kinds=KINDS,
         doctor=[(stage, verdict(found), found) for stage, found in findings.items()],
@@ -78,8 +79,8 @@ def _results(run: Run) -> list[tuple[str, dict[str, Any]]]:
     return [("", entry) for entry in run.summary["evaluations"]] + [("without thinking", entry) for entry in control]
 
 
-def _comparison(stages: Sequence[Stage]) -> dict[str, Any] | None:
-    """The same held-out problems before and after reinforcement learning; without it, only the last answers."""
+def _comparison(stages: Sequence[Stage], show: int | None) -> dict[str, Any] | None:
+    """The first `show` held-out problems before and after reinforcement learning; without it, only the last answers."""
     asked = [stage for stage in stages if any(entry["examples"] for entry in stage.evaluations)]
     if not asked:
         return None
@@ -91,7 +92,7 @@ def _comparison(stages: Sequence[Stage]) -> dict[str, Any] | None:
         for prompt, example in columns[-1].items()
         if all(prompt in column for column in columns)
     ]
-    return {"stages": [stage.name for stage in shown], "problems": problems}
+    return {"stages": [stage.name for stage in shown], "problems": problems[:show]}
 
 
 def _examples(stage: Stage) -> Iterator[dict[str, Any]]:

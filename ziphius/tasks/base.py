@@ -33,7 +33,7 @@ class Problem:
 @dataclass(frozen=True)
 class Verdict:
     """What a checker said. `score` lies in [0, 1], 1 being right; None is undecided (the checker crashed or ran out of
-    time) and must never be counted as wrong."""
+    time): nothing is learned from such an answer, and no score counts it as right."""
 
     score: float | None
     reason: str

@@ -1,65 +1,61 @@
-"""Answers in free mathematical notation: taking them out of a completion, and checking them with math-verify.
+"""Answers in free mathematical notation: a family of questions from a file, and how its answers are checked.
 
 Computer algebra can run without end on a strange answer, so it runs in worker processes with a limit; a check that
 exceeds it is undecided, never wrong.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ziphius.tasks.base import Problem, Verdict
-from ziphius.tasks.math_check import at_once, check
+from ziphius.tasks.answers import extract_answer
+from ziphius.tasks.base import Problem, TaskError, Verdict
+from ziphius.tasks.math_check import at_once, check, fault
 from ziphius.tasks.questions import QuestionFamily
 from ziphius.tasks.verifier import LIMIT_S, Judge, judge_apart, limit_of
-
-
-def extract_answer(text: str) -> str:
-    r"""The answer in a text: what the last complete `\boxed{...}` holds, else what the last `<answer>...</answer>`
-    holds, else the whole text; stripped."""
-    start = text.rfind(r"\boxed{")
-    while start >= 0:
-        depth, first = 1, start + len(r"\boxed{")
-        for place in range(first, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0)
-            if depth == 0:
-                return text[first:place].strip()
-        start = text.rfind(r"\boxed{", 0, start)
-    tagged = re.findall(r"<answer>(.*?)</answer>", text, flags=re.DOTALL)
-    return (tagged[-1] if tagged else text).strip()
 
 
 def verify_math(answer: str, gold: str, limit_s: float = LIMIT_S) -> Verdict:
     """Whether a bare answer means the same as `gold`, both plain text or LaTeX. Callable from any thread.
 
-    Equal texts and whole numbers are judged on the spot; the rest by math-verify in a worker. `limit_s` is of processor
-    time and counts from the moment the worker begins; a check that exceeds it is undecided.
+    Words, numbers and equal texts are judged on the spot; what takes algebra by math-verify in a worker (see
+    `math_check`). `limit_s` is of processor time and counts from the moment the worker begins; a check that exceeds it
+    is undecided.
     """
     return _verify_all([(Problem("math", "", gold), answer)], limit_s)[0]
 
 
 @dataclass(frozen=True)
 class MathVerifier:
-    """math-verify in a worker; see `Verifier`."""
+    """`math_check.check` in a worker; see `Verifier`."""
 
     limit_s: float = LIMIT_S
     reads: tuple[Path, ...] = ()
 
     def load(self) -> Judge:
-        check("x", "y")  # loads math-verify, sympy and the grammar before anyone's clock runs
-        return lambda problem, answer: check(answer.strip(), problem.answer.strip())
+        check(r"\sqrt{2}", r"\sqrt{3}")  # loads math-verify, sympy and the grammar before anyone's clock runs
+        return lambda problem, answer: check(answer, problem.answer)
 
 
 class MathFamily(QuestionFamily):
-    """Questions from a file (see `QuestionFamily`), checked by `verify_math`; `limit_s` for one check (default 5)."""
+    """Questions from a file (see `QuestionFamily`), checked by `verify_math`; `limit_s` for one check (default 5).
+
+    An answer is text or a number; of a worked solution what `extract_answer` finds in it (GSM8K's end in "#### 18").
+    Raises TaskError for an answer that none can meet, too.
+    """
 
     name = "math"
 
     def __init__(self, settings: Mapping[str, Any]):
         super().__init__(settings, "limit_s")
         self._limit_s = limit_of(self.name, settings)
+
+    def gold(self, answer: str, place: str) -> str:
+        gold = extract_answer(answer)
+        if why := fault(gold):
+            raise TaskError(f"tasks: {place}: nobody can be right by the answer {gold[:80]!r}: {why}; mend it")
+        return gold
 
     def verify(self, problem: Problem, answer: str) -> Verdict:
         return verify_math(answer, problem.answer, self._limit_s)

@@ -43,6 +43,10 @@ class QuestionFamily(Family):
             raise TaskError(f"tasks: family {self.name}: none of its {count} questions is in split {split}; add some")
         return problems[index % len(problems)]
 
+    def gold(self, answer: str, place: str) -> str:
+        """The right answer that a line (of file and number `place`) states; raises TaskError where it states none."""
+        return answer
+
     def _read(self, path: Path) -> list[Problem]:
         problems: dict[str, Problem] = {}
         try:
@@ -59,7 +63,8 @@ class QuestionFamily(Family):
                 raise TaskError(
                     f"tasks: {path}:{number} is not a JSON object with question and answer: {error}"
                 ) from error
-            problems.setdefault(normalised(question), Problem(self.name, question, answer, row))
+            gold = self.gold(answer, f"{path}:{number}")
+            problems.setdefault(normalised(question), Problem(self.name, question, gold, row))
         if not problems:
             raise TaskError(f"tasks: family {self.name}: {path} holds no questions")
         return list(problems.values())

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """The number of ids, added tokens included."""
         return self.inner.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def digest(self) -> str:
+        """A short name of what the tokenizer does: equal for equal tokenizers with equal chat templates."""
+        return blake2b((self.inner.to_str() + self.chat_template).encode(), digest_size=8).hexdigest()
 
     @property
     def bos_id(self) -> int:
