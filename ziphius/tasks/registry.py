@@ -35,6 +35,12 @@ def make_family(name: str, **settings: Any) -> Family:
     return GymFamily(name, settings, _writer(name))
 
 
+def family_files(settings: Mapping[str, Any]) -> list[str]:
+    """The files that problems and verdicts of a family with these settings come from: questions, and a checker."""
+    checker, _, _ = str(settings.get("verifier", "")).rpartition(":")
+    return [str(path) for path in (settings.get("path"), checker) if path]
+
+
 def _writer(name: str) -> Writer | None:
     if name == "leg_counting":
         from ziphius.tasks.legs import LegWriter
