@@ -2,8 +2,9 @@
 
     python bench/verdicts.py
 
-Answers that take algebra (`math`), answers whose checker would evaluate them (`countdown`: in a worker, behind a gate)
-and answers that are only compared (`leg_counting`: in this process). Half of the answers are wrong, all are different.
+Mathematical answers of all kinds (`math`: the table of tests/tasks/maths_pairs.jsonl, of which many are judged on the
+spot) and such as all take algebra (`algebra`), answers whose checker would evaluate them (`countdown`: in a worker,
+behind a gate) and answers that are only compared (`leg_counting`: in this process). All are different.
 The peer of each is what it is without workers: math-verify by its README (with its own alarm, which counts a check that
 takes too long as wrong), and reasoning-gym's `score_answer`. Batches are of the size of a step of reinforcement
 learning; workers are up, as they are after the first batch, whose time is given apart.
@@ -13,6 +14,8 @@ Writes bench/results/verdicts-MACHINE.json.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from common import Contestant, arguments, best, console, ratio_of, take_turns, timed, write_results
@@ -23,34 +26,36 @@ from ziphius.tasks import Family, Problem, make_family
 from ziphius.tasks.mathematics import MathFamily, verify_math
 from ziphius.tasks.pool import close, shared_pool
 
-FAMILIES = ("math", "countdown", "leg_counting")
+FAMILIES = ("math", "algebra", "countdown", "leg_counting")
+TABLE = Path(__file__).parents[1] / "tests" / "tasks" / "maths_pairs.jsonl"
 Pairs = list[tuple[Problem, str]]
 
 
-class Algebra(MathFamily):
-    """The family `math` with questions made here: roots that have to be simplified."""
+class Maths(MathFamily):
+    """The family `math` without a file."""
 
     def __init__(self) -> None:
         self._limit_s = 5.0
 
-    def draw(self, ticket: int) -> Problem:
-        return Problem("math", "", rf"{ticket + 2}\sqrt{{3}}")
 
-    def same(self, ticket: int) -> str:
-        """The right answer written otherwise."""
-        return rf"\sqrt{{{3 * (ticket + 2) ** 2}}}"
-
-
-def pairs_of(family: Family, count: int) -> Pairs:
-    """Problems, each with a right answer and with that of the next problem."""
-    problems = [family.draw(ticket) for ticket in range(count // 2 + 1)]
-    right = [family.same(i) if isinstance(family, Algebra) else problem.answer for i, problem in enumerate(problems)]
-    return [(problem, answer) for i, problem in enumerate(problems[:-1]) for answer in (right[i], right[i + 1])]
-
-
-def directly(name: str, family: Any, pairs: Pairs) -> list[float]:
-    """The scores of the same checker without workers and gates."""
+def pairs_of(name: str, family: Family, count: int) -> Pairs:
+    """Problems with answers; but for the table, half of them are that of the next problem."""
     if name == "math":
+        rows = [json.loads(line) for line in TABLE.read_text(encoding="utf-8").splitlines()]
+        return [(Problem("math", "", row["gold"]), row["answer"]) for row in rows[:count]]
+    if name == "algebra":
+        sizes = range(2, count // 2 + 3)
+        problems = [Problem("math", "", rf"{k}\sqrt{{3}}") for k in sizes]
+        right = [rf"\sqrt{{{3 * k * k}}}" for k in sizes]
+    else:
+        problems = [family.draw(ticket) for ticket in range(count // 2 + 1)]
+        right = [problem.answer for problem in problems]
+    return [(problem, answer) for i, problem in enumerate(problems[:-1]) for answer in right[i : i + 2]]
+
+
+def directly(family: Any, pairs: Pairs) -> list[float]:
+    """The scores of the same checker without workers and gates."""
+    if isinstance(family, Maths):
         return [float(verify(parse(f"${p.answer}$"), parse(f"${answer}$"))) for p, answer in pairs]
     entries = [{"question": p.prompt, "answer": p.answer, "metadata": p.metadata} for p, _ in pairs]
     scores = zip(entries, pairs, strict=True)
@@ -59,18 +64,20 @@ def directly(name: str, family: Any, pairs: Pairs) -> list[float]:
 
 def contestants(name: str, count: int) -> tuple[list[Contestant], float]:
     """Ours and the peer on the same answers, and the seconds of our first batch, workers started with it."""
-    family = Algebra() if name == "math" else make_family(name)
-    pairs = pairs_of(family, count)
+    family = Maths() if name in ("math", "algebra") else make_family(name)
+    pairs = pairs_of(name, family, count)
     close()
     first = timed(lambda: family.verify_all(pairs))
-    ours, theirs = [v.score for v in family.verify_all(pairs)], directly(name, family, pairs)
+    ours, theirs = [v.score for v in family.verify_all(pairs)], directly(family, pairs)
     differing = sum((one == 1.0) != (other == 1.0) for one, other in zip(ours, theirs, strict=True))
     if differing:
-        console.print(f"{name}: {differing} of {len(pairs)} verdicts differ from the peer's")
+        console.print(
+            f"{name}: {differing} of {len(pairs)} verdicts differ from the peer's (the tests say which and why)"
+        )
     run = lambda: family.verify_all(pairs)
     return [
         Contestant("ours", "ours", name, run, len(pairs)),
-        Contestant("direct", "peer", name, lambda: directly(name, family, pairs), len(pairs)),
+        Contestant("direct", "peer", name, lambda: directly(family, pairs), len(pairs)),
     ], first
 
 
