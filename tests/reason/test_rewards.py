@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from ziphius.reason.rewards import Reward, RewardWeights, format_reward, language_reward, score
+from ziphius.reason.rewards import Reward, RewardWeights, Sampled, format_reward, language_reward, score, score_all
 from ziphius.tasks import Problem, Verdict, make_family
 
 ALL = RewardWeights(accuracy=1.0, format=0.5, language=0.25)
@@ -63,8 +63,20 @@ def test_partial_credit_is_a_choice(legs):
 
 
 def test_undecided_has_no_total(legs, monkeypatch):
-    monkeypatch.setattr(legs, "verify", lambda problem, answer: Verdict(None, "took too long"))
+    monkeypatch.setattr(legs, "verify_all", lambda pairs: [Verdict(None, "took too long") for _ in pairs])
     assert score(PROBLEM, legs, "a</think>34", True, True, ALL) == Reward(None, None, 1.0, 1.0)
+
+
+def test_each_family_judges_its_answers_in_one_batch(legs, monkeypatch):
+    other, asked = make_family("gcd"), []
+    for family in (legs, other):
+        judge = family.verify_all
+        monkeypatch.setattr(family, "verify_all", lambda pairs, judge=judge: asked.append(len(pairs)) or judge(pairs))
+    gcd = other.problem("train", 0)
+    texts = [(legs, PROBLEM, "34"), (other, gcd, gcd.answer), (legs, PROBLEM, "35"), (legs, PROBLEM, "")]
+    rewards = score_all([Sampled(*text, finished=True) for text in texts], False, ALL)
+    assert [reward.accuracy for reward in rewards] == [1.0, 1.0, 0.0, 0.0]
+    assert asked == [2, 1]  # an empty answer is none
 
 
 def test_r1_zero_weighs_accuracy_and_format_alike(legs):

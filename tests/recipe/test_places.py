@@ -100,3 +100,19 @@ def test_a_stage_depends_on_its_own_settings(recipe, tmp_path, override, changed
 
     old, new = prints(), prints(override)
     assert {name for name in old if old[name] != new[name]} == changed
+
+
+def test_a_checker_of_ones_own_is_read_too(recipe, tmp_path):
+    questions, checker = tmp_path / "questions.jsonl", tmp_path / "checks.py"
+    questions.write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    checker.write_text("def judge(answer, gold):\n    return answer == gold\n")
+    settings = f"{{path = '{questions}', verifier = '{checker}:judge'}}"
+    overrides = ["tasks.own.family='own'", f"tasks.own.settings={settings}", "rl.tasks={own=1}"]
+
+    def rl_print():
+        loaded = load_recipe(recipe, overrides)
+        return stage_identity(loaded, loaded.stages["rl"], "", True, Files(tmp_path)).print
+
+    before = rl_print()
+    checker.write_text("def judge(answer, gold):\n    return gold in answer\n")
+    assert rl_print() != before

@@ -4,23 +4,11 @@ import pytest
 
 from ziphius.tasks import TaskError, family_names, make_family, split_of
 from ziphius.tasks.base import SPLIT_PERCENT
+from ziphius.tasks.gym import GymVerifier
 
-# Families whose default problems are slow to make, at a smaller size (and a seed that needs few draws).
-SMALLER = {
-    "countdown": {"min_numbers": 3, "max_numbers": 3},
-    "futoshiki": {"min_board_size": 4, "max_board_size": 4},
-    "intermediate_integration": {"problem_types": ("linear",), "problem_type_weights": [1.0]},
-    "knight_swap": {"max_nodes": 7, "min_pieces": 1, "max_pieces": 1, "min_steps": 1, "seed": 5},
-    "puzzle24": {"min_value": 4, "operators": ("+", "*")},
-    "quantum_lock": {"difficulty": 4},
-    "zebra_puzzles": {"num_people": 3, "num_characteristics": 3},
-}
-# reasoning-gym ships no answer with these: their checkers judge any valid solution from the metadata alone.
-NO_ORACLE = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
-# A mixture of other families: it cannot be made without naming them.
-NO_DEFAULTS = {"composite"}
+from .gym_settings import NO_DEFAULTS, NO_ORACLE, SMALLER
 
-GYM = [name for name in family_names() if name != "math"]
+GYM = [name for name in family_names() if name not in ("math", "own")]
 
 
 def test_all_of_reasoning_gym_is_there():
@@ -73,20 +61,50 @@ def test_partial_scores_are_kept_but_not_correct():
     assert verdict.correct is False
 
 
-@pytest.mark.parametrize("outcome", [ZeroDivisionError("by\nzero"), float("nan")])
-def test_a_checker_that_fails_is_undecided(monkeypatch, outcome):
-    family = make_family("leg_counting")
+@pytest.mark.parametrize("name", [name for name in GYM if name not in NO_DEFAULTS])
+def test_right_answers_score_as_they_do_by_reasoning_gyms_own_checker(name):
+    family = make_family(name, **(SMALLER | {"intermediate_integration": {}}).get(name, {}))
+    problems = [family.draw(index) for index in range(20)]
+    entries = [{"question": p.prompt, "answer": p.answer, "metadata": p.metadata} for p in problems]
+    directly = [family._dataset.score_answer(entry["answer"], entry) for entry in entries]
+    verdicts = family.verify_all([(problem, problem.answer) for problem in problems])
+    assert [verdict.score for verdict in verdicts] == directly
 
-    def broken(answer, entry):
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
 
-    monkeypatch.setattr(family._dataset, "score_answer", broken)
-    verdict = family.verify(family.problem("train", 0), "3")
-    assert verdict.score is None
-    assert "checker of leg_counting" in verdict.reason
-    assert "\n" not in verdict.reason
+def test_checkers_that_only_compare_need_no_process(monkeypatch):
+    monkeypatch.setattr("ziphius.tasks.pool.shared_pool", None)
+    here = [name for name in GYM if name not in NO_DEFAULTS and not make_family(name).judges_apart]
+    assert {"leg_counting", "chain_sum", "products", "gcd"} <= set(here)
+    assert not {"countdown", "n_queens", "codeio", "word_ladder"} & set(here)
+    problem = (family := make_family("chain_sum")).problem("train", 0)
+    assert family.verify(problem, problem.answer).correct is True
+
+
+@pytest.mark.parametrize(
+    ("raised", "score"),
+    [(ZeroDivisionError("by\nzero"), None), (ValueError("no number"), 0.0), (RecursionError("too deep"), 0.0)],
+)
+def test_a_checker_that_fails_is_undecided_one_that_cannot_read_the_answer_says_wrong(monkeypatch, raised, score):
+    family = make_family("word_ladder")
+
+    def broken(self, answer, entry):
+        raise raised
+
+    monkeypatch.setattr(type(family._dataset), "score_answer", broken)
+    judge = GymVerifier("word_ladder", {}).load()
+    if score is None:
+        with pytest.raises(ZeroDivisionError):  # for the worker to tell, see test_pool.py
+            judge(family.draw(0), "3")
+    else:
+        assert judge(family.draw(0), "3")[0] == score
+
+
+def test_limits_are_for_families_that_are_judged_apart():
+    assert make_family("countdown", limit_s=2).judges_apart
+    with pytest.raises(TaskError, match="leg_counting compares texts and takes no time: leave limit_s out"):
+        make_family("leg_counting", limit_s=2)
+    with pytest.raises(TaskError, match="countdown: limit_s = 0 must be seconds, above 0 and at most 3600"):
+        make_family("countdown", limit_s=0)
 
 
 def test_a_train_problem_is_cheap():

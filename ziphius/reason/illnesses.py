@@ -96,9 +96,9 @@ def _verifier(chart: Chart) -> Iterator[Finding]:
     if share is not None and share > UNDECIDED:
         yield chart.finding(
             "verifier failing", share > UNDECIDED_ILL,
-            f"The checker could not judge {share:.0%} of the answers (it crashed or ran out of time).",
-            "These answers are left out of the loss: mend the family's verify() or its time limit, or shorten "
-            "max_new_tokens.",
+            f"The checker could not judge {share:.0%} of the answers: it ran out of time or memory, or crashed.",
+            "These answers are left out of the loss: lower max_new_tokens, allow a check more time in the settings of "
+            "the task, or mend the checker where it is your own.",
             lower("grpo.max_new_tokens"),
         )  # fmt: skip
 

@@ -6,11 +6,13 @@ equal weights; R1's first RL stage adds the share of words of the thinking that 
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ziphius.tasks import Family, Problem, extract_answer
+from ziphius.tasks import Family, Problem, Verdict, extract_answer
 
 OPEN, CLOSE = "<think>", "</think>"
 WORD = re.compile(r"[^\W\d_]+")
@@ -71,22 +73,54 @@ class Reward:
     language: float
 
 
+class Sampled(NamedTuple):
+    """A completion of a problem's prompt, without the prompt and its end token. finished: it ended by itself, not by
+    the length limit; an answer that was cut off is no answer."""
+
+    family: Family
+    problem: Problem
+    text: str
+    finished: bool
+
+
 def score(
     problem: Problem, family: Family, completion_text: str, finished: bool, thinking: bool, weights: RewardWeights
 ) -> Reward:
-    """Rewards of a completion (without its prompt and its end token).
+    """Rewards of one completion; see `score_all`."""
+    return score_all([Sampled(family, problem, completion_text, finished)], thinking, weights)[0]
 
-    finished: it ended by itself, not by the length limit; an answer that was cut off is no answer. thinking: it is to
-    think before it answers; else it is the answer alone, and the tags are an error.
+
+def score_all(samples: Sequence[Sampled], thinking: bool, weights: RewardWeights) -> list[Reward]:
+    """Rewards of completions, all answers of a family judged in one batch.
+
+    thinking: a completion is to think before it answers; else it is the answer alone, and the tags are an error.
     """
-    thought, answer = split_completion(completion_text, thinking)
-    accuracy = accuracy_reward(problem, family, answer if finished else "", weights.partial_credit)
-    form = format_reward(completion_text, finished, thinking)
-    language = language_reward(thought, weights.target_language)
-    total = None
-    if accuracy is not None:
-        total = weights.accuracy * accuracy + weights.format * form + weights.language * language
-    return Reward(total, accuracy, form, language)
+    parts = [split_completion(sample.text, thinking) for sample in samples]
+    answers = [
+        extract_answer(said if sample.finished else "") for sample, (_, said) in zip(samples, parts, strict=True)
+    ]
+    verdicts = _verdicts(samples, answers)
+    rewards = []
+    for sample, (thought, _), verdict in zip(samples, parts, verdicts, strict=True):
+        accuracy = accuracy_reward(verdict, weights.partial_credit)
+        form = format_reward(sample.text, sample.finished, thinking)
+        language = language_reward(thought, weights.target_language)
+        total = None
+        if accuracy is not None:
+            total = weights.accuracy * accuracy + weights.format * form + weights.language * language
+        rewards.append(Reward(total, accuracy, form, language))
+    return rewards
+
+
+def _verdicts(samples: Sequence[Sampled], answers: Sequence[str]) -> list[Verdict]:
+    """The verdict on each answer; each family gets all of its own at once."""
+    found = [Verdict(0.0, "no answer")] * len(samples)
+    for family in {id(sample.family): sample.family for sample in samples}.values():
+        places = [i for i, sample in enumerate(samples) if sample.family is family and answers[i]]
+        verdicts = family.verify_all([(samples[i].problem, answers[i]) for i in places])
+        for place, verdict in zip(places, verdicts, strict=True):
+            found[place] = verdict
+    return found
 
 
 def split_completion(text: str, thinking: bool) -> tuple[str, str]:
@@ -99,12 +133,8 @@ def split_completion(text: str, thinking: bool) -> tuple[str, str]:
     return thought.removeprefix(OPEN), answer
 
 
-def accuracy_reward(problem: Problem, family: Family, answer_text: str, partial_credit: bool = False) -> float | None:
-    """1 for a right answer, 0 for a wrong one or none, None while undecided."""
-    answer = extract_answer(answer_text)
-    if not answer:
-        return 0.0
-    verdict = family.verify(problem, answer)
+def accuracy_reward(verdict: Verdict, partial_credit: bool = False) -> float | None:
+    """1 for a right answer, 0 for a wrong one, None while undecided; with `partial_credit` the checker's own score."""
     if verdict.score is None or partial_credit:
         return verdict.score
     return float(bool(verdict.correct))

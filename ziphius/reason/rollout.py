@@ -13,7 +13,7 @@ from ziphius.engine.request import Request
 from ziphius.engine.settings import EngineSettings, SamplingSettings
 from ziphius.model.transformer import Transformer
 from ziphius.reason.prompts import prompt_tokens
-from ziphius.reason.rewards import Reward, RewardWeights, score
+from ziphius.reason.rewards import Reward, RewardWeights, Sampled, score_all
 from ziphius.tasks.base import Family, Problem
 from ziphius.text.tokenizer import Tokenizer
 
@@ -90,12 +90,16 @@ def roll_out(
         for place, prompt in enumerate(prompts)
     ]
     sampled = complete(engine, requests)
-    groups = []
-    for (family, problem), prompt, completions in zip(drawn, prompts, sampled, strict=True):
-        rollouts = []
-        for completion in completions:
-            text = tokenizer.decode(completion.tokens[:-1] if completion.finished else completion.tokens)
-            reward = score(problem, family, text, completion.finished, thinking, weights)
-            rollouts.append(Rollout(completion, text, reward))
-        groups.append(Group(problem, prompt, rollouts))
-    return groups
+    texts = [
+        [tokenizer.decode(c.tokens[:-1] if c.finished else c.tokens) for c in completions] for completions in sampled
+    ]
+    asked = [
+        Sampled(family, problem, text, completion.finished)
+        for (family, problem), completions, ours in zip(drawn, sampled, texts, strict=True)
+        for completion, text in zip(completions, ours, strict=True)
+    ]
+    rewards = iter(score_all(asked, thinking, weights))
+    return [
+        Group(problem, prompt, [Rollout(c, text, next(rewards)) for c, text in zip(completions, ours, strict=True)])
+        for (_, problem), prompt, completions, ours in zip(drawn, prompts, sampled, texts, strict=True)
+    ]

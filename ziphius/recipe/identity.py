@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from ziphius.ledger.folder import read_json, write_json
 from ziphius.recipe.schema import GRPOStage, PretrainStage, Recipe, SFTStage, Stage, TokenizerStage, fingerprint
+from ziphius.tasks.registry import family_files
 
 _CACHE = "inputs.json"
 _ABSENT = object()
@@ -138,8 +139,7 @@ def _tasks(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _task_files(recipe: Recipe, tasks: Sequence[str]) -> list[str]:
-    paths = [recipe.tasks[task].settings.get("path") for task in tasks]
-    return [path for path in dict.fromkeys(paths) if path]
+    return list(dict.fromkeys(path for task in tasks for path in family_files(recipe.tasks[task].settings)))
 
 
 def _leaves(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

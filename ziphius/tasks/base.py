@@ -5,7 +5,7 @@ assigns, so training text cannot hold a test prompt whatever seeds and settings 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from random import Random
@@ -72,6 +72,10 @@ class Family(ABC):
     @abstractmethod
     def verify(self, problem: Problem, answer: str) -> Verdict:
         """Checks a bare answer (see `extract_answer`); a checker that fails gives an undecided verdict."""
+
+    def verify_all(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        """The verdict on each answer to its problem. Families that judge in worker processes take them all at once."""
+        return [self.verify(problem, answer) for problem, answer in pairs]
 
     def problem(self, split: str, index: int) -> Problem:
         """Number `index` (>= 0, no upper end) of a split. Two indices may hold the same prompt; see `problems`.
