@@ -316,8 +316,9 @@ def test_real_untrained_policy(clinic):
     assert found == {"groups all wrong": "ill", "format not learned": "ill", "answers cut off": "ill"}
 
 
-def test_real_problems_too_easy(clinic, undecided_between_a_and_b):
-    found, _ = clinic.treat(undecided_between_a_and_b, lambda answer: 1.0, 8, rewards=RewardWeights(format=0))
+def test_real_problems_too_easy(clinic):
+    model = clinic.taught(lambda rng: rng.choice(["x", "xx"]) + "</think>" + rng.choice("ab"), steps=90)
+    found, _ = clinic.treat(model, lambda answer: 1.0, 8, rewards=RewardWeights(format=0))
     assert found == {"groups all right": "warning"}
 
 
