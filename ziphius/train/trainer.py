@@ -298,9 +298,7 @@ class Trainer:
     @property
     def _then(self) -> str:
         """What to do after the mend of what stopped the stage now, and where that leads."""
-        return f"{AGAIN}: it " + (
-            "begins the stage anew" if self._saved is None else f"goes on from step {self._saved}"
-        )
+        return f"{AGAIN}: it " + (f"goes on from step {self._saved}" if self._saved else "begins the stage anew")
 
     def _resume(self) -> None:
         state = newest_state(self.folder, self.flat, self.world, self.title)
