@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ziphius.recipe import ending, launch
+from ziphius.recipe import ending, launch, run
 from ziphius.recipe.ending import LOST_PEERS, killed, memory_needed, out_of_memory
 from ziphius.recipe.schema import load_recipe
 from ziphius.recipe.screen import one_line
+from ziphius.train.trainer import Interrupted
 
 NATIVE = "a fault in native code (or full shared memory, /dev/shm): run the same command again"
 
@@ -118,15 +119,47 @@ def test_one_line_of_the_disk():
     assert one_line(OSError(errno.EPIPE, "Broken pipe")).startswith("BrokenPipeError: ")
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (Interrupted("sft stopped at step 3"), 130, "sft stopped at step 3; the same command goes on from there"),
+        (MemoryError(), 1, "memory ran out: this run needs about"),
+        (
+            RuntimeError("[/gloo/pair.cc:553] Connection closed by peer"),
+            LOST_PEERS,
+            "another process of this run ended",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "is full: saving"),
+        (ValueError("lr: too much"), 1, "lr: too much"),
+        (KeyError("x"), 1, "KeyError: 'x' (ziphius --debug shows the traceback)"),
+    ],
+)
+def test_how_a_process_puts_its_end(recipe, tmp_path, monkeypatch, error, code, words):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(run, "run_recipe", fail)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    order = {"run": str(tmp_path), "until": None, "control": False, "debug": False}
+    try:
+        found = run._obey(order | {"recipe": load_recipe(recipe).model_dump(mode="json")})
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert found[0] == code
+    assert words in found[1]
+    assert "\n" not in found[1]
+
+
 # --- real processes --------------------------------------------------------------------------------------------------
 
 
 def test_a_killed_process_and_a_limit_on_files(recipe, start, tmp_path):
     """Rank 1 is killed in the midst; at the next start a file may not grow to a state's size."""
-    run = tmp_path / "run"
-    command = ["run", recipe, "--out", run, "--until", "pretrain", "--set", "machine.processes=2"]
+    folder = tmp_path / "run"
+    command = ["run", recipe, "--out", folder, "--until", "pretrain", "--set", "machine.processes=2"]
     first = start(*command)
-    log = run / "stages" / "02-pretrain" / "metrics.jsonl"
+    log = folder / "stages" / "02-pretrain" / "metrics.jsonl"
     while first.poll() is None and not (log.exists() and log.read_bytes()):
         time.sleep(0.01)
     children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
@@ -145,4 +178,4 @@ def test_a_killed_process_and_a_limit_on_files(recipe, start, tmp_path):
     )
     assert re.search(r"run the same command again: it (goes on from step \d|begins the stage anew)$", line)
     assert "Traceback" not in second.stderr
-    assert not list(run.rglob(".*.tmp"))
+    assert not list(folder.rglob(".*.tmp"))

@@ -18,7 +18,7 @@ from ziphius.train.metrics import read_metrics
 from ziphius.train.resume import network_of
 from ziphius.train.settings import LossSettings, TrainSettings
 from ziphius.train.sources import share_rows
-from ziphius.train.state import load_state, save_state
+from ziphius.train.state import find_state, save_state
 from ziphius.train.trainer import Interrupted, Trainer
 
 from .stub import Fixed
@@ -329,7 +329,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(build, tmp_path, precision, name
         trainer = make(build(), Fixed(steps, ask), tmp_path / "stopped", **settings)
         with pytest.raises(Interrupted, match=f"stopped at step {stop + 1}; its state is saved"):
             trainer.run()
-        assert load_state(tmp_path / "stopped" / "state")["progress"]["step"] == stop + 1
+        assert find_state(tmp_path / "stopped" / "state").state["progress"]["step"] == stop + 1
         assert signal.getsignal(number) is handler
     resumed = make(build(9), Fixed(steps), tmp_path / "stopped", **settings)
     result = resumed.run()

@@ -307,7 +307,7 @@ def _obey(order: dict[str, Any]) -> tuple[int, str]:
         if out_of_memory(error):
             processes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
             return 1, f"memory ran out: {memory_needed(recipe, processes)}"
-        return 1, one_line(error)
+        return 1, one_line(error, Path(order["run"]))
     return 0, ""
 
 

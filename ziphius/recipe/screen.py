@@ -22,13 +22,16 @@ if TYPE_CHECKING:
     from ziphius.reason.chart import Finding
 
 
-def one_line(error: Exception) -> str:
-    """An error as a person wants to read it: what is wrong and the mend; the type where it is not meant for people."""
+def one_line(error: Exception, folder: Path | None = None) -> str:
+    """An error as a person wants to read it: what is wrong and the mend; the type where it is not meant for people.
+
+    `folder` is where files were being written, for errors of the disk that do not say.
+    """
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         return f"{key}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
-    if isinstance(error, OSError) and (sentence := explain(error)):
+    if isinstance(error, OSError) and (sentence := explain(error, folder)):
         return sentence
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, (ValueError, FileNotFoundError)):

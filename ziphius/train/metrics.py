@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from ziphius.disk.errors import explained
+from ziphius.disk.errors import AGAIN, explained
 from ziphius.disk.write import write_text
 
 _PLAIN_EVERY_SECONDS = 10.0
@@ -50,9 +50,9 @@ class MetricLog:
             self._file = self._path.open("a")
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1)
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: dict[str, Any], then: str = AGAIN) -> None:
         row = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in row.items()}
-        with explained(self._path):
+        with explained(self._path, then=then):
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
             for key, value in row.items():

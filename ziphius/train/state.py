@@ -65,11 +65,6 @@ def save_state(
         _forget_older(folder)
 
 
-def load_state(folder: Path) -> dict[str, Any] | None:
-    """The newest good state, or None where nothing was saved. Raises StateError where none of the saves is good."""
-    return find_state(folder).state
-
-
 def find_state(folder: Path, network: Mapping[str, Any] | None = None) -> Found:
     """The newest state in `folder` that is whole and, where `network` is given, of that network; see `Found`.
 

@@ -144,7 +144,7 @@ class Trainer:
                     if log is not None:
                         for sentence in self.watch(row) if self.watch else ():
                             line.say(sentence)
-                        log.write(row)
+                        log.write(row, self._then)
                     line.update(self.progress.step, self._note(row), self.last_step)
                     finished = self.progress.step >= self.last_step
                     self._refuse_divergence(finished, row["lr"])
@@ -304,10 +304,13 @@ class Trainer:
     def _save(self) -> None:
         """Rank 0 writes: weights, moments and batch order are the same on every rank."""
         state = self.state_dict()
-        where = "begins the stage anew" if self._saved is None else f"goes on from step {self._saved}"
-        then = f"{AGAIN}: it {where}"
-        self.world.on_main(lambda: save_state(self.folder / "state", state, network_of(self.flat), then))
+        self.world.on_main(lambda: save_state(self.folder / "state", state, network_of(self.flat), self._then))
         self._saved = self.progress.step
+
+    @property
+    def _then(self) -> str:
+        """What to do after the mend of what stopped the stage now, and where that leads."""
+        return f"{AGAIN}: it " + (f"goes on from step {self._saved}" if self._saved else "begins the stage anew")
 
     def _resume(self) -> None:
         state = newest_state(self.folder, self.flat, self.world, self.title)
