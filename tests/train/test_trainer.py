@@ -203,7 +203,7 @@ def test_a_rate_far_too_high_stops_the_stage_with_the_reason_and_the_mend(build,
     assert re.search(r"^train diverged by step 20 of 60 at lr 1: the loss is [\d.]+ over the last 20 updates", text)
     assert text.endswith("a blind guess costs 4.2; lower this stage's train.optimizer.lr from 1; "
                          "the state of step 16 is kept")  # fmt: skip
-    assert load_state(tmp_path / "state")["progress"]["step"] == 16
+    assert find_state(tmp_path / "state").state["progress"]["step"] == 16
     again = make(build(5), Fixed(steps), tmp_path, steps=60, save_every=8, optimizer={"lr": 1.0})
     assert diverged(again) == text
     assert len(read_metrics(tmp_path)) == 20
@@ -242,7 +242,7 @@ def test_a_short_stage_that_learned_nothing_does_not_end_well(build, tmp_path):
     text = diverged(factors_on_the_loss(trainer, [1.0, math.nan, math.nan]))
     assert "2 of the last 3 updates" in text
     assert text.endswith("the state of step 2 is kept")
-    assert load_state(tmp_path / "state")["progress"]["step"] == 2  # or a second start would find a finished stage
+    assert find_state(tmp_path / "state").state["progress"]["step"] == 2  # or a second start would find a finished stage
 
 
 def test_weights_that_are_not_finite_do_not_end_well(build, tmp_path):
