@@ -242,7 +242,7 @@ def test_a_short_stage_that_learned_nothing_does_not_end_well(build, tmp_path):
     text = diverged(factors_on_the_loss(trainer, [1.0, math.nan, math.nan]))
     assert "2 of the last 3 updates" in text
     assert text.endswith("the state of step 2 is kept")
-    assert find_state(tmp_path / "state").state["progress"]["step"] == 2  # or a second start would find a finished stage
+    assert find_state(tmp_path / "state").state["progress"]["step"] == 2  # else a second start finds it finished
 
 
 def test_weights_that_are_not_finite_do_not_end_well(build, tmp_path):

@@ -15,6 +15,13 @@ from ziphius.recipe.schema import Recipe
 LOST_PEERS = 75  # the exit code of a process that ended because another had: it has nothing to say of its own
 LIBRARIES_GIB = 0.6  # what a process holds before it has a network
 _AGAIN = "run the same command again: it goes on from its last save"
+_NO_MEMORY = (  # as torch's allocator, oneDNN, C++ and the system's threads say it
+    "can't allocate memory",
+    "could not create a primitive",
+    "bad_alloc",
+    "can't start new thread",
+    "Resource temporarily unavailable",
+)
 _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS)
 
 
@@ -58,7 +65,7 @@ def out_of_memory(error: BaseException) -> bool:
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+        or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY))
     )
 
 
