@@ -89,6 +89,7 @@ WRONG = [
     # settings that cannot work together
     ("corpora.lessons.weight=0", "corpora: every weight is 0, so there is nothing to read; give one a weight above 0"),
     ("pretrain.train.schedule.warmup_steps=6", "schedule.warmup_steps (6) leaves none of the 6 steps at the full rate"),
+    ("cold_start.train.schedule.warmup_steps=3", "schedule.warmup_steps (3) leaves none of the 3 steps at the full"),
     ("pretrain.train.gate_every=6", "train.gate_every (6) leaves no step of the 6 at which the skill could be"),
     ("pretrain.first_rows=2", "first_rows and rows_warmup_steps only work together; give both, or neither"),
     ("pretrain.rows_warmup_steps=2", "first_rows and rows_warmup_steps only work together; give both, or neither"),

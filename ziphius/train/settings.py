@@ -74,12 +74,7 @@ class TrainSettings(LoopSettings):
 
     @model_validator(mode="after")
     def _warms_up_and_ends(self) -> TrainSettings:
-        warmup = self.schedule.warmup_steps
-        if warmup is not None and warmup >= self.steps:
-            raise ValueError(
-                f"schedule.warmup_steps ({warmup}) leaves none of the {self.steps} steps at the full rate; lower it, "
-                "or leave it out for a tenth of the steps"
-            )
+        _must_warm_up_within(self.steps, self.schedule)
         return self
 
 
@@ -88,6 +83,12 @@ class SFTTrainSettings(LoopSettings):
 
     optimizer: SFTOptimizer = SFTOptimizer()
     steps: int | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _warms_up_and_ends(self) -> SFTTrainSettings:
+        if self.steps is not None:
+            _must_warm_up_within(self.steps, self.schedule)
+        return self
 
     def within(self, most: int) -> TrainSettings:
         """The loop's settings with as many steps as are asked for, but no more than `most`, where the epochs end."""
@@ -100,6 +101,14 @@ class RLTrainSettings(TrainSettings):
     loss_is_entropy: ClassVar[bool] = False
 
     optimizer: RLOptimizer = RLOptimizer()
+
+
+def _must_warm_up_within(steps: int, schedule: Schedule) -> None:
+    if schedule.warmup_steps is not None and schedule.warmup_steps >= steps:
+        raise ValueError(
+            f"schedule.warmup_steps ({schedule.warmup_steps}) leaves none of the {steps} steps at the full rate; lower "
+            "it, or leave it out for a tenth of the steps"
+        )
 
 
 class LossSettings(BaseModel):
