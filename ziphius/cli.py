@@ -132,7 +132,7 @@ def evaluate_(
 
 @app.command()
 def doctor(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
-    """Say what is wrong with a run's reinforcement learning, and what to change.
+    """Say what is wrong with a run's training, reinforcement learning above all, and what to change.
 
     Example: `ziphius doctor runs/r1-cpu-seed0`
     """

@@ -1,13 +1,16 @@
 """A kill at any moment leaves the old set or the new one."""
 
+import errno
 import os
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from ziphius.checkpoint import load_model, save_model
-from ziphius.checkpoint.commit import commit, complete, staged
+from ziphius.checkpoint import load_model, save_model, shards
+from ziphius.checkpoint.commit import commit, complete, staged, sweep
 from ziphius.cost.flops import count_parameters
+from ziphius.disk.errors import DiskError
 from ziphius.model.presets import ladder
 
 SMALL = ladder(
@@ -126,3 +129,54 @@ def test_an_unfinished_commit_hides_the_folder_from_others(tmp_path, monkeypatch
     complete(tmp_path)
     assert (tmp_path / "config.json").read_text() == "new"
     assert sorted(os.listdir(tmp_path)) == ["a", "config.json"]
+
+
+# --- a disk that refuses ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["save_file", "fsync", "replace"])
+def test_a_full_disk_is_one_line_and_leaves_the_old_set(tmp_path, build, monkeypatch, call):
+    old, new = build(SMALL, seed=0), build(SMALL, seed=1)
+    save_model(old, tmp_path)
+    before = sorted(os.listdir(tmp_path))
+    error = OSError(errno.ENOSPC, "No space left on device")
+    if call == "save_file":  # as safetensors words what its Rust side meets
+        error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    def refuse(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards if call == "save_file" else os, call, refuse)
+        with pytest.raises(DiskError, match=rf"the disk of {tmp_path} is full: .* needs \d+\.\d KiB, .* are free"):
+            save_model(new, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == before
+    assert torch.equal(load_model(tmp_path).lm_head.weight, old.lm_head.weight)
+
+
+def test_other_errors_of_the_library_stay_what_they_are(tmp_path, build, monkeypatch):
+    def refuse(*_, **__):
+        raise SafetensorError("tensors overlap")
+
+    monkeypatch.setattr(shards, "save_file", refuse)
+    with pytest.raises(SafetensorError, match="overlap"):
+        save_model(build(SMALL), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sweeping_completes_what_was_decided_on_and_clears_the_rest(tmp_path, monkeypatch):
+    decided, begun = tmp_path / "a" / "decided", tmp_path / "begun"
+    for folder in (decided, begun):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("old")
+        staged(folder, "config.json").write_text("new")
+    assert not killed_at(monkeypatch, 2, commit, decided, ["config.json"], [])
+    (begun / ".tmpx4f0Zq").write_text("half a shard")
+    (begun / ".gitignore").write_text("someone's")
+    assert sweep(tmp_path) == 2
+    assert sorted(os.listdir(decided)) == ["config.json"]
+    assert (decided / "config.json").read_text() == "new"
+    assert sorted(os.listdir(begun)) == [".gitignore", "config.json"]
+    assert (begun / "config.json").read_text() == "old"
+    assert sweep(tmp_path) == 0
+    assert sweep(tmp_path / "nowhere") == 0

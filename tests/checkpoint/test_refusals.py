@@ -119,3 +119,24 @@ def test_broken_index(folder, tiny, content):
 def test_foreign_quantisation(folder):
     edit_config(folder, quantization_config={"quant_method": "gptq"})
     assert "'gptq'" in refusal(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bad", [[float("nan")], [float("inf"), float("-inf")]])
+def test_weights_that_are_not_finite_are_named(folder, dtype, bad):
+    name = "model.layers.1.self_attn.o_proj.weight"
+
+    def spoil(stored):
+        stored[name] = stored[name].to(dtype)
+        stored[name].view(-1)[: len(bad)] = torch.tensor(bad, dtype=dtype)
+
+    edit(folder, spoil)
+    message = refusal(folder)
+    count = load_file(folder / "model.safetensors")[name].numel()
+    assert f"model.safetensors: {name} has {len(bad)} of {count:,} values that are not finite; take an" in message
+
+
+def test_a_sum_too_large_for_its_type_is_not_taken_for_a_bad_value(folder):
+    name = "model.layers.1.self_attn.o_proj.weight"
+    edit(folder, lambda stored: stored[name].fill_(3e38))
+    assert load_model(folder).state_dict()[name].isfinite().all()

@@ -81,6 +81,7 @@ def test_a_recipe_without_evaluation_runs(tmp_path):
     path = tmp_path / "cent.toml"
     run_budget(BudgetOptions(0.02, "cpu", seq=64, rate=0.09, out=path), measure=lambda *_: 1e9)
     overrides = ["pretrain.train.steps=3", "pretrain.rows=2", "tokenizer.documents=50", "machine.processes=1"]
+    overrides += ["pretrain.train.schedule.warmup_steps=0"]
     recipe = load_recipe(path, overrides)
     run_recipe(recipe, tmp_path / "run")
     assert [row.kind for row in read_rows(tmp_path / "run")] == ["tokenizer", "pretrain", "data", "startup"]

@@ -135,7 +135,7 @@ def test_without_reinforcement_learning(tmp_path):
     fake_run.write_fake_run(tmp_path, rl=False, control=False)
     reader = read(tmp_path)
     assert sum(tag == "figure" for tag, _ in reader.tags) == 5
-    assert "What the doctor says" not in reader.text
+    assert "02-pretrain : healthy: no illness found . 03-sft : healthy: no illness found ." in reader.text
     assert reader.text.count("After sft:") == 6
     assert "After rl" not in reader.text
 
@@ -162,6 +162,19 @@ def test_what_the_doctor_finds_is_told(tmp_path):
     text = read(tmp_path).text
     assert "04-rl : ill: 1 illness, 0 warning(s) ." in text
     assert "answers cut off (ill, step 9): 70% of the answers were cut off by the limit. Raise max_new_tokens" in text
+
+
+def test_updates_that_were_left_out_are_told_and_drawn(run):
+    assert "Updates left out" not in read(run).text
+    path = run / "stages" / "02-pretrain" / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["skipped"] = number // 3
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = read(run).text
+    assert f"pretrain : {rows[-1]['skipped']} of {len(rows)} updates were skipped, as spikes or not finite." in text
+    assert "Updates left out" in text
+    assert "02-pretrain : ill: 1 illness" in text
 
 
 def test_a_loss_that_is_not_a_number_leaves_a_gap(run):

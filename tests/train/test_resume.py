@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ziphius.train.metrics import read_metrics
-from ziphius.train.state import load_state
+from ziphius.train.state import find_state
 
 from .jobs import STEPS, Job
 
@@ -35,7 +35,7 @@ def undisturbed(start, tmp_path_factory):
 
 
 def assert_same(folder, other):
-    one, two = load_state(folder / "state"), load_state(other / "state")
+    one, two = find_state(folder / "state").state, find_state(other / "state").state
     assert one["progress"]["step"] == two["progress"]["step"] == STEPS
     assert torch.equal(one["master"], two["master"])
     assert torch.equal(one["optimizer"]["second"], two["optimizer"]["second"])
@@ -64,8 +64,22 @@ def test_one_rank_told_to_stop_stops_both(kind, start, undisturbed, tmp_path):
     whole = undisturbed(kind, 2)
     for stop in ((1, 3), (0, 6)):
         assert start(kind, tmp_path, 2, stop=stop).wait() == [3, 3]
-        assert load_state(tmp_path / "state")["progress"]["step"] == stop[1] + 2
+        assert find_state(tmp_path / "state").state["progress"]["step"] == stop[1] + 2
     assert start(kind, tmp_path, 2).wait() == [0, 0]
+    assert_same(tmp_path, whole)
+
+
+def test_two_ranks_go_on_alike_from_the_state_before_a_damaged_one(start, undisturbed, tmp_path):
+    """Rank 0 looks and both follow; where no state is good both end at once."""
+    whole = undisturbed("pretrain", 2)
+    assert start("pretrain", tmp_path, 2, stop=(0, 6)).wait() == [3, 3]
+    *_, older, newer = sorted((tmp_path / "state").glob("*.pt"))
+    for path in (newer, older):
+        good = path.read_bytes()
+        path.write_bytes(good[:-5])
+    assert start("pretrain", tmp_path, 2).wait() == [1, 1]
+    older.write_bytes(good)
+    assert start("pretrain", tmp_path, 2).wait() == [0, 0]
     assert_same(tmp_path, whole)
 
 

@@ -25,6 +25,12 @@ def test_v3_holds_its_published_rates_at_its_published_points():
     assert rate(1464) == rate(1479) == pytest.approx(7.3e-6)
 
 
+def test_the_warm_up_fits_the_run_unless_it_is_given():
+    assert [Schedule().warmup(steps) for steps in (1, 9, 10, 90, 200, 10_000)] == [0, 0, 1, 9, 20, 20]
+    assert Schedule(warmup_steps=7).warmup(10_000) == 7
+    assert [Schedule(kind="constant").factor(step, 30) for step in range(4)] == pytest.approx([1 / 3, 2 / 3, 1, 1])
+
+
 def test_constant():
     schedule = Schedule(kind="constant", warmup_steps=4)
     assert [schedule.factor(step, 8) for step in range(8)] == [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import signal
 
 import pytest
@@ -11,11 +12,13 @@ from ziphius.text.packing import pad_samples
 from ziphius.train.balance import load_violation
 from ziphius.train.batch import Batch, stack_rows
 from ziphius.train.distributed import World
+from ziphius.train.guard import SPIKE_HISTORY, Diverged, Guard
 from ziphius.train.losses import LossParts, next_token_loss
 from ziphius.train.metrics import read_metrics
+from ziphius.train.resume import network_of
 from ziphius.train.settings import LossSettings, TrainSettings
 from ziphius.train.sources import share_rows
-from ziphius.train.state import load_state
+from ziphius.train.state import find_state, save_state
 from ziphius.train.trainer import Interrupted, Trainer
 
 from .stub import Fixed
@@ -172,6 +175,96 @@ def test_the_rate_follows_the_schedule(build, tmp_path):
     assert rates[-1] == pytest.approx(0.001)
 
 
+# --- divergence ------------------------------------------------------------------------------------------------------
+
+
+def factors_on_the_loss(trainer, factors):
+    """Make the loss of step n `factors[n]` times what it is."""
+    loss = trainer.loss
+
+    def wrong(model, batch, norm):
+        parts = loss(model, batch, norm)
+        return LossParts(parts.total * factors[trainer.progress.step], parts.loads, parts.sums)
+
+    trainer.loss = wrong
+    return trainer
+
+
+def diverged(trainer):
+    with pytest.raises(Diverged) as error:
+        trainer.run()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_rate_far_too_high_stops_the_stage_with_the_reason_and_the_mend(build, tmp_path):
+    steps = [[batch_of(2, seed=n)] for n in range(7)]
+    text = diverged(make(build(), Fixed(steps), tmp_path, steps=60, save_every=8, optimizer={"lr": 1.0}))
+    assert re.search(r"^train diverged by step 20 of 60 at lr 1: the loss is [\d.]+ over the last 20 updates", text)
+    assert text.endswith("a blind guess costs 4.2; lower this stage's train.optimizer.lr from 1; "
+                         "the state of step 16 is kept")  # fmt: skip
+    assert find_state(tmp_path / "state").state["progress"]["step"] == 16
+    again = make(build(5), Fixed(steps), tmp_path, steps=60, save_every=8, optimizer={"lr": 1.0})
+    assert diverged(again) == text
+    assert len(read_metrics(tmp_path)) == 20
+
+
+def test_ten_updates_in_a_row_that_are_not_finite_are_enough(build, tmp_path):
+    trainer = make(build(), Fixed([[batch_of(2)]]), tmp_path, steps=60, precision="bf16")
+    text = diverged(factors_on_the_loss(trainer, [1.0] * 5 + [math.inf] * 55))
+    assert "diverged by step 15 of 60" in text
+    assert "10 of the last 15 updates had to be left out (10 not finite); lower" in text
+    assert text.endswith("from 0.002 or set train.precision to 'fp32'")
+
+
+def test_a_storm_of_spikes_stops_the_stage_and_a_few_are_shown(build, tmp_path, capfd):
+    make_spiky = lambda folder, factors, **settings: factors_on_the_loss(
+        make(build(), Fixed([[batch_of(2)]]), folder, steps=60, optimizer={"lr": 1e-5}, **settings), factors
+    )
+    few = [1.0] * 20 + [30.0] * 3 + [1.0] * 37
+    assert make_spiky(tmp_path / "few", few).run().skipped == 3
+    assert re.search(r"60/60 loss [\d.]+  3 skipped  [\d,]+ tok/s", capfd.readouterr().err)
+    many = [1.0] * 20 + [30.0, 1.0] * 20
+    text = diverged(make_spiky(tmp_path / "many", many, max_skipped=0.1))
+    assert "6 of the last 31 updates had to be left out (6 a spike of the gradient)" in text
+
+
+def test_a_lasting_rise_of_the_gradient_is_accepted_in_the_end(build, tmp_path):
+    factors = [1.0] * 30 + [40.0] * 60
+    trainer = make(build(), Fixed([[batch_of(2)]]), tmp_path, steps=90, optimizer={"lr": 1e-5})
+    result = factors_on_the_loss(trainer, factors).run()
+    assert result.skipped == SPIKE_HISTORY // 2
+    assert trainer.optimizer.updates == 90 - SPIKE_HISTORY // 2
+
+
+def test_a_short_stage_that_learned_nothing_does_not_end_well(build, tmp_path):
+    trainer = make(build(), Fixed([[batch_of(2)]]), tmp_path, steps=3, save_every=1)
+    text = diverged(factors_on_the_loss(trainer, [1.0, math.nan, math.nan]))
+    assert "2 of the last 3 updates" in text
+    assert text.endswith("the state of step 2 is kept")
+    assert find_state(tmp_path / "state").state["progress"]["step"] == 2  # else a second start finds it finished
+
+
+def test_weights_that_are_not_finite_do_not_end_well(build, tmp_path):
+    trainer = make(build(), Fixed([[batch_of(2)]]), tmp_path, steps=3)
+    step = trainer.optimizer.step
+    trainer.optimizer.step = lambda grad, lr: (step(grad, lr), trainer.flat.master[:2].fill_(math.inf))
+    count = trainer.flat.master.numel()
+    assert f"at lr 0.002: 2 of its {count:,} weights are not finite; lower this stage's" in diverged(trainer)
+
+
+def test_a_loss_without_a_size_of_its_own_is_not_judged_by_it():
+    policy, reading = Guard(10.0, 0.4, None), Guard(10.0, 0.4, 4.0)
+    for guard in (policy, reading):
+        assert all(guard.admits(1.0, loss) for loss in [5.0] + [9.0] * 20)
+    assert policy.complaint(finished=True) is None
+    assert reading.complaint(finished=False) == "the loss is 9.0 over the last 20 updates and a blind guess costs 4.0"
+    calm = Guard(10.0, 0.4, 4.0)
+    for loss in [7.0] + [9.0] * 20:  # begun by a network that guesses worse than blindly
+        calm.admits(1.0, loss)
+    assert calm.complaint(finished=True) is None
+
+
 # --- gates -----------------------------------------------------------------------------------------------------------
 
 
@@ -179,12 +272,13 @@ def gated(build, folder, readings, **settings):
     readings = iter(readings)
     settings = {"steps": 20, "gate_every": 2, "gate_target": 0.5} | settings
     trainer = make(build(), Fixed([[batch_of(1)]]), folder, probe=lambda: next(readings), **settings)
-    return trainer.run(), [row["lr"] for row in read_metrics(folder)], read_metrics(folder)
+    result, rows = trainer.run(), read_metrics(folder)
+    return result, [row["lr"] / trainer.settings.optimizer.lr for row in rows], rows
 
 
 def test_a_gate_begins_the_decay_of_wsd(build, tmp_path):
     schedule = {"kind": "wsd", "warmup_steps": 0, "decay": 0.2, "floor": 0.0}
-    result, rates, rows = gated(build, tmp_path, [0.1, 0.2, 0.6, 0.7, 0.8], schedule=schedule, optimizer={"lr": 1.0})
+    result, rates, rows = gated(build, tmp_path, [0.1, 0.2, 0.6, 0.7, 0.8], schedule=schedule)
     assert result.steps == 10
     assert rates == pytest.approx([1.0] * 6 + [0.75, 0.5, 0.25, 0.0])
     assert [(row["step"], row["probe"]) for row in rows if "probe" in row] == [
@@ -195,7 +289,7 @@ def test_a_gate_begins_the_decay_of_wsd(build, tmp_path):
 
 def test_a_gate_that_opens_within_the_decay_does_not_raise_the_rate_again(build, tmp_path):
     schedule = {"kind": "wsd", "warmup_steps": 0, "decay": 0.5, "floor": 0.0}
-    result, rates, _ = gated(build, tmp_path, [0.1] * 7 + [0.9] * 9, schedule=schedule, optimizer={"lr": 1.0})
+    result, rates, _ = gated(build, tmp_path, [0.1] * 7 + [0.9] * 9, schedule=schedule)
     assert result.steps == 20
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] == 0.0
@@ -235,7 +329,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(build, tmp_path, precision, name
         trainer = make(build(), Fixed(steps, ask), tmp_path / "stopped", **settings)
         with pytest.raises(Interrupted, match=f"stopped at step {stop + 1}; its state is saved"):
             trainer.run()
-        assert load_state(tmp_path / "stopped" / "state")["progress"]["step"] == stop + 1
+        assert find_state(tmp_path / "stopped" / "state").state["progress"]["step"] == stop + 1
         assert signal.getsignal(number) is handler
     resumed = make(build(9), Fixed(steps), tmp_path / "stopped", **settings)
     result = resumed.run()
@@ -271,10 +365,9 @@ def test_metrics_after_the_saved_step_are_dropped_and_a_torn_line_is_forgiven(bu
 
 
 def test_another_number_of_processes_is_refused(build, tmp_path):
-    make(build(), Fixed([[batch_of(2)]]), tmp_path).run()
     trainer = make(build(), Fixed([[batch_of(2)]]), tmp_path)
-    trainer.world = World(0, 2)
-    with pytest.raises(ValueError, match=r"begun with 1 processes .* with 2; start it with 1, or remove its folder"):
+    save_state(tmp_path / "state", trainer.state_dict() | {"world_size": 2}, network_of(trainer.flat))
+    with pytest.raises(ValueError, match=r"begun with 2 processes .* with 1; start it with 2, or remove its folder"):
         trainer._resume()
 
 

@@ -11,12 +11,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from ziphius.disk.errors import explained
+from ziphius.disk.write import LEFTOVERS, abandoned, flush
+
 _JOURNAL = ".commit.json"
 _STAGED = ".new-"
+_SHARD_DRAFT = ".tmp??????"  # what safetensors writes before it renames, left behind by a kill
 
 
 def staged(folder: Path, name: str) -> Path:
@@ -25,36 +28,56 @@ def staged(folder: Path, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Where to write the coming version of the single file `path`; it takes its place when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = staged(path.parent, f"{path.name}.{os.getpid()}")
-    try:
-        yield aside
-        _flush(aside)
-        aside.replace(path)
-        _flush(path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
+def staging(folder: Path, needed: int) -> Iterator[None]:
+    """Around the staging and the commit of `needed` bytes in `folder`: what is staged goes when they fail.
+
+    Raises DiskError where the disk refuses.
+    """
+    with explained(folder, needed):
+        folder.mkdir(parents=True, exist_ok=True)
+        complete(folder)
+        discard_staged(folder)
+        try:
+            yield
+        except BaseException:
+            if not (folder / _JOURNAL).exists():  # with a journal it is decided, and the next to open completes it
+                discard_staged(folder)
+            raise
 
 
 def discard_staged(folder: Path) -> None:
-    """Forget what a killed writer left behind without committing."""
-    for leftover in folder.glob(f"{_STAGED}*"):
-        leftover.unlink()
+    """Forget what a writer that was killed, or failed, left behind without committing."""
+    for pattern in (f"{_STAGED}*", _SHARD_DRAFT):
+        for leftover in folder.glob(pattern):
+            leftover.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> int:
+    """Clear everything that killed writers left in and below `folder`, which the caller alone writes to; how many.
+
+    Commits that were decided on are completed. A single file that a living process is writing stays.
+    """
+    leftovers = [*folder.rglob(f"{_STAGED}*"), *folder.rglob(_SHARD_DRAFT)]
+    for journal in [*folder.rglob(_JOURNAL)]:
+        complete(journal.parent)
+    leftovers += [path for path in folder.rglob(LEFTOVERS) if abandoned(path)]
+    found = [path for path in leftovers if path.is_file()]
+    for path in found:
+        path.unlink(missing_ok=True)
+    return len(found)
 
 
 def commit(folder: Path, names: list[str], remove: list[str]) -> None:
     """Put the staged files `names` in place and delete `remove`, all or nothing across a kill."""
     for name in names:
-        _flush(staged(folder, name))
+        flush(staged(folder, name))
     journal = folder / _JOURNAL
     draft = staged(folder, _JOURNAL)
     draft.write_text(json.dumps({"names": names, "remove": remove}))
-    _flush(draft)
-    _flush(folder)
+    flush(draft)
+    flush(folder)
     draft.replace(journal)
-    _flush(folder)
+    flush(folder)
     complete(folder)
 
 
@@ -76,13 +99,5 @@ def complete(folder: Path) -> None:
         for name in (*names, last):
             with contextlib.suppress(FileNotFoundError):
                 staged(folder, name).replace(folder / name)
-        _flush(folder)
+        flush(folder)
         journal.unlink()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -64,7 +64,7 @@ def load_model(
     Repeated tensors (a prediction module's embedding and head) must equal their originals.
 
     Raises CheckpointError naming the tensor or file that is missing, not expected, or of another shape; all of that
-    is checked before the first value is read.
+    is checked before the first value is read. A tensor with values that are not finite is refused as it is read.
     """
     folder = Path(folder)
     config = load_config(folder)
@@ -78,7 +78,9 @@ def load_model(
         model = _empty(stored.config, dtype, device)
         state = model.state_dict()
         for name, place in stored.places.items():
-            state[place.name][place.part].copy_(stored.value(name))
+            value = stored.value(name)
+            _must_be_finite(value, f"{folder}/{stored.reader.file(name)}: {name}")
+            state[place.name][place.part].copy_(value)
         for name, original in shared_copies(stored.config).items():
             if name in stored.reader and not torch.equal(state[original].cpu(), stored.reader.tensor(name).to(dtype)):
                 raise CheckpointError(f"{folder}: {name} differs from {original}, which this network shares with it")
@@ -112,12 +114,10 @@ def save_state(
 
     Weights are converted to `dtype` (each keeps its own when None; `e_score_correction_bias` is fp32 always).
     `generation_config` replaces R1's published settings. The set is replaced as one step: after a kill at any moment
-    `load_model` finds the old one or the new one, whole. Other files in `folder` stay.
+    `load_model` finds the old one or the new one, whole. Other files in `folder` stay. Raises DiskError where the
+    disk refuses.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    commit.complete(folder)
-    commit.discard_staged(folder)
     tensors = {name: state[place.name][place.part] for name, place in published_places(state, config).items()}
     for name, original in shared_copies(config).items():
         if name != "lm_head.weight":  # a tied head is not written, as transformers has it
@@ -125,17 +125,18 @@ def save_state(
     dtype_of = {
         name: torch.float32 if name.endswith(_FP32) else dtype or tensor.dtype for name, tensor in tensors.items()
     }
-    names = stage_shards(folder, tensors.items(), max_shard_bytes, dtype_of)
-
     described = config.to_hf()
     # Neither the old folder's quantisation nor its own Python files are in this one.
     for key in ("quantization_config", "auto_map", "dtype"):
         described.pop(key, None)
     described["torch_dtype"] = str(dtype_of["model.embed_tokens.weight"]).removeprefix("torch.")
-    _stage_json(folder, "generation_config.json", generation_config or default_generation_config(config))
-    _stage_json(folder, "config.json", described)
-    stale = weight_files(folder) - set(names)
-    commit.commit(folder, [*names, "generation_config.json", "config.json"], sorted(stale))
+    needed = sum(tensor.numel() * dtype_of[name].itemsize for name, tensor in tensors.items())
+    with commit.staging(folder, needed):
+        names = stage_shards(folder, tensors.items(), max_shard_bytes, dtype_of)
+        _stage_json(folder, "generation_config.json", generation_config or default_generation_config(config))
+        _stage_json(folder, "config.json", described)
+        stale = weight_files(folder) - set(names)
+        commit.commit(folder, [*names, "generation_config.json", "config.json"], sorted(stale))
 
 
 def default_generation_config(config: ModelConfig) -> dict[str, Any]:
@@ -155,6 +156,18 @@ def _empty(config: ModelConfig, dtype: torch.dtype, device: torch.device | str) 
     if config.tie_word_embeddings:  # to_empty gives each module memory of its own
         model.lm_head.weight = model.model.embed_tokens.weight
     return model
+
+
+def _must_be_finite(value: Tensor, where: str) -> None:
+    """Raise CheckpointError where `value` holds NaN or an infinity. A sum shows either in one pass without memory of
+    its own; only where the sum itself is not finite (it may merely be too large) the values are looked at."""
+    if not value.is_floating_point() or value.sum().isfinite():
+        return
+    if bad := int((~value.isfinite()).sum()):
+        raise CheckpointError(
+            f"{where} has {bad:,} of {value.numel():,} values that are not finite; take an earlier checkpoint, or "
+            "train anew with a lower lr"
+        )
 
 
 def _stage_json(folder: Path, name: str, content: dict[str, Any]) -> None:

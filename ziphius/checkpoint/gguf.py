@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from torch import Tensor
 
-from ziphius.checkpoint.commit import replacing
 from ziphius.checkpoint.errors import CheckpointError
 from ziphius.checkpoint.folder import load_config
 from ziphius.checkpoint.gguf_keys import ARCHITECTURE, Value, network_keys, small_differences
 from ziphius.checkpoint.stored import StoredWeights, open_weights
+from ziphius.disk.write import replacing
 from ziphius.model.config import ModelConfig
 
 if TYPE_CHECKING:

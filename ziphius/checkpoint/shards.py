@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -87,13 +88,24 @@ def stage_shards(
     for file, shard in zip(files, shards, strict=True):
         # A copy each: published tensors may be parts or repeats of one of ours, and safetensors refuses shared memory.
         ready = {name: x.detach().to("cpu", dtype_of[name], copy=True).contiguous() for name, x in shard.items()}
-        save_file(ready, staged(folder, file), metadata={"format": "pt"})
+        _save(ready, staged(folder, file))
     if count == 1:
         return files
     weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     staged(folder, INDEX).write_text(json.dumps(index, indent=2) + "\n")
     return [*files, INDEX]
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """`save_file`, whose errors hide the system's number in their text, with an OSError in their place."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), str(error), str(path)) from None
 
 
 def weight_files(folder: Path) -> set[str]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ziphius.disk.write import write_text
 from ziphius.ledger.clock import WAITING, last_start, time_spent
 from ziphius.ledger.folder import (
     DONE,
@@ -19,7 +20,6 @@ from ziphius.ledger.folder import (
     read_evaluation,
     read_json,
     stage_key,
-    write_text,
 )
 
 _NOTHING = 0.1  # seconds between two clocks that are no work

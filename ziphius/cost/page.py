@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ziphius.disk.write import write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,10 +61,7 @@ class Section:
 def write_page(path: Path, title: str, introduction: Sequence[str], sections: Sequence[Section]) -> None:
     """Write the page to `path` (aside, then renamed)."""
     html = render_page(title, introduction, sections)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    aside.write_text(html, encoding="utf-8")
-    aside.replace(path)
+    write_text(path, html)
 
 
 def render_page(title: str, introduction: Sequence[str], sections: Sequence[Section]) -> str:

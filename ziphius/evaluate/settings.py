@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class EvaluationSettings(BaseModel):
     """`n` distinct problems of `split`, `samples` answers each at `temperature`, and one greedy answer."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     split: str = "test"
     n: int = Field(512, gt=0)

@@ -16,9 +16,10 @@ and a run that returns to those settings.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from ziphius.disk.write import write_text
 
 LISTED, SETTINGS, DONE = "stages.json", "settings.json", "stage.json"
 EVALUATION, KEPT_EVALUATIONS = "evaluation.json", "evaluations"
@@ -89,17 +90,3 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file aside, flush it and put it in its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The gauges of a reinforcement learning stage over its steps, and what a check finds in them."""
+"""The gauges of a stage over its steps, and what a check finds in them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
+
+from ziphius.reason.advice import Change
 
 WINDOW = 8  # readings that make one judgement; what a run began with is its first window
 ON_TOKENS = ("entropy", "clipped", "kl", "mismatch", "load_violation")  # say nothing where the loss had no tokens
@@ -28,20 +30,21 @@ class Context:
 
 @dataclass(frozen=True)
 class Finding:
-    """One illness at a step: what was seen, in numbers, and which settings mend it."""
+    """One illness at a step: what was seen, in numbers, and which settings mend it, in words and as changes."""
 
     name: str
     step: int
     severity: Literal["warning", "ill"]
     what: str
     mend: str
+    changes: tuple[Change, ...] = ()
 
     def __str__(self) -> str:
         return f"step {self.step}: {self.name} ({self.severity}): {self.what} {self.mend}"
 
 
 def reading(row: Mapping[str, Any], key: str) -> float | None:
-    """A gauge's finite value in a row of an RL stage's metrics; None where that step has none to show."""
+    """A gauge's finite value in a row of metrics; None where that step has none to show."""
     value = row.get(key)
     idle = not row.get("entropy") and not row.get("mismatch")
     if not isinstance(value, (int, float)) or not math.isfinite(value) or (idle and key in ON_TOKENS):
@@ -77,5 +80,5 @@ class Chart:
             return None
         return fmean(self.window(key, WINDOW)), fmean(self.window(key))
 
-    def finding(self, name: str, ill: bool, what: str, mend: str) -> Finding:
-        return Finding(name, self.step, "ill" if ill else "warning", what, mend)
+    def finding(self, name: str, ill: bool, what: str, mend: str, *changes: Change) -> Finding:
+        return Finding(name, self.step, "ill" if ill else "warning", what, mend, changes)

@@ -1,4 +1,4 @@
-"""The RL doctor: reads the gauges of a reinforcement learning stage and says what is wrong and how to mend it."""
+"""The doctor: reads the gauges of a stage of training and says what is wrong and how to mend it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from typing import Any
 
 from ziphius.ledger.folder import present_stages
 from ziphius.reason.chart import Chart, Context, Finding
-from ziphius.reason.illnesses import CHECKS
+from ziphius.reason.illnesses import CHECKS, LEARNING_CHECKS
 from ziphius.train.metrics import read_metrics
 
 
 def diagnose(rows: Sequence[Mapping[str, Any]], context: Context | None = None) -> list[Finding]:
-    """How a GRPO stage stands at the last of its `rows` of metrics; the gravest findings first, none where it is well.
+    """How a stage stands at the last of its `rows` of metrics; the gravest findings first, none where it is well.
 
-    Steps that reuse earlier rollouts bring fewer gauges; each gauge is judged by the steps that read it.
+    Rows with a reward are reinforcement learning's, others those of reading or imitating. Steps that reuse earlier
+    rollouts bring fewer gauges; each gauge is judged by the steps that read it.
     """
     chart = Chart(rows, context or Context())
-    found = [finding for check in CHECKS for finding in check(chart)]
+    checks = CHECKS if any("reward" in row for row in rows) else LEARNING_CHECKS
+    found = [finding for check in checks for finding in check(chart)]
     return sorted(found, key=lambda finding: finding.severity != "ill")
 
 
 def diagnose_run(run_folder: Path, context: Context | None = None) -> dict[str, list[Finding]]:
-    """The findings of each stage of a run that has reinforcement learning in it, by the stage folder's name.
+    """The findings of each stage of a run that has trained, finished or not, by the stage folder's name.
 
     A healthy stage has an empty list. Raises FileNotFoundError, in one line, where the folder holds no stages.
     """
@@ -34,7 +36,7 @@ def diagnose_run(run_folder: Path, context: Context | None = None) -> dict[str, 
     found = {}
     for stage in stages:
         rows = read_metrics(stage)
-        if any("reward" in row for row in rows):
+        if rows:
             found[stage.name] = diagnose(rows, context or _context(stage))
     return found
 

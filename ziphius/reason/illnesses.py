@@ -1,4 +1,4 @@
-"""What can be wrong with a reinforcement learning stage: one check an illness.
+"""What can be wrong with a stage of training: one check an illness.
 
 The thresholds are judgement, tried on toy policies made ill on purpose (tests/reason/test_doctor.py); they are meant to
 stay silent on a run that learns. A gauge is judged over a window of readings, never by a single step.
@@ -10,6 +10,17 @@ import math
 from collections.abc import Callable, Iterator
 from statistics import fmean, median, pstdev
 
+from ziphius.reason.advice import (
+    BETTER_BASE,
+    FULL_PRECISION,
+    HOLD,
+    LONGER_WARM_UP,
+    LOWER_LR,
+    MORE_SFT,
+    higher,
+    lower,
+    put,
+)
 from ziphius.reason.chart import WINDOW, Chart, Finding
 
 PATIENCE = 24  # readings until something that was low must have risen
@@ -30,6 +41,9 @@ MISMATCH_GROWN, MISMATCH_NOTED = 3.0, 0.02  # factor, nats per token
 CLIPPED, CLIPPED_ILL = 0.1, 0.3  # shares of tokens
 KL, KL_ILL = 0.3, 1.0  # nats per token
 SKIPPED, SKIPPED_ILL = 2, WINDOW // 2  # updates left out within a window
+SKIPPED_SHARE, SKIPPED_SHARE_ILL = 0.1, 0.2  # shares of all updates left out
+LOSS_WINDOW = 2 * WINDOW  # losses that make one judgement: they vary with the text
+LOSS_ROSE, LOSS_ROSE_ILL, LOSS_FACTOR = 0.5, 1.5, 1.5  # nats, nats, factor on the first loss
 
 
 # --- is there anything to learn from? ---------------------------------------------------------------------------------
@@ -44,17 +58,20 @@ def _groups(chart: Chart) -> Iterator[Finding]:
         yield chart.finding(
             "groups all right", False, f"{seen} {accuracy:.0%} of the answers were right.",
             "The problems are too easy by now: end the stage, or give it harder ones, or set dynamic_sampling.",
+            put("grpo.dynamic_sampling", True),
         )  # fmt: skip
     elif accuracy <= ALL_WRONG:
         yield chart.finding(
             "groups all wrong", mixed < NONE_MIXED, f"{seen} {accuracy:.0%} of the answers were right.",
-            "The problems are too hard or the cold start is too weak: train the SFT stage for more steps or to a "
-            "higher gate_target, take easier problems, or raise group_size.",
+            "The problems are too hard or the cold start is too weak: train the SFT stage for more epochs, pretraining "
+            "to a higher gate_target, take easier problems, or raise group_size.",
+            MORE_SFT, BETTER_BASE, higher("grpo.group_size"),
         )  # fmt: skip
     else:
         yield chart.finding(
             "groups all alike", mixed < NONE_MIXED, f"{seen} {accuracy:.0%} of the answers were right.",
             "Each problem gets the same answer every time: raise temperature or group_size, or set dynamic_sampling.",
+            higher("grpo.temperature"), higher("grpo.group_size"), put("grpo.dynamic_sampling", True),
         )  # fmt: skip
 
 
@@ -68,8 +85,9 @@ def _format(chart: Chart) -> Iterator[Finding]:
         yield chart.finding(
             "format not learned", never,
             f"{now:.0%} of the answers had the asked-for form, {rise:+.0%} since the beginning.",
-            "Teach the form first with more steps of SFT, see that max_new_tokens leaves room for the whole answer, "
-            "or raise the reward's weight format.",
+            "Teach the form first with more epochs of SFT, raise max_new_tokens where the whole answer has no room, or "
+            "raise the reward's weight format.",
+            MORE_SFT, higher("grpo.max_new_tokens"), higher("grpo.rewards.format", start=1.0),
         )  # fmt: skip
 
 
@@ -79,8 +97,9 @@ def _verifier(chart: Chart) -> Iterator[Finding]:
         yield chart.finding(
             "verifier failing", share > UNDECIDED_ILL,
             f"The checker could not judge {share:.0%} of the answers: it ran out of time or memory, or crashed.",
-            "These answers are left out of the loss: raise limit_s in the task's settings, lower max_new_tokens, or "
-            "mend the checker where it is your own.",
+            "These answers are left out of the loss: lower max_new_tokens, allow a check more time in the settings of "
+            "the task, or mend the checker where it is your own.",
+            lower("grpo.max_new_tokens"),
         )  # fmt: skip
 
 
@@ -96,12 +115,14 @@ def _truncation(chart: Chart) -> Iterator[Finding]:
         yield chart.finding(
             "length exploding", share > TRUNCATED_ILL,
             f"Answers grew from {length[0]:.0f} to {length[1]:.0f} tokens and {cut}.",
-            "Set overlong to 'soft' with an overlong_margin, or raise max_new_tokens if the longer thinking pays.",
+            "Set overlong to 'soft', or raise max_new_tokens if the longer thinking pays.",
+            put("grpo.overlong", "soft"), higher("grpo.max_new_tokens"),
         )  # fmt: skip
     else:
         yield chart.finding(
             "answers cut off", share > TRUNCATED_ILL, f"{cut}.",
-            "Raise max_new_tokens, set overlong to 'mask' or 'soft', or teach an end to the answer with more SFT.",
+            "Raise max_new_tokens, set overlong to 'mask', or teach an end to the answer with more epochs of SFT.",
+            higher("grpo.max_new_tokens"), put("grpo.overlong", "mask"), MORE_SFT,
         )  # fmt: skip
 
 
@@ -118,16 +139,18 @@ def _guessing(chart: Chart) -> Iterator[Finding]:
             "length collapsing", True,
             f"Answers shrank from {max(lengths):.0f} to {length:.0f} tokens while accuracy went from {begun:.0%} to "
             f"{accuracy:.0%}: the policy guesses a frequent answer without thinking.",
-            "Train the SFT stage to a higher gate_target, take problems whose answers are evenly spread, lower lr, or "
-            "hold the policy with policy.kl_weight.",
+            "Train the base to a higher gate_target, take problems whose answers are evenly spread, lower lr, or hold "
+            "the policy with policy.kl_weight.",
+            BETTER_BASE, LOWER_LR, HOLD,
         )  # fmt: skip
     elif guessing and len(accuracies) >= PATIENCE and (mixed or 0.0) >= FEW_MIXED:
         yield chart.finding(
             "accuracy at chance", False,
             f"After {len(accuracies)} steps with rollouts {accuracy:.0%} of the answers are right, no more than by "
             "guessing.",
-            "The cold start is too weak: train the SFT stage for more steps or to a higher gate_target (greedy answers "
-            "should be right half the time), or take easier problems.",
+            "The cold start is too weak: train the SFT stage for more epochs (greedy answers should be right half the "
+            "time) or pretraining to a higher gate_target, or take easier problems.",
+            MORE_SFT, BETTER_BASE,
         )  # fmt: skip
 
 
@@ -144,12 +167,14 @@ def _entropy(chart: Chart) -> Iterator[Finding]:
             "entropy collapsed", now < ENTROPY_ILL,
             f"The policy is sure of every token ({now:.3f} nats) though only {accuracy:.0%} of its answers are right.",
             "Lower lr, raise policy.clip_high or temperature, or go back to the cold start with policy.kl_weight set.",
+            LOWER_LR, higher("grpo.policy.clip_high"), higher("grpo.temperature"), HOLD,
         )  # fmt: skip
     if change and change[1] > ENTROPY_GROWN * change[0] and change[1] - change[0] > ENTROPY_RISE:
         yield chart.finding(
             "entropy exploding", change[1] - change[0] > ENTROPY_RISE_ILL,
             f"Entropy rose from {change[0]:.2f} to {change[1]:.2f} nats per token: the policy turns to noise.",
             "Lower lr, lower policy.clip_high, or hold the policy with policy.kl_weight.",
+            LOWER_LR, lower("grpo.policy.clip_high"), HOLD,
         )  # fmt: skip
 
 
@@ -171,11 +196,13 @@ def _decline(chart: Chart) -> Iterator[Finding]:
             "format hacking", True,
             f"The reward rose by {rise:.2f} while {fell}: the policy is paid for something other than right answers.",
             "Lower the reward's weights format and language against accuracy, and leave partial_credit off.",
+            lower("grpo.rewards.format"), lower("grpo.rewards.language"), put("grpo.rewards.partial_credit", False),
         )  # fmt: skip
     else:
         yield chart.finding(
             "policy breaking", fall > BROKEN, f"The {fell}.",
             "Lower lr, hold the policy with policy.kl_weight, and go back to a checkpoint from before.",
+            LOWER_LR, HOLD,
         )  # fmt: skip
 
 
@@ -184,7 +211,8 @@ def _far_from_reference(chart: Chart) -> Iterator[Finding]:
     if values and (kl := median(values)) > KL:  # the estimator has a heavy tail: its mean may be one token's
         yield chart.finding(
             "policy far from reference", kl > KL_ILL, f"KL to the reference is {kl:.2f} nats per token.",
-            "Raise policy.kl_weight, lower lr, or move the reference more often with reference_refresh.",
+            "Raise policy.kl_weight, lower lr, or move the reference more often with a lower reference_refresh.",
+            HOLD, LOWER_LR, lower("grpo.reference_refresh"),
         )  # fmt: skip
 
 
@@ -201,7 +229,8 @@ def _mismatch(chart: Chart) -> Iterator[Finding]:
         yield chart.finding(
             "sampler and trainer differ", now > MISMATCH_ILL,
             f"They give the same token log-probabilities {now:.3f} nats apart{since}.",
-            "Set precision to 'fp32' and keep policy.importance_cap; see that policy.temperature equals temperature.",
+            "Set precision to 'fp32' and keep policy.importance_cap at 2.",
+            FULL_PRECISION, put("grpo.policy.importance_cap", 2.0),
         )  # fmt: skip
 
 
@@ -210,23 +239,50 @@ def _clipping(chart: Chart) -> Iterator[Finding]:
     if share is not None and share > CLIPPED:
         yield chart.finding(
             "updates clipped", share > CLIPPED_ILL, f"{share:.0%} of the tokens left the range of the ratio.",
-            "Lower lr or mini_batches; policy.clip_low and policy.clip_high set the range.",
+            "Lower lr or mini_batches, or widen the range with a higher policy.clip_high.",
+            LOWER_LR, lower("grpo.mini_batches"), higher("grpo.policy.clip_high"),
         )  # fmt: skip
 
 
 def _skipping(chart: Chart) -> Iterator[Finding]:
+    """Updates left out now, or too large a share of all that the stage has tried."""
     recent = chart.rows[-WINDOW:]
-    counts = [0, *(int(row.get("skipped", 0)) for row in chart.rows)][-WINDOW - 1 :]
-    skipped = counts[-1] - counts[0]
+    counts = [0, *(int(row.get("skipped", 0)) for row in chart.rows)]
+    skipped = counts[-1] - counts[-WINDOW - 1 :][0]
+    share = counts[-1] / max(len(chart.rows), WINDOW)
     gauges = [row[key] for row in recent for key in ("loss", "grad_norm") if key in row]
     broken = any(value is None or not math.isfinite(value) for value in gauges)  # null is how a file keeps a NaN
-    if skipped >= SKIPPED or broken:
+    if skipped >= SKIPPED or broken or share > SKIPPED_SHARE:
         why = "their loss or gradient was not a number" if broken else "their gradient was a spike"
+        lately = f"{skipped} of the last {len(recent)} updates were left out because {why}"
         yield chart.finding(
-            "updates skipped", skipped >= SKIPPED_ILL,
-            f"{skipped} of the last {len(recent)} updates were left out because {why}.",
+            "updates skipped", skipped >= SKIPPED_ILL or share > SKIPPED_SHARE_ILL,
+            f"{lately}, {counts[-1]} of all {len(chart.rows)}." if skipped or broken
+            else f"{counts[-1]} of all {len(chart.rows)} updates were left out.",
             "Lower lr or clip, lengthen warmup_steps, or set precision to 'fp32'; go back to the last saved state if "
             "it does not end.",
+            LOWER_LR, lower("train.optimizer.clip"), LONGER_WARM_UP, FULL_PRECISION,
+        )  # fmt: skip
+
+
+def _loss_rising(chart: Chart) -> Iterator[Finding]:
+    """Reading and imitating: the loss exploded at once, or rose from the best it has been, beyond its noise."""
+    losses = chart.gauges.get("loss", [])
+    now = chart.now("loss")
+    if now is None:
+        return
+    best, noise = losses[0], (LOSS_FACTOR - 1) * losses[0]
+    if len(losses) >= 2 * LOSS_WINDOW:
+        windows = [losses[end - LOSS_WINDOW : end] for end in range(LOSS_WINDOW, len(losses) + 1)]
+        lowest = min(windows, key=fmean)
+        now = fmean(windows[-1])
+        if fmean(lowest) < best:
+            best, noise = fmean(lowest), 4 * math.hypot(pstdev(lowest), pstdev(windows[-1])) / LOSS_WINDOW**0.5
+    if now - best > max(LOSS_ROSE, noise):
+        yield chart.finding(
+            "loss rising", now - best > LOSS_ROSE_ILL, f"The loss rose from {best:.2f} to {now:.2f} nats a token.",
+            "Lower lr, lengthen warmup_steps, and go back to a checkpoint from before.",
+            LOWER_LR, LONGER_WARM_UP,
         )  # fmt: skip
 
 
@@ -246,10 +302,15 @@ def _routing(chart: Chart) -> Iterator[Finding]:
         yield chart.finding(
             "routers drifting", high, f"The busiest expert gets {now + 1:.1f} times its share{since}.",
             "Bring bias_update_speed nearer to 0.001 (0 lets the routers drift), raise balance_weight, or lower lr.",
+            put("train.bias_update_speed", 0.001), higher("loss.balance_weight", start=1e-4), LOWER_LR,
         )  # fmt: skip
 
 
-CHECKS: tuple[Callable[[Chart], Iterator[Finding]], ...] = (
+Check = Callable[[Chart], Iterator[Finding]]
+
+LEARNING_CHECKS: tuple[Check, ...] = (_skipping, _loss_rising)  # of stages that read or imitate
+
+CHECKS: tuple[Check, ...] = (  # of reinforcement learning
     _verifier,
     _groups,
     _format,

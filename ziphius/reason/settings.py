@@ -24,7 +24,7 @@ class GRPOSettings(BaseModel):
     - `reference_refresh`: steps after which the KL reference becomes the current policy (R1-Zero: 400).
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     group_size: int = Field(8, ge=2)
     prompts_per_step: int = Field(32, gt=0)
@@ -43,7 +43,14 @@ class GRPOSettings(BaseModel):
     rewards: RewardWeights = RewardWeights()
 
     @model_validator(mode="after")
-    def _margin_fits(self) -> GRPOSettings:
+    def _hangs_together(self) -> GRPOSettings:
+        if self.mini_batches > self.prompts_per_step:
+            raise ValueError(
+                f"mini_batches ({self.mini_batches}) exceeds prompts_per_step ({self.prompts_per_step}), so that some "
+                "updates would have no answers; lower it"
+            )
+        if self.dynamic_sampling and self.max_rounds == 1:
+            raise ValueError("dynamic_sampling draws further problems only with max_rounds above 1; raise it")
         if self.overlong == "soft" and self.overlong_margin > self.max_new_tokens:
             raise ValueError(
                 f"overlong_margin ({self.overlong_margin}) exceeds max_new_tokens ({self.max_new_tokens}); lower it"

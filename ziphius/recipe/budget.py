@@ -27,6 +27,7 @@ from ziphius.cost.data import Data
 from ziphius.cost.interval import Interval
 from ziphius.cost.money import Rate, rental_rate
 from ziphius.cost.scaling import RULE, model_scale
+from ziphius.disk.write import write_text
 from ziphius.recipe.schema import RecipeError, check_recipe
 
 CPU, CORES_OF_QUOTE = "cpu-2core", 2
@@ -128,10 +129,7 @@ def write_recipe(options: BudgetOptions, money: Money, choice: Choice) -> None:
 # {"Put your own text in place of these lessons." if not options.corpus else "The text is yours."}
 
 {tomli_w.dumps(raw)}"""
-    aside = options.out.with_name(f".{options.out.name}.{os.getpid()}.tmp")
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    aside.write_text(text)
-    aside.replace(options.out)
+    write_text(options.out, text)
 
 
 def recipe_of(options: BudgetOptions, money: Money, choice: Choice) -> dict[str, Any]:
@@ -143,7 +141,7 @@ def recipe_of(options: BudgetOptions, money: Money, choice: Choice) -> dict[str,
     if not options.corpus:
         lessons = {"family": "leg_counting", "settings": {"min_animals": 2, "max_animals": 6}}
         text = {"tasks": {"lessons": lessons}, "corpora": {"lessons": {"task": "lessons"}}}
-    warm_up = min(2000, max(10, choice.steps // 50))
+    warm_up = min(2000, max(10, choice.steps // 50), choice.steps // 2)
     train = {
         "steps": choice.steps,
         "save_every": max(10, choice.steps // 50),

@@ -8,21 +8,25 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from ziphius.recipe.ending import LOST_PEERS, exited, killed, oom_kills
 from ziphius.recipe.lock import Lock
 from ziphius.recipe.schema import Recipe, RecipeError
 
-_GRACE_SECONDS = 60.0
+_GRACE_SECONDS = 60.0  # for the others of one that was asked to stop, to save and to end
+_MOMENT_SECONDS = 3.0  # for the others of one that failed
+_COMMAND = [sys.executable, "-m", "ziphius.recipe.run"]
 
 
 def launch(recipe: Recipe, run: Path, until: str | None, control: bool, debug: bool = False) -> int:
     """Run `recipe` in the folder `run` and return the exit code; 130 where it was asked to stop.
 
     Under torchrun (its environment is set) this process joins; otherwise it starts one process per core, or as many
-    as the recipe's `machine.processes` says, and passes SIGTERM and Ctrl-C on to them.
+    as the recipe's `machine.processes` says, and passes SIGTERM and Ctrl-C on to them. What ended a process that did
+    not end well is said on stderr.
     """
     began = time.time()
     if os.environ.get("RANK", "0") == "0":
@@ -35,15 +39,16 @@ def launch(recipe: Recipe, run: Path, until: str | None, control: bool, debug: b
         "debug": debug,
         "began": began,
     }
-    with tempfile.NamedTemporaryFile("w", suffix=".json", prefix="ziphius-", delete=False) as file:
-        json.dump(order, file)
-    environment = os.environ | {"ZIPHIUS_RUN": file.name}
-    try:
-        if "WORLD_SIZE" in os.environ:
-            return _supervise([environment])
-        return _supervise(_environments(_process_count(recipe, run), environment))
-    finally:
-        os.unlink(file.name)
+    environments = [dict(os.environ)]
+    if "WORLD_SIZE" not in os.environ:
+        environments = _environments(_process_count(recipe, run), dict(os.environ))
+    kills = oom_kills()
+    workers = _supervise(environments, json.dumps(order).encode())
+    for line in _last_words(workers, recipe, by_kernel=oom_kills() > kills):
+        print(f"ziphius: {line}", file=sys.stderr, flush=True)
+    failed = [worker.code for worker in workers if worker.code and not worker.given_up]
+    code = next((code for code in failed if code != LOST_PEERS), 1 if failed else 0)
+    return 128 - code if code < 0 else code  # as a shell counts a process that a signal ended
 
 
 def _refuse_if_locked(run: Path) -> None:
@@ -52,6 +57,68 @@ def _refuse_if_locked(run: Path) -> None:
     if refusal := lock.take():
         raise RecipeError(refusal)
     lock.release()
+
+
+class _Worker:
+    """One process of the run: the order goes in by its stdin, a sentence on its end comes out by a pipe."""
+
+    def __init__(self, environment: dict[str, str], order: bytes) -> None:
+        self.rank = int(environment.get("RANK", "0"))
+        self.given_up = False  # killed from here, because of another's end
+        self.asked = 0  # the signal that it was sent from here, to stop
+        self._words, end = os.pipe()
+        os.set_blocking(self._words, False)
+        try:
+            self.process = subprocess.Popen(
+                _COMMAND,
+                env=environment | {"ZIPHIUS_WORDS": str(end)},
+                stdin=subprocess.PIPE,
+                pass_fds=(end,),
+                start_new_session=True,  # Ctrl-C reaches it once, through here
+            )
+        finally:
+            os.close(end)
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError), self.process.stdin as stdin:
+            stdin.write(order)
+
+    @property
+    def code(self) -> int | None:
+        """How it ended, None while it runs; 130 where it was asked to stop, also before it listened."""
+        code = self.process.poll()
+        return 130 if code and code == -self.asked else code
+
+    def stop(self, number: int) -> None:
+        if self.code is None:
+            self.asked = number
+            self.process.send_signal(number)
+
+    def give_up(self) -> None:
+        if self.code is None:
+            self.given_up = True
+            self.process.kill()
+
+    def words(self) -> str:
+        """What it said of its end."""
+        with suppress(BlockingIOError):
+            return os.read(self._words, 1 << 16).decode()
+        return ""
+
+
+def _last_words(workers: list[_Worker], recipe: Recipe, by_kernel: bool) -> list[str]:
+    """What ended the run, each sentence once; that of processes which only lost the others where there is no other."""
+    said: dict[str, int] = {}
+    lost: dict[str, int] = {}
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", len(workers)))
+    for worker in workers:
+        if not worker.code or worker.given_up:
+            continue
+        if worker.code < 0:
+            said[killed(worker.rank, -worker.code, recipe, local, by_kernel)] = 0
+        elif (words := worker.words()) or worker.code != 130:
+            into = lost if worker.code == LOST_PEERS else said
+            into.setdefault(words or exited(worker.rank, worker.code), worker.rank if words else 0)
+    return [f"rank {rank}: {line}" if rank else line for line, rank in (said or lost).items()]
 
 
 def _process_count(recipe: Recipe, run: Path) -> int:
@@ -72,41 +139,36 @@ def _environments(count: int, environment: dict[str, str]) -> list[dict[str, str
     return [environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
-def _supervise(environments: list[dict[str, str]]) -> int:
-    """Start one process for each environment, pass signals on to them, and wait."""
-    workers: list[subprocess.Popen] = []
+def _supervise(environments: list[dict[str, str]], order: bytes) -> list[_Worker]:
+    """Start one process for each environment, pass signals on to them, and wait for all."""
+    workers: list[_Worker] = []
 
     def pass_on(number: int, _: object) -> None:
         for worker in workers:
-            if worker.poll() is None:
-                worker.send_signal(number)
+            worker.stop(number)
 
     old = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        for environment in environments:  # in a session of their own: Ctrl-C reaches them once, through here
-            command = [sys.executable, "-m", "ziphius.recipe.run"]
-            workers.append(subprocess.Popen(command, env=environment, start_new_session=True))
-        return _wait(workers)
+        for environment in environments:
+            workers.append(_Worker(environment, order))
+        _wait(workers)
+        return workers
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
 
 
-def _wait(workers: list[subprocess.Popen]) -> int:
-    """Wait for all; when one fails, give the others a moment and end them. The first failure's code is returned."""
-    failed = 0
+def _wait(workers: list[_Worker]) -> None:
+    """Wait for all; when one fails, give the others a moment and end them."""
     deadline = float("inf")
-    while any(worker.poll() is None for worker in workers):
+    while any(worker.code is None for worker in workers):
         time.sleep(0.05)
-        codes = [worker.poll() for worker in workers]
-        if not failed and any(codes):
-            failed = next(code for code in codes if code)
-            deadline = time.monotonic() + (_GRACE_SECONDS if failed == 130 else 3.0)
+        failed = next((worker.code for worker in workers if worker.code), 0)
+        if failed and deadline == float("inf"):
+            deadline = time.monotonic() + (_GRACE_SECONDS if failed == 130 else _MOMENT_SECONDS)
         if time.monotonic() > deadline:
             for worker in workers:
-                worker.kill()
-    failed = failed or next((worker.returncode for worker in workers if worker.returncode), 0)
-    return 128 - failed if failed < 0 else failed  # as a shell counts a process that a signal ended
+                worker.give_up()
 
 
 def _free_port() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import tomli_w
 from rich.console import Console
@@ -43,7 +44,8 @@ def plan_stages(recipe: Recipe) -> list[StagePlan]:
     for name, stage in recipe.stages.items():
         steps, tokens, length, rollout = 0, 0.0, 1, 0.0
         if isinstance(stage, PretrainStage | SFTStage):
-            steps, length = stage.train.steps, stage.seq_len
+            steps = sft_steps(stage) if isinstance(stage, SFTStage) else stage.train.steps
+            length = stage.seq_len
             tokens = steps * stage.rows * length
         elif isinstance(stage, GRPOStage):
             g = stage.grpo
@@ -57,6 +59,32 @@ def plan_stages(recipe: Recipe) -> list[StagePlan]:
         if isinstance(stage, SFTStage | GRPOStage) and recipe.evaluation.tasks:
             plans.append(_plan_evaluation(recipe, config, name))
     return plans
+
+
+def sft_steps(stage: SFTStage) -> int:
+    """As many as are asked for, or fewer: where the epochs end if every sample takes a row for itself."""
+    return min(stage.train.steps or _most_steps(stage), _most_steps(stage))
+
+
+def _most_steps(stage: SFTStage) -> int:
+    return stage.epochs * -(-_samples(stage) // stage.rows)
+
+
+def _samples(stage: SFTStage) -> int:
+    if stage.path is None:
+        return stage.examples
+    return sum(bool(line.strip()) for line in Path(stage.path).open(encoding="utf-8", errors="replace"))
+
+
+def _what_binds(name: str, stage: SFTStage) -> str:
+    """Whether a stage's epochs or its steps will end it."""
+    most = _most_steps(stage)
+    epochs = f"{stage.epochs} epoch{'s' * (stage.epochs > 1)} of {_samples(stage)} samples"
+    asked = stage.train.steps
+    if asked is None or asked >= most:
+        before = "" if asked is None else f" of the {asked} asked for"
+        return f"{name}: {epochs} end it after at most {most} steps{before}, fewer where samples share rows."
+    return f"{name}: {asked} steps asked for end it, or {epochs} where samples share rows."
 
 
 def _plan_evaluation(recipe: Recipe, config: ModelConfig, after: str) -> StagePlan:
@@ -105,6 +133,9 @@ def render_plan(recipe: Recipe) -> None:
     table.add_section()
     table.add_row("total", "", "", "", "", f"{total / 60:.1f}", f"{total / 3600 * rate:.4f}")
     console.print(table)
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, SFTStage):
+            console.print(_what_binds(name, stage), highlight=False)
     console.print(
         f"Parameters: {counts.total + counts.mtp_total:,} with multi-token prediction, {counts.active:,} active per "
         f"token. Memory: about {memory_gib(recipe, config):.2f} GiB a process plus 0.6 GiB for the libraries. "

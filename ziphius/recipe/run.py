@@ -5,12 +5,16 @@ Run by every process of the group; rank 0 writes and speaks.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import json
 import os
 import signal
 import sys
+import threading
 import time
+import traceback
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ from ziphius.ledger.clock import Clock
 from ziphius.ledger.folder import DONE, EVALUATION, LISTED, evaluation_key, read_json, stage_key, write_json
 from ziphius.recipe import stages as work
 from ziphius.recipe.bills import bill, measured_energy, stage_energy
+from ziphius.recipe.ending import LOST_PEERS, memory_needed, out_of_memory
 from ziphius.recipe.identity import Files, evaluation_identity, stage_identity
 from ziphius.recipe.lock import Lock
 from ziphius.recipe.places import Place, find_evaluation, find_place, open_place
@@ -33,7 +38,7 @@ from ziphius.recipe.summary import summarise
 from ziphius.report import write_report
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.choose import processes_are_faster
-from ziphius.train.distributed import World, join_world, leave_world
+from ziphius.train.distributed import World, join_world, leave_world, lost_peers
 from ziphius.train.machine import describe, measure_gemm, peak_memory_gib
 from ziphius.train.trainer import Interrupted, TrainResult
 
@@ -264,24 +269,52 @@ def _say(job: work.Job, text: str) -> None:
 
 
 def main() -> None:
-    """Entry of each process that `ziphius run` starts: the checked recipe comes by file."""
+    """Entry of each process that `ziphius run` starts: the checked recipe comes by stdin, the last words go by a pipe.
+
+    It ends without Python's own ending once all is written and closed: what native libraries still do in their threads
+    and destructors then could turn a run that is done into a failed one (see train/distributed.py for one that did).
+    """
     _die_with_parent()
-    order = json.loads(Path(os.environ["ZIPHIUS_RUN"]).read_text())
-    is_main = os.environ.get("RANK", "0") == "0"
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)
+    order = json.load(sys.stdin)
+    if not order["debug"]:
+        threading.excepthook = _leave_to_the_loop
+    code, words = _obey(order)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    atexit._run_exitfuncs()
+    if words:
+        os.write(int(os.environ["ZIPHIUS_WORDS"]), words.encode()[:4096])
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
+def _obey(order: dict[str, Any]) -> tuple[int, str]:
+    """The exit code, and what ended the run where it is not done."""
+    recipe = Recipe(**order["recipe"])
     try:
-        run_recipe(Recipe(**order["recipe"]), Path(order["run"]), order["until"], order["control"], order["began"])
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _interrupt)
+        run_recipe(recipe, Path(order["run"]), order["until"], order["control"], order["began"])
     except Interrupted as error:
-        if is_main:
-            print(f"ziphius: {error}; the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+        return 130, f"{error}; the same command goes on from there" if os.environ.get("RANK", "0") == "0" else ""
     except Exception as error:
         if order["debug"]:
-            raise
-        if is_main or not isinstance(error, (ValueError, OSError)):  # a mistake meets all ranks; one says so
-            print(f"ziphius: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
+            traceback.print_exc()
+        if lost_peers(error):
+            return LOST_PEERS, "another process of this run ended first, and says why"
+        if out_of_memory(error):
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+            return 1, f"memory ran out: {memory_needed(recipe, processes)}"
+        return 1, one_line(error, Path(order["run"]))
+    return 0, ""
+
+
+def _leave_to_the_loop(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread hands what the disk refuses on to whoever writes next; its own traceback is one too many."""
+    if not issubclass(failed.exc_type, OSError):
+        threading.__excepthook__(failed)
 
 
 def _interrupt(*_: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
+from copy import deepcopy
 from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,10 +16,18 @@ from ziphius.evaluate.settings import EvaluationSettings
 from ziphius.model.config import ModelConfig
 from ziphius.model.presets import ladder, preset
 from ziphius.reason.settings import GRPOSettings
+from ziphius.recipe.checks import check_together
 from ziphius.tasks.base import TaskError
 from ziphius.tasks.registry import make_family
 from ziphius.text import tokens
-from ziphius.train.settings import LossSettings, TrainSettings
+from ziphius.train.settings import (
+    LoopSettings,
+    LossSettings,
+    PolicySettings,
+    RLTrainSettings,
+    SFTTrainSettings,
+    TrainSettings,
+)
 
 Name = Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")]  # it becomes a folder's
 
@@ -33,7 +42,7 @@ _KINDS = "'tokenizer', 'pretrain', 'sft' and 'grpo'"
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class ModelSettings(_Strict):
@@ -123,15 +132,27 @@ class PretrainStage(_Strict):
     loss: LossSettings = LossSettings()
 
     @model_validator(mode="after")
-    def _gate_has_a_probe(self) -> PretrainStage:
+    def _hangs_together(self) -> PretrainStage:
+        if (self.first_rows is None) != (self.rows_warmup_steps == 0):
+            raise ValueError("first_rows and rows_warmup_steps only work together; give both, or neither")
+        if self.first_rows is not None and self.first_rows > self.rows:
+            raise ValueError(f"first_rows ({self.first_rows}) exceeds rows ({self.rows}), to which it grows; lower it")
         if self.train.gate_target is not None and self.probe is None:
             raise ValueError("train.gate_target needs a probe that measures the skill; name a task, or remove it")
+        if self.train.gate_target is not None and self.train.gate_every >= self.train.steps:
+            raise ValueError(
+                f"train.gate_every ({self.train.gate_every}) leaves no step of the {self.train.steps} at which the "
+                "skill could be measured; lower it, or remove train.gate_target"
+            )
         return self
 
 
 class SFTStage(_Strict):
     """Imitate worked solutions of a task (a share of them `thorough`, the rest hasty), or the chats of a .jsonl file
-    (fields `prompt` and `response`; in the response thinking ends with `</think>`)."""
+    (fields `prompt` and `response`; in the response thinking ends with `</think>`).
+
+    The stage ends after `epochs`, in a new order each, or after `train.steps` where those are given and fewer.
+    """
 
     kind: Literal["sft"]
     task: str | None = None
@@ -142,7 +163,7 @@ class SFTStage(_Strict):
     seq_len: int = Field(256, gt=1)
     rows: int = Field(8, gt=0)
     micro_rows: int = Field(16, gt=0)
-    train: TrainSettings
+    train: SFTTrainSettings = SFTTrainSettings()
     loss: LossSettings = LossSettings()
 
     @model_validator(mode="after")
@@ -160,7 +181,7 @@ class GRPOStage(_Strict):
     kind: Literal["grpo"]
     tasks: dict[str, Annotated[float, Field(ge=0)]]
     grpo: GRPOSettings = GRPOSettings()
-    train: TrainSettings
+    train: RLTrainSettings
     loss: LossSettings = LossSettings(mtp_weight=0.1)
 
     @model_validator(mode="after")
@@ -168,10 +189,16 @@ class GRPOStage(_Strict):
         if not sum(self.tasks.values()):
             raise ValueError("tasks names nothing to learn; give at least one task a weight above 0")
         _refuse_gate(self.train)
+        given, temperature = self.grpo.policy.temperature, self.grpo.temperature
+        if given not in (temperature, PolicySettings().temperature):
+            raise ValueError(
+                f"grpo.policy.temperature ({given:g}) must be the temperature that answers are sampled at, "
+                f"grpo.temperature ({temperature:g}); leave it out"
+            )
         return self
 
 
-def _refuse_gate(train: TrainSettings) -> None:
+def _refuse_gate(train: LoopSettings) -> None:
     if train.gate_target is not None:
         raise ValueError("train.gate_target works in pretraining only, where a probe measures the skill; remove it")
 
@@ -244,19 +271,7 @@ class Recipe(_Strict):
             raise ValueError(f"the stage after the tokenizer is {kinds[1]!r}; a model begins with 'pretrain'")
         if kinds.count("pretrain") > 1:
             raise ValueError("stages has two of kind 'pretrain', which begins with random weights; keep one")
-        limit = self.model.config(vocab_size=1024).max_position_embeddings
-        for name, stage in self.stages.items():
-            if not isinstance(stage, TokenizerStage):
-                key, length = (
-                    ("grpo.max_new_tokens", stage.grpo.max_new_tokens)
-                    if isinstance(stage, GRPOStage)
-                    else ("seq_len", stage.seq_len)
-                )
-                if length > limit:
-                    raise ValueError(
-                        f"stages.{name}.{key} is {length} but the model reaches {limit} tokens; lower it, or raise "
-                        "model.overrides.max_position_embeddings"
-                    )
+        check_together(self)
         return self
 
 
@@ -285,6 +300,13 @@ def check_recipe(raw: dict[str, Any], where: str) -> Recipe:
         return Recipe(**raw)
     except ValidationError as error:
         raise RecipeError(f"{where}: {_what_is_wrong(error.errors()[0])}") from None
+
+
+def changed_recipe(raw: dict[str, Any], override: str) -> Recipe:
+    """The recipe `raw`, which stays as it is, with one `key=value` changed. Raises RecipeError where it is refused."""
+    raw = deepcopy(raw)
+    _apply(raw, override)
+    return check_recipe(raw, f"--set {override}")
 
 
 def _what_is_wrong(error: Mapping[str, Any]) -> str:

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from ziphius.cost.ledger import read_rows
+from ziphius.disk.errors import explain
 from ziphius.ledger.folder import finished_stages
+from ziphius.reason.advice import overrides
 from ziphius.recipe.costs import show_ledger
+from ziphius.recipe.schema import RecipeError, changed_recipe
+
+if TYPE_CHECKING:
+    from ziphius.reason.chart import Finding
 
 
-def one_line(error: Exception) -> str:
-    """An error as a person wants to read it: what is wrong and the mend; the type where it is not meant for people."""
+def one_line(error: Exception, folder: Path | None = None) -> str:
+    """An error as a person wants to read it: what is wrong and the mend; the type where it is not meant for people.
+
+    `folder` is where files were being written, for errors of the disk that do not say.
+    """
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         return f"{key}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
+    if isinstance(error, OSError) and (sentence := explain(error, folder)):
+        return sentence
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, (ValueError, FileNotFoundError)):
         return text
@@ -32,6 +45,10 @@ def show_summary(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     _evaluations(console, summary)
     show_ledger(console, run, summary["price"])
+    for row in read_rows(run):
+        if row.skipped:
+            what = f"{row.name}: {row.skipped} of {row.steps} updates were skipped, as spikes or not finite"
+            console.print(f"{what}; `ziphius doctor {run}` says more", soft_wrap=True)
     last = [stage for stage in finished_stages(run) if (stage / "config.json").exists()]
     console.print(f"Report:  {run / 'report.html'}")
     if last:
@@ -69,18 +86,35 @@ def _evaluations(console: Console, summary: dict[str, Any]) -> None:
 
 
 def show_findings(run: Path) -> None:
-    """What the RL doctor has to say of each RL stage."""
+    """What the doctor has to say of each stage that trains, and the changes that this recipe would accept."""
     from ziphius.reason.doctor import diagnose_run, verdict
 
     console = Console()
     diagnosed = diagnose_run(run)
     if not diagnosed:
-        console.print(f"{run}: no stage of reinforcement learning yet, so there is nothing to examine")
+        console.print(f"{run}: no stage has trained yet, so there is nothing to examine")
     for stage, findings in diagnosed.items():
         console.print(f"[bold]{stage}[/]: {verdict(findings)}")
         for finding in findings:
             colour = "red" if finding.severity == "ill" else "yellow"
             console.print(f"  step {finding.step}: [{colour}]{finding.what}[/] {finding.mend}")
+            if accepted := _accepted(run, stage, finding):
+                console.print(f"    one of: {'  '.join(f'--set {change}' for change in accepted)}", highlight=False)
+
+
+def _accepted(run: Path, folder: str, finding: Finding) -> list[str]:
+    """The finding's changes as overrides of the run's own recipe, without those that it would refuse."""
+    path = run / "recipe.json"
+    if not path.exists():
+        return []
+    raw = json.loads(path.read_text())
+    stage = list(raw["stages"])[int(folder.partition("-")[0]) - 1]  # a stage's folder begins with its number
+    accepted = []
+    for change in overrides(finding.changes, raw["stages"], stage):
+        with suppress(RecipeError):
+            changed_recipe(raw, change)
+            accepted.append(change)
+    return accepted
 
 
 def show_evaluation(found: dict[str, Any], as_json: bool) -> None:

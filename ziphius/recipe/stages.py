@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -18,9 +20,10 @@ from ziphius.evaluate.skill import worked_solution_accuracy
 from ziphius.ledger.clock import Clock
 from ziphius.model.transformer import Transformer
 from ziphius.reason.grpo import GRPOSource
-from ziphius.reason.prompts import demonstration, worked_answer
+from ziphius.reason.prompts import demonstration, prompt_tokens, worked_answer
 from ziphius.reason.rollout import TaskMix
 from ziphius.reason.watch import Watch
+from ziphius.recipe.lengths import LOOKED_AT, check_prompts, fitting
 from ziphius.recipe.schema import (
     GRPOStage,
     PretrainStage,
@@ -29,7 +32,7 @@ from ziphius.recipe.schema import (
     SFTStage,
     TokenizerStage,
 )
-from ziphius.tasks.base import Family
+from ziphius.tasks.base import Family, TaskError
 from ziphius.tasks.registry import make_family
 from ziphius.text.corpora import GeneratedSource, Mixture, Source, open_source
 from ziphius.text.decontaminate import Decontaminated, Decontaminator
@@ -37,6 +40,7 @@ from ziphius.text.packing import PackedStream, Sample
 from ziphius.text.tokenizer import Tokenizer, train_tokenizer
 from ziphius.train.distributed import World
 from ziphius.train.losses import next_token_loss, policy_loss
+from ziphius.train.settings import TrainSettings
 from ziphius.train.sources import PretrainSource, SampleSource
 from ziphius.train.trainer import BatchSource, LossFunction, Trainer, TrainResult
 
@@ -54,6 +58,11 @@ class Job:
     def family(self, task: str) -> Family:
         settings = self.recipe.tasks[task]
         return make_family(settings.family, **settings.settings)
+
+    def say(self, sentence: str) -> None:
+        """A line for whoever watches the run."""
+        if self.world.is_main:
+            print(sentence, file=sys.stderr, flush=True)
 
     def evaluation_texts(self) -> list[str]:
         """The questions of every evaluation and probe, which no training text may hold."""
@@ -116,6 +125,7 @@ def _lesson_writer(family: Family, kinds: dict[str, float] | None, name: str) ->
 
 def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokenizer, title: str) -> TrainResult:
     """From random weights to a base model."""
+    look_ahead(job, tokenizer)
     model = Transformer(job.recipe.model.config(tokenizer.vocab_size))
     model.init_weights(torch.Generator().manual_seed(job.recipe.seed))
     mixture = make_mixture(job)
@@ -128,7 +138,7 @@ def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokeni
             return worked_solution_accuracy(model, samples, tokenizer.pad_id, job.world)
 
     loss: LossFunction = lambda model, batch, norm: next_token_loss(model, batch, stage.loss, norm)
-    trainer = _trainer(job, stage, model, source, loss, folder, title, probe if samples else None)
+    trainer = _trainer(job, stage.train, model, source, loss, folder, title, probe if samples else None)
     result = trainer.run()
     _write(trainer, folder, tokenizer, job)
     filtered = {name: s for name, s in mixture.sources.items() if isinstance(s, Decontaminated)}
@@ -140,23 +150,38 @@ def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokeni
 
 
 def run_sft(job: Job, stage: SFTStage, folder: Path, before: Path, tokenizer: Tokenizer, title: str) -> TrainResult:
-    """Imitate worked answers."""
+    """Imitate worked answers, for as many epochs or steps as are asked for."""
+    look_ahead(job, tokenizer)
     model = load_model(before)
-    samples = _demonstrations(job, stage, tokenizer)
+    samples, left_out = fitting(_demonstrations(job, stage, tokenizer), stage.seq_len, "seq_len")
     source = SampleSource(
         samples, job.world, stage.seq_len, stage.rows, stage.micro_rows, tokenizer.pad_id, job.recipe.seed
     )
-    stage = stage.model_copy(deep=True)
-    stage.train.steps = min(stage.train.steps, stage.epochs * source.steps_per_epoch)
+    settings = stage.train.within(stage.epochs * source.steps_per_epoch)
+    for sentence in (left_out, _what_binds(stage, source.steps_per_epoch, settings.steps)):
+        if sentence:
+            job.say(f"{title}: {sentence}")
     loss: LossFunction = lambda model, batch, norm: next_token_loss(model, batch, stage.loss, norm)
-    trainer = _trainer(job, stage, model, source, loss, folder, title)
+    trainer = _trainer(job, settings, model, source, loss, folder, title)
     result = trainer.run()
     _write(trainer, folder, tokenizer, job)
     return result
 
 
+def _what_binds(stage: SFTStage, steps_per_epoch: int, steps: int) -> str:
+    """Whether the epochs or the steps asked for end the stage, and when."""
+    whole = f"{stage.epochs} epoch{'s' * (stage.epochs > 1)} of {steps_per_epoch} steps"
+    asked = stage.train.steps
+    if asked is None or asked == stage.epochs * steps_per_epoch:
+        return f"{whole}: {steps} in all"
+    if asked > steps:
+        return f"{asked} steps asked for; {whole} end it after {steps}"
+    return f"{whole} asked for; {asked} steps end it after {asked / steps_per_epoch:.1f} epochs"
+
+
 def run_grpo(job: Job, stage: GRPOStage, folder: Path, before: Path, tokenizer: Tokenizer, title: str) -> TrainResult:
     """Learn from rewards alone."""
+    look_ahead(job, tokenizer)
     model = load_model(before)
     tasks = TaskMix([(job.family(name), weight) for name, weight in stage.tasks.items()], job.recipe.seed)
     bf16 = stage.train.precision == "bf16"
@@ -164,7 +189,7 @@ def run_grpo(job: Job, stage: GRPOStage, folder: Path, before: Path, tokenizer: 
         model, tokenizer, tasks, stage.grpo, job.world, seed=job.recipe.seed, thinking=job.thinking, bf16=bf16
     )
     watch = Watch(model.config, folder)
-    trainer = _trainer(job, stage, model, source, _policy(stage), folder, title, watch=watch)
+    trainer = _trainer(job, stage.train, model, source, _policy(stage), folder, title, watch=watch)
     result = trainer.run()
     _write(trainer, folder, tokenizer, job)
     return result
@@ -177,7 +202,7 @@ def _policy(stage: GRPOStage) -> LossFunction:
 
 def _trainer(
     job: Job,
-    stage: PretrainStage | SFTStage | GRPOStage,
+    settings: TrainSettings,
     model: Transformer,
     source: BatchSource,
     loss: LossFunction,
@@ -190,13 +215,13 @@ def _trainer(
         model,
         source,
         loss,
-        stage.train,
+        settings,
         folder,
         world=job.world,
         title=title,
         probe=probe,
         watch=watch,
-        peak_flops=job.peak_flops.get(stage.train.precision),
+        peak_flops=job.peak_flops.get(settings.precision),
         dollars_per_hour=job.recipe.price.dollars_per_hour,
     )
 
@@ -210,6 +235,38 @@ def _write(trainer: Trainer, folder: Path, tokenizer: Tokenizer, job: Job) -> No
         save_folder(trainer.model.config, state, folder)
         tokenizer.save(folder)
     job.world.barrier()
+
+
+# --- lengths ---------------------------------------------------------------------------------------------------------
+
+
+def look_ahead(job: Job, tokenizer: Tokenizer) -> None:
+    """Raise RecipeError, on every rank, for samples and prompts of any stage that are too long for it."""
+    complaint = ""
+    if job.world.is_main:
+        try:
+            _check_lengths(job, tokenizer)
+        except (RecipeError, TaskError) as error:
+            complaint = str(error)
+    if complaint := str(job.world.broadcast(complaint)):
+        raise RecipeError(complaint)
+
+
+def _check_lengths(job: Job, tokenizer: Tokenizer) -> None:
+    recipe = job.recipe
+    limit = recipe.model.config(tokenizer.vocab_size).max_position_embeddings
+    asked = recipe.evaluation
+    answers = [(task, asked.split, "evaluation.max_new_tokens", asked.max_new_tokens) for task in asked.tasks]
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, SFTStage):
+            fitting(_demonstrations(job, stage, tokenizer), stage.seq_len, f"stages.{name}.seq_len")
+        elif isinstance(stage, GRPOStage):
+            key, most = f"stages.{name}.grpo.max_new_tokens", stage.grpo.max_new_tokens
+            answers += [(task, "train", key, most) for task in stage.tasks]
+    for task, split, key, most in answers:
+        problems = map(partial(job.family(task).problem, split), range(LOOKED_AT))
+        prompts = (prompt_tokens(tokenizer, problem, job.thinking) for problem in problems)
+        check_prompts(prompts, most, limit, key, task)
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------

@@ -10,12 +10,12 @@ from typing import Any
 import jinja2
 import tomli_w
 
+from ziphius.disk.write import write_text
 from ziphius.reason.doctor import diagnose_run, verdict
 from ziphius.reason.rewards import split_completion
 from ziphius.report.drawing import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, compact
 from ziphius.report.folder import Run, Stage, read_run
 from ziphius.report.pictures import pictures
-from ziphius.train.state import write_atomically
 
 KINDS = {
     "tokenizer": "cutting text into tokens",
@@ -38,7 +38,7 @@ def write_report(run_folder: Path) -> Path:
     """
     html = render(read_run(run_folder))
     path = run_folder / "report.html"
-    write_atomically(path, lambda file: file.write(html.encode()))
+    write_text(path, html)
     return path
 
 
@@ -68,6 +68,7 @@ def render(run: Run) -> str:
         comparison=_comparison(run.stages, run.recipe.get("evaluation", {}).get("show")),
         ledgers=[(title, rows, _total(rows)) for title, rows in ledgers],
         kinds=KINDS,
+        skips=_skips(run.stages),
         doctor=[(stage, verdict(found), found) for stage, found in findings.items()],
         recipe=tomli_w.dumps(_without_none(run.recipe)),
     )
@@ -93,6 +94,12 @@ def _comparison(stages: Sequence[Stage], show: int | None) -> dict[str, Any] | N
         if all(prompt in column for column in columns)
     ]
     return {"stages": [stage.name for stage in shown], "problems": problems[:show]}
+
+
+def _skips(stages: Sequence[Stage]) -> list[tuple[str, int, int]]:
+    """Stages of which updates were left out: how many, of how many."""
+    last = [(stage.name, stage.rows[-1]) for stage in stages if stage.rows]
+    return [(name, row["skipped"], row["step"]) for name, row in last if row.get("skipped")]
 
 
 def _examples(stage: Stage) -> Iterator[dict[str, Any]]:

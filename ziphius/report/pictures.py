@@ -102,6 +102,14 @@ def _machinery(trained: list[Stage], rl: list[Stage]) -> Iterator[Picture]:
         x_label="seconds",
     )
     yield Picture(
+        "Updates left out",
+        "How many updates of a stage were skipped so far, because their gradient was a sudden spike or their loss was "
+        "not a number. A few do no harm; a line that goes on climbing means that training has come apart.",
+        [Line("skipped", _if_it_varies(along(trained, "skipped", "seconds")))],
+        marks=_marks(trained, "seconds"),
+        x_label="seconds",
+    )
+    yield Picture(
         "Speed",
         "Tokens trained on in each second. In reinforcement learning it is lower, since writing the answers takes most "
         "of the time.",

@@ -1,7 +1,6 @@
 """The tokenizer: byte-level BPE in DeepSeek-V3's published form, in a folder that transformers' AutoTokenizer opens."""
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
+from ziphius.disk.write import write_text
 from ziphius.text import tokens
 from ziphius.text.chat import render_chat
 from ziphius.text.template import CHAT_TEMPLATE
@@ -83,8 +83,8 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             "chat_template": self.chat_template,
         }
-        _write(folder / "tokenizer.json", self.inner.to_str(pretty=True))
-        _write(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2))
+        write_text(folder / "tokenizer.json", self.inner.to_str(pretty=True))
+        write_text(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2))
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text."""
@@ -245,13 +245,3 @@ def _alphabet() -> dict[str, int]:
 
 
 _ALPHABET = _alphabet()
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes aside, syncs and renames, so that a reader sees the old file or the new one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)

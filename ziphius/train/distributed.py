@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+
+# Its functions hold the group that exists when it is loaded, as the default of an argument. Where torch loads it by
+# itself in the midst of a run (with torch._dynamo, which many calls bring in), that group outlives `leave_world`: its
+# threads still hold the last collective's tensors while Python ends, and the one that lets go of them then ends the
+# process with "terminate called without an active exception" and code 134. Loaded here it finds no group to hold.
+import torch.distributed.nn
 from torch import Tensor
+
+T = TypeVar("T")
+_BROKEN = ("Connection closed", "Connection reset", "Broken pipe", "Socket closed", "failed to recv", "Timed out")
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,20 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def on_main(self, work: Callable[[], T]) -> T:
+        """What `work` returns when rank 0 alone does it, on every rank; likewise a ValueError that it raises."""
+        done: T | None = None
+        failed: ValueError | None = None
+        if self.is_main:
+            try:
+                done = work()
+            except ValueError as error:
+                failed = error
+        done, failed = cast(tuple[T | None, ValueError | None], self.broadcast((done, failed)))
+        if failed is not None:
+            raise failed
+        return cast(T, done)
+
     def gather(self, value: object) -> list:
         """The values of all ranks, in order, on every rank."""
         if self.size == 1:
@@ -66,6 +91,13 @@ def join_world() -> World:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return World(rank, size)
+
+
+def lost_peers(error: BaseException) -> bool:
+    """Whether `error` only says that another process of the group has ended."""
+    text = str(error)
+    broken = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in text)
+    return broken and any(sign in text for sign in _BROKEN)
 
 
 def leave_world() -> None:

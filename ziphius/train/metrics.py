@@ -14,6 +14,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ziphius.disk.errors import AGAIN, explained
+from ziphius.disk.write import write_text
+
 _PLAIN_EVERY_SECONDS = 10.0
 
 
@@ -32,6 +35,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 class MetricLog:
     """Appends rows to `metrics.jsonl` and to TensorBoard files in `folder/tensorboard`; what is not finite is null.
 
+    Raises DiskError where the disk refuses.
+
     Started at a step, it first drops the rows after it: they belong to work that a killed run has lost.
     """
 
@@ -39,24 +44,25 @@ class MetricLog:
         from torch.utils.tensorboard import SummaryWriter
 
         kept = [row for row in read_metrics(folder) if row["step"] <= from_step]
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / ".metrics.jsonl.tmp"
-        aside.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        aside.replace(folder / "metrics.jsonl")
-        self._file = (folder / "metrics.jsonl").open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1)
+        self._path = folder / "metrics.jsonl"
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        with explained(self._path):
+            self._file = self._path.open("a")
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1)
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: dict[str, Any], then: str = AGAIN) -> None:
         row = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in row.items()}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        for key, value in row.items():
-            if key != "step" and isinstance(value, (int, float)):
-                self._board.add_scalar(key, value, row["step"])
+        with explained(self._path, then=then):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+            for key, value in row.items():
+                if key != "step" and isinstance(value, (int, float)):
+                    self._board.add_scalar(key, value, row["step"])
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        with explained(self._path):
+            self._file.close()
+            self._board.close()
 
 
 class _Speed(ProgressColumn):

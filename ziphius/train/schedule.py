@@ -18,12 +18,14 @@ class Schedule(BaseModel):
     - `deepseek_v3`: warm-up, flat until `constant_until`, cosine to `floor` until `cosine_until`, then the two-step
       tail: `floor` until `tail_until`, `last` to the end (V3 §4.2: 10T, 14.3T and 14.633T of 14.8T tokens;
       2.2e-4, 2.2e-5 and 7.3e-6).
+
+    `warmup_steps` left out: a tenth of the steps, at most 20.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     kind: Literal["constant", "cosine", "wsd", "deepseek_v3"] = "wsd"
-    warmup_steps: int = Field(20, ge=0)
+    warmup_steps: int | None = Field(None, ge=0)
     floor: float = Field(0.1, ge=0, le=1)
     decay: float = Field(0.2, gt=0, le=1)
     constant_until: float = Field(10 / 14.8, ge=0, le=1)
@@ -37,20 +39,25 @@ class Schedule(BaseModel):
             raise ValueError("constant_until, cosine_until and tail_until must rise in this order")
         return self
 
+    def warmup(self, steps: int) -> int:
+        """Length of the warm-up of a run of `steps`."""
+        return min(20, steps // 10) if self.warmup_steps is None else self.warmup_steps
+
     def decay_steps(self, steps: int) -> int:
         """Length of `wsd`'s decay when the run was planned for `steps`."""
         return max(1, round(self.decay * steps)) if self.kind == "wsd" else 0
 
     def factor(self, step: int, steps: int, decay_from: int | None = None) -> float:
         """Fraction of the peak for step `step` (0-based) of `steps`; `decay_from`: where `wsd` began its decay."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
+        warmup = self.warmup(steps)
+        if step < warmup:
+            return (step + 1) / warmup
         match self.kind:
             case "constant":
                 return 1.0
             case "cosine":
-                span = max(1, steps - self.warmup_steps)
-                return _cosine(self.floor, (step + 1 - self.warmup_steps) / span)
+                span = max(1, steps - warmup)
+                return _cosine(self.floor, (step + 1 - warmup) / span)
             case "wsd":
                 length = self.decay_steps(steps)
                 start = steps - length if decay_from is None else decay_from

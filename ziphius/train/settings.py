@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ziphius.train.schedule import Schedule
 
@@ -16,10 +16,10 @@ class OptimizerSettings(BaseModel):
     0.2·√max(rows, columns) so that AdamW's learning rate fits, Moonlight, arXiv 2502.16982 §2.2), AdamW for the rest.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     kind: Literal["adamw", "muon"] = "adamw"
-    lr: float = Field(2e-3, gt=0)
+    lr: float = Field(2e-3, gt=0, le=1)
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)
@@ -28,27 +28,84 @@ class OptimizerSettings(BaseModel):
     clip: float = Field(1.0, gt=0)
 
 
-class TrainSettings(BaseModel):
-    """What the loop itself needs to know. A step is one optimiser update."""
+class SFTOptimizer(OptimizerSettings):
+    """A quarter of pretraining's rate, near where its decay ended: what the base can do is to be bent, not learned
+    anew. V3 goes on from 5e-6, a fortieth of its peak (§5.1), with a network ten thousand times as large."""
 
-    model_config = ConfigDict(extra="forbid")
+    lr: float = Field(5e-4, gt=0, le=1)
 
-    steps: int = Field(gt=0)
+
+class RLOptimizer(OptimizerSettings):
+    """R1 takes 3e-6 for 37 B active parameters, TRL and others 1e-6 for a few billion; a network of under a million
+    still learned at 4e-4 (recipes/r1-cpu.toml), and 2e-3 took one from 42.5% to 1.7%. No decay of the weights: a policy
+    without reward would drift to zero."""
+
+    lr: float = Field(1e-4, gt=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+
+
+class LoopSettings(BaseModel):
+    """What the loop needs to know beside the number of its updates.
+
+    `max_skipped`: share of the last 50 updates that may be left out (spikes, losses that are not finite) before the
+    stage stops as diverged. `loss_is_entropy`: whether the loss is a cross-entropy, whose size means something.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    loss_is_entropy: ClassVar[bool] = True
+
     precision: Literal["bf16", "fp32"] = "bf16"
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: Schedule = Schedule()
     bias_update_speed: float = Field(1e-3, ge=0)
     bias_mean_centred: bool = False
     spike_factor: float = Field(10.0, gt=1)
+    max_skipped: float = Field(0.4, ge=0, le=1)
     save_every: int = Field(100, gt=0)
     gate_every: int = Field(50, gt=0)
     gate_target: float | None = Field(None, gt=0, le=1)
 
 
+class TrainSettings(LoopSettings):
+    """Settings of a stage of `steps` optimiser updates; the defaults are pretraining's."""
+
+    steps: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _warms_up_and_ends(self) -> TrainSettings:
+        warmup = self.schedule.warmup_steps
+        if warmup is not None and warmup >= self.steps:
+            raise ValueError(
+                f"schedule.warmup_steps ({warmup}) leaves none of the {self.steps} steps at the full rate; lower it, "
+                "or leave it out for a tenth of the steps"
+            )
+        return self
+
+
+class SFTTrainSettings(LoopSettings):
+    """Settings of a stage whose epochs set the number of its updates; `steps`, where given, is an upper bound."""
+
+    optimizer: SFTOptimizer = SFTOptimizer()
+    steps: int | None = Field(None, gt=0)
+
+    def within(self, most: int) -> TrainSettings:
+        """The loop's settings with as many steps as are asked for, but no more than `most`, where the epochs end."""
+        return TrainSettings(**self.model_dump() | {"steps": min(self.steps or most, most)})
+
+
+class RLTrainSettings(TrainSettings):
+    """Settings of reinforcement learning, whose loss has no size of its own: it is about 0 on and on."""
+
+    loss_is_entropy: ClassVar[bool] = False
+
+    optimizer: RLOptimizer = RLOptimizer()
+
+
 class LossSettings(BaseModel):
     """Weights of the parts (V3 §4.2: λ 0.3, later 0.1; α 1e-4)."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     mtp_weight: float = Field(0.3, ge=0)
     balance_weight: float = Field(1e-4, ge=0)
@@ -63,7 +120,7 @@ class PolicySettings(BaseModel):
       trainer (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training").
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     clip_low: float = Field(0.2, gt=0, lt=1)
     clip_high: float = Field(0.28, gt=0)

@@ -9,24 +9,24 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any, Protocol
 
 import torch
 
 from ziphius.cost.flops import train_flops_per_token
+from ziphius.disk.errors import AGAIN
 from ziphius.model.transformer import Transformer
 from ziphius.train.balance import gates, load_violation, update_bias
 from ziphius.train.batch import Batch
 from ziphius.train.distributed import World
 from ziphius.train.flat import FlatParameters
+from ziphius.train.guard import Diverged, Guard
 from ziphius.train.losses import LossParts
 from ziphius.train.metrics import MetricLog, ProgressLine
 from ziphius.train.optim import Optimizer
+from ziphius.train.resume import need_room, network_of, newest_state
 from ziphius.train.settings import TrainSettings
-from ziphius.train.state import load_state, save_state
-
-_SPIKE_HISTORY = 64
+from ziphius.train.state import save_state
 
 
 class Interrupted(Exception):
@@ -84,7 +84,6 @@ class Progress:
     flops: float = 0.0
     decay_from: int | None = None
     gate: float | None = None
-    grad_norms: list[float] = field(default_factory=list)
 
 
 class Trainer:
@@ -117,7 +116,10 @@ class Trainer:
         self.flat = FlatParameters(model, settings.precision == "bf16")
         self.optimizer = Optimizer(self.flat, settings.optimizer)
         self.progress = Progress()
+        guessing = math.log(model.config.vocab_size) if settings.loss_is_entropy else None
+        self.guard = Guard(settings.spike_factor, settings.max_skipped, guessing)
         self.gates = gates(model)
+        self._saved: int | None = None  # the step of the last saved state
         self._asked = False  # this rank was told to stop
         self._stop = False  # all ranks know that one was, and stop after the same step
         self._flops_per_token: dict[int, float] = {}
@@ -125,7 +127,11 @@ class Trainer:
     # --- the loop --------------------------------------------------------------------------------------------------
 
     def run(self) -> TrainResult:
-        """Train to the end. Raises Interrupted, with the state saved, when asked to stop."""
+        """Train to the end. Raises Interrupted, with the state saved, when asked to stop.
+
+        Raises Diverged where too many updates were left out, the loss exploded, or the trained weights are not finite;
+        the state of the last save is kept, and going on from it with the same settings ends in the same place.
+        """
         self._resume()
         log = MetricLog(self.folder, self.progress.step) if self.world.is_main else None
         line = ProgressLine(self.title, self.last_step, self.world.is_main)
@@ -138,9 +144,10 @@ class Trainer:
                     if log is not None:
                         for sentence in self.watch(row) if self.watch else ():
                             line.say(sentence)
-                        log.write(row)
+                        log.write(row, self._then)
                     line.update(self.progress.step, self._note(row), self.last_step)
                     finished = self.progress.step >= self.last_step
+                    self._refuse_divergence(finished, row["lr"])
                     if self._stop or finished or self.progress.step % self.settings.save_every == 0:
                         self._save()
                     if self._stop:
@@ -182,7 +189,7 @@ class Trainer:
         lr = s.optimizer.lr * s.schedule.factor(p.step, s.steps, p.decay_from)
         if not counts["trained"]:
             pass  # nothing to learn in this step, as when all answers of every group earned the same
-        elif self._is_bad(norm, sums.get("loss", 0.0)):
+        elif not self.guard.admits(norm, sums.get("loss", 0.0) / max(counts["weight"], 1e-9)):
             p.skipped += 1
         else:
             self.optimizer.step(grad.mul_(min(1.0, s.optimizer.clip / (norm + 1e-6))), lr)
@@ -231,15 +238,20 @@ class Trainer:
         on = self.settings.precision == "bf16"
         return torch.autocast(self.flat.master.device.type, torch.bfloat16, enabled=on)
 
-    def _is_bad(self, norm: float, loss: float) -> bool:
-        """Whether the update must be skipped: not finite, or a spike above the recent gradient norms."""
-        if not (math.isfinite(norm) and math.isfinite(loss)):
-            return True
-        recent = self.progress.grad_norms
-        spike = len(recent) >= 16 and norm > self.settings.spike_factor * median(recent)
-        recent.append(norm)
-        del recent[:-_SPIKE_HISTORY]
-        return spike
+    def _refuse_divergence(self, finished: bool, lr: float) -> None:
+        """Raise Diverged where the stage must not go on, or must not end as if it were well: alike on every rank."""
+        complaint = self.guard.complaint(finished)
+        if complaint is None and finished and not self.flat.master.isfinite().all():
+            bad = int((~self.flat.master.isfinite()).sum())
+            complaint = f"{bad:,} of its {self.flat.master.numel():,} weights are not finite"
+        if complaint is not None:
+            s = self.settings
+            precision = " or set train.precision to 'fp32'" if s.precision == "bf16" else ""
+            kept = "" if self._saved is None else f"; the state of step {self._saved} is kept"
+            raise Diverged(
+                f"{self.title} diverged by step {self.progress.step} of {self.last_step} at lr {lr:.3g}: {complaint}; "
+                f"lower this stage's train.optimizer.lr from {s.optimizer.lr:g}{precision}{kept}"
+            )
 
     def _balance(self, loads: list[torch.Tensor]) -> None:
         if not self.settings.bias_update_speed or self.model.config.topk_method != "noaux_tc":
@@ -267,6 +279,8 @@ class Trainer:
         for key, text in (("reward", "reward {:.2f}"), ("probe", "probe {:.2f}")):
             if key in row:
                 parts.append(text.format(row[key]))
+        if row["skipped"]:
+            parts.append(f"{row['skipped']} skipped")
         parts.append(f"{row['tokens_per_second']:,.0f} tok/s")
         if "mfu" in row:
             parts.append(f"MFU {row['mfu']:.1%} of measured {self.settings.precision} GEMM peak")
@@ -280,6 +294,7 @@ class Trainer:
         return {
             "world_size": self.world.size,
             "progress": vars(self.progress),
+            "guard": self.guard.state_dict(),
             "master": self.flat.master,
             "optimizer": self.optimizer.state_dict(),
             "buffers": dict(self.model.named_buffers()),
@@ -289,26 +304,27 @@ class Trainer:
     def _save(self) -> None:
         """Rank 0 writes: weights, moments and batch order are the same on every rank."""
         state = self.state_dict()
-        if self.world.is_main:
-            save_state(self.folder / "state", state)
-        self.world.barrier()
+        self.world.on_main(lambda: save_state(self.folder / "state", state, network_of(self.flat), self._then))
+        self._saved = self.progress.step
+
+    @property
+    def _then(self) -> str:
+        """What to do after the mend of what stopped the stage now, and where that leads."""
+        return f"{AGAIN}: it " + (f"goes on from step {self._saved}" if self._saved else "begins the stage anew")
 
     def _resume(self) -> None:
-        state = load_state(self.folder / "state")
-        if state is None:
-            return
-        if state["world_size"] != self.world.size:
-            raise ValueError(
-                f"{self.folder} was begun with {state['world_size']} processes and cannot go on to the same result "
-                f"with {self.world.size}; start it with {state['world_size']}, or remove its folder to begin anew"
-            )
-        self.progress = Progress(**state["progress"])
-        self.flat.master.copy_(state["master"])
-        self.flat.publish()
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(state["buffers"][name])
-        self.source.load_state_dict(state["source"])
+        state = newest_state(self.folder, self.flat, self.world, self.title)
+        if state is not None:
+            self.progress = Progress(**state["progress"])
+            self._saved = self.progress.step
+            self.guard.load_state_dict(state["guard"])
+            self.flat.master.copy_(state["master"])
+            self.flat.publish()
+            self.optimizer.load_state_dict(state["optimizer"])
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(state["buffers"][name])
+            self.source.load_state_dict(state["source"])
+        need_room(self.folder, self.state_dict(), self.progress.step >= self.last_step, self.world, self.title)
 
     @contextmanager
     def _listening(self):

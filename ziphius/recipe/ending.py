@@ -1,0 +1,109 @@
+"""How the processes of a run end, in sentences: what ended one, and how much memory was needed. Imports no torch."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from ziphius.recipe.plan import memory_gib, vocabulary
+from ziphius.recipe.schema import Recipe
+
+LOST_PEERS = 75  # the exit code of a process that ended because another had: it has nothing to say of its own
+LIBRARIES_GIB = 0.6  # what a process holds before it has a network
+_AGAIN = "run the same command again: it goes on from its last save"
+_NO_MEMORY = (  # as torch's allocator, oneDNN, C++ and the system's threads say it
+    "can't allocate memory",
+    "could not create a primitive",
+    "bad_alloc",
+    "can't start new thread",
+    "Resource temporarily unavailable",
+)
+_FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS)
+
+
+def killed(rank: int, number: int, recipe: Recipe, processes: int, by_kernel: bool) -> str:
+    """What to say of the process `rank`, one of `processes`, that the signal `number` ended.
+
+    `by_kernel`: the kernel has ended a process for want of memory while this one ran (see `oom_kills`).
+    """
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    what = f"rank {rank} was ended by {name}"
+    if number == signal.SIGKILL:
+        who = "the kernel's out-of-memory killer" if by_kernel else "someone's kill, or a limit on memory"
+        return f"{what} ({who}): {memory_needed(recipe, processes)}"
+    if number in _FAULTS:
+        return f"{what}, a fault in native code (or full shared memory, /dev/shm): {_AGAIN}"
+    return f"{what}: {_AGAIN}"
+
+
+def exited(rank: int, code: int) -> str:
+    """What to say of a process that ended with `code` and without a word."""
+    return f"rank {rank} ended with code {code} and without a word: {_AGAIN}; with --debug it shows more"
+
+
+def memory_needed(recipe: Recipe, processes: int) -> str:
+    """How much memory this run needs and what is free, with the mend."""
+    need = memory_gib(recipe, recipe.model.config(vocabulary(recipe))) + LIBRARIES_GIB
+    fewer = "fewer processes (--set machine.processes=1) or " if processes > 1 else ""
+    each = f"{need:.2g} GiB in each of {processes} processes" if processes > 1 else f"{need:.2g} GiB"
+    return (
+        f"this run needs about {each}, and {free_gib():.2g} GiB are free; make room and {_AGAIN}, or use {fewer}a "
+        "smaller micro_rows or micro_tokens, with which the stage begins anew"
+    )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` is Python's, torch's or the system's way to say that there is no more memory."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY))
+    )
+
+
+def free_gib() -> float:
+    """Memory that a process may still take, in GiB: the machine's, within the limits of its container and shell."""
+    return min(_rooms(), default=0.0) / 2**30
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has ended since the start for want of memory (Linux; 0 where it does not say)."""
+    for line in _lines(Path("/proc/vmstat")):
+        if line.startswith("oom_kill "):
+            return int(line.split()[1])
+    return 0
+
+
+def _rooms() -> Iterator[float]:
+    for line in _lines(Path("/proc/meminfo")):
+        if line.startswith("MemAvailable:"):
+            yield int(line.split()[1]) * 1024
+            break
+    else:
+        yield os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    group = Path("/sys/fs/cgroup")
+    for most, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        limit, taken = _lines(group / most), _lines(group / used)
+        if limit and taken and limit[0].isdigit():
+            yield max(0, int(limit[0]) - int(taken[0]))
+    limit_of_shell = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit_of_shell != resource.RLIM_INFINITY:
+        yield limit_of_shell
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

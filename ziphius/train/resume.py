@@ -1,0 +1,70 @@
+"""Where a started stage goes on, and whether the disk will hold it: rank 0 looks, all ranks learn the same."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+from ziphius.checkpoint.commit import sweep
+from ziphius.disk.errors import AGAIN, DiskError, free_bytes, size
+from ziphius.train.distributed import World
+from ziphius.train.flat import FlatParameters
+from ziphius.train.state import KEEP, StateError, find_state, read_state, saved_bytes, set_aside, tensor_bytes
+
+
+def newest_state(folder: Path, flat: FlatParameters, world: World, title: str) -> dict[str, Any] | None:
+    """The newest good state of the stage in `folder`, the same on all ranks; None where nothing was saved.
+
+    What a killed writer left is swept. Newer states that are bad are named on stderr and kept under another name.
+    Raises StateError where none is good, or where it is another number of processes'.
+    """
+    states = folder / "state"
+    name = world.on_main(lambda: _find(folder, states, network_of(flat), title))
+    if name is None:
+        return None
+    state = read_state(states / name)
+    if state["world_size"] != world.size:
+        raise StateError(
+            f"{folder} was begun with {state['world_size']} processes and cannot go on to the same result "
+            f"with {world.size}; start it with {state['world_size']}, or remove its folder to begin anew"
+        )
+    return state
+
+
+def _find(folder: Path, states: Path, network: dict[str, int | str], title: str) -> str | None:
+    sweep(folder)
+    found = find_state(states, network)
+    for path, what in found.bad.items():
+        kept = set_aside(path).name
+        print(f"{title}: {what}: going on from {found.path}; it is kept as {kept}", file=sys.stderr, flush=True)
+    return None if found.path is None else found.path.name
+
+
+def network_of(flat: FlatParameters) -> dict[str, int | str]:
+    """What a saved state is known by to be of this network, laid out as here."""
+    slots = ";".join(f"{slot.name}{tuple(slot.shape)}" for slot in flat.slots)
+    return {"parameters": flat.master.numel(), "layout": f"{zlib.crc32(slots.encode()):08x}"}
+
+
+def need_room(folder: Path, state: dict[str, Any], finished: bool, world: World, title: str) -> None:
+    """Refuse before the first step what a save would fail at after hours. Raises DiskError, on all ranks.
+
+    `state` is what a save would write now. A stage that is `finished` only has its model to write.
+    """
+    one, model = tensor_bytes(state), tensor_bytes(state["master"])
+    world.on_main(lambda: _weigh(folder, 0 if finished else one, model, title))
+
+
+def _weigh(folder: Path, state: int, model: int, title: str) -> None:
+    states = (KEEP + 1) * state - saved_bytes(folder / "state")  # a new one is whole before the oldest goes
+    needed, free = max(0, states) + model, free_bytes(folder)
+    parts = f"{size(needed)} ({KEEP + 1} states of {size(state)} and a model of {size(model)})"
+    if free < needed:
+        raise DiskError(
+            f"{title} would fill the disk of {folder}: it writes up to {parts}, and {size(free)} are free; make room "
+            f"or choose another folder, and {AGAIN}"
+        )
+    if free < 2 * needed:
+        print(f"{title}: little room on the disk: {size(free)} are free for up to {parts}", file=sys.stderr, flush=True)
