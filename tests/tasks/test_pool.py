@@ -15,6 +15,7 @@ from ziphius.tasks import pool as pools
 from ziphius.tasks.pool import MAX_ANSWER, Pool
 from ziphius.tasks.verifier import judge_apart
 
+ALGEBRA = r"2\sqrt{2}", r"\sqrt{8}"  # takes a worker
 ECHO = """
 import ctypes, os, sys, time
 
@@ -103,8 +104,16 @@ def test_a_checker_that_cannot_be_loaded_says_why(pool, checker):
     verdicts = pool.judge([checker("import nonsense\ndef judge(answer, gold):\n    return 1\n")("x")] * 2)
     assert scores(verdicts) == [None, None]
     assert verdicts[0].reason == "the checker cannot be loaded: ModuleNotFoundError: No module named 'nonsense'"
-    (verdict,) = pool.judge([checker("import os\nos._exit(7)\ndef judge(answer, gold):\n    return 1\n")("x")])
-    assert (verdict.score, verdict.reason) == (None, "the checker's process ended (code 7)")
+
+
+def test_a_checker_that_ends_its_worker_while_it_is_loaded_is_tried_twice(pool, checker, monkeypatch):
+    started = []
+    monkeypatch.setattr(pools, "Worker", lambda reads: started.append(process.Worker(reads)) or started[-1])
+    check = checker("import os\nos._exit(7)\ndef judge(answer, gold):\n    return 1\n")
+    verdicts = pool.judge([check(str(i)) for i in range(9)])
+    assert {(verdict.score, verdict.reason) for verdict in verdicts} == {(None, "the checker's process ended (code 7)")}
+    assert len(started) == 2
+    assert scores(pool.judge([checker(ECHO)("pass")])) == [1.0]
 
 
 def test_endless_answers_are_not_even_sent(pool, checker):
@@ -184,12 +193,13 @@ def test_closing_cuts_a_check_short(checker):
 
 
 def test_the_shared_pool_starts_anew_after_it_was_closed():
-    assert verify_math("2/4", "1/2", limit_s=60).score == 1.0
+    assert verify_math(*ALGEBRA, limit_s=60).score == 1.0
+    assert pools.shared_pool()._owners
     before = pools.shared_pool()
     pools.close()
     assert all(owner.worker is None for owner in before._owners)
     pools.close()
-    assert verify_math("2/4", "1/2", limit_s=60).score == 1.0
+    assert verify_math(*ALGEBRA, limit_s=60).score == 1.0
     assert pools.shared_pool() is not before
 
 

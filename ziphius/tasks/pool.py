@@ -35,6 +35,7 @@ class Pool:
         self.size = size or max(1, min(2, _cores()))
         self.jobs: SimpleQueue[Job | None] = SimpleQueue()
         self.reads: frozenset[Path] = frozenset()
+        self.unloadable: dict[bytes, str] = {}  # pickles of verifiers, and why
         self.closed = False
         self._lock = threading.Lock()
         self._owners: list[Owner] = []
@@ -112,7 +113,10 @@ class Owner(threading.Thread):
             self.worker.stop()
 
     def _verdict(self, check: Check, described: bytes) -> Verdict:
-        """From the worker; where that turns out to have ended before this check, from the next one."""
+        """From the worker; where that turns out to have ended before this check, from the next one. A verifier that
+        ended both while it was loaded is not tried again."""
+        if described in self.pool.unloadable:
+            return Verdict(None, self.pool.unloadable[described])
         reason = ""
         for _ in range(2):
             try:
@@ -121,7 +125,8 @@ class Owner(threading.Thread):
                 self._discard()
                 reason = str(gone)
                 if gone.begun or self.pool.closed:
-                    break
+                    return Verdict(None, reason)
+        self.pool.unloadable[described] = reason
         return Verdict(None, reason)
 
     def _ready(self, check: Check) -> Worker:
