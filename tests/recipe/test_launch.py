@@ -20,7 +20,7 @@ from ziphius.recipe.schema import load_recipe
 from ziphius.recipe.screen import one_line
 from ziphius.train.trainer import Interrupted
 
-NATIVE = "a fault in native code (or full shared memory, /dev/shm): run the same command again"
+NATIVE = "a fault in native code, or memory or shared memory (/dev/shm) that ran out: this run needs about"
 
 
 @pytest.fixture

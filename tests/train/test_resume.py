@@ -5,10 +5,14 @@ from random import Random
 import pytest
 import torch
 
+from ziphius.text.tokenizer import Tokenizer
+from ziphius.train import resume
+from ziphius.train.distributed import World
 from ziphius.train.metrics import read_metrics
+from ziphius.train.resume import newest_state
 from ziphius.train.state import find_state
 
-from .jobs import STEPS, Job
+from .jobs import STEPS, Job, make
 
 TIMES = ("seconds", "tokens_per_second", "mfu", "rollout_seconds")
 KINDS = ["pretrain", "sft", "grpo"]
@@ -111,3 +115,17 @@ def test_grpo_writes_what_a_user_looks_for(undisturbed):
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-3)
     assert rows[3]["kl"] > 0
     assert any(row["groups_mixed"] > 0 for row in rolled)
+
+
+def test_another_processor_or_other_kernels_are_told(tokenizer_folder, undisturbed, monkeypatch, capfd):
+    """What rounds otherwise is no failure, but nobody shall take the result for the same bits."""
+    folder = undisturbed("pretrain", 1)
+    flat = make("pretrain", folder, Tokenizer.load(tokenizer_folder), World()).flat
+    newest_state(folder, flat, World(), "pretrain")
+    assert capfd.readouterr().err == ""
+    before = resume.what_rounds(flat)
+    monkeypatch.setattr(resume, "what_rounds", lambda flat: "an abacus")
+    newest_state(folder, flat, World(), "pretrain")
+    assert capfd.readouterr().err == (
+        f"pretrain: begun with {before}, goes on with an abacus: its result will be the same up to rounding\n"
+    )

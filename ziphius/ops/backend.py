@@ -74,6 +74,11 @@ def backend_for(*tensors: Tensor) -> str:
     return "torch"
 
 
+def kernels_of_cpu() -> str:
+    """'native' where the C kernels can be had on this machine, else 'torch': results of the two differ by rounding."""
+    return "native" if build.library() is not None else "torch"
+
+
 def _fits(x: Tensor, device: str = "cpu") -> bool:
     plain = type(x) is Tensor or type(x) is torch.nn.Parameter  # a DTensor, say, has no memory of its own to point at
     return plain and x.device.type == device and (x.dtype == torch.float32 or x.dtype == torch.bfloat16)

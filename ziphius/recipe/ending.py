@@ -39,7 +39,9 @@ def killed(rank: int, number: int, recipe: Recipe, processes: int, by_kernel: bo
         who = "the kernel's out-of-memory killer" if by_kernel else "someone's kill, or a limit on memory"
         return f"{what} ({who}): {memory_needed(recipe, processes)}"
     if number in _FAULTS:
-        return f"{what}, a fault in native code (or full shared memory, /dev/shm): {_AGAIN}"
+        return f"{what}, a fault in native code, or memory or shared memory (/dev/shm) that ran out: " + memory_needed(
+            recipe, processes
+        )
     return f"{what}: {_AGAIN}"
 
 
@@ -65,7 +67,7 @@ def out_of_memory(error: BaseException) -> bool:
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY))
+        or (isinstance(error, (RuntimeError, UserWarning)) and any(sign in str(error) for sign in _NO_MEMORY))
     )
 
 

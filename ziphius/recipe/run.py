@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -293,6 +294,8 @@ def main() -> None:
 def _obey(order: dict[str, Any]) -> tuple[int, str]:
     """The exit code, and what ended the run where it is not done."""
     recipe = Recipe(**order["recipe"])
+    # Where oneDNN is short of memory, torch goes on with another matrix product, whose last bits are others.
+    warnings.filterwarnings("error", message=".*mkldnn_matmul failed")
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _interrupt)

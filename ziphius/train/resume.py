@@ -7,10 +7,14 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ziphius.checkpoint.commit import sweep
 from ziphius.disk.errors import AGAIN, DiskError, free_bytes, size
+from ziphius.ops.backend import kernels_of_cpu
 from ziphius.train.distributed import World
 from ziphius.train.flat import FlatParameters
+from ziphius.train.machine import describe
 from ziphius.train.state import KEEP, StateError, find_state, read_state, saved_bytes, set_aside, tensor_bytes
 
 
@@ -25,6 +29,10 @@ def newest_state(folder: Path, flat: FlatParameters, world: World, title: str) -
     if name is None:
         return None
     state = read_state(states / name)
+    before, now = state.get("made_by"), what_rounds(flat)
+    if before not in (None, now) and world.is_main:
+        same = "its result will be the same up to rounding"
+        print(f"{title}: begun with {before}, goes on with {now}: {same}", file=sys.stderr, flush=True)
     if state["world_size"] != world.size:
         raise StateError(
             f"{folder} was begun with {state['world_size']} processes and cannot go on to the same result "
@@ -46,6 +54,14 @@ def network_of(flat: FlatParameters) -> dict[str, int | str]:
     """What a saved state is known by to be of this network, laid out as here."""
     slots = ";".join(f"{slot.name}{tuple(slot.shape)}" for slot in flat.slots)
     return {"parameters": flat.master.numel(), "layout": f"{zlib.crc32(slots.encode()):08x}"}
+
+
+def what_rounds(flat: FlatParameters) -> str:
+    """What the last bits of a result depend on beside the recipe: processor, kernels, torch."""
+    device = flat.master.device
+    if device.type == "cpu":
+        return f"{describe()['cpu']}, {kernels_of_cpu()} kernels, torch {torch.__version__}"
+    return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
 
 
 def need_room(folder: Path, state: dict[str, Any], finished: bool, world: World, title: str) -> None:

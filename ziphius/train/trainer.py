@@ -24,7 +24,7 @@ from ziphius.train.guard import Diverged, Guard
 from ziphius.train.losses import LossParts
 from ziphius.train.metrics import MetricLog, ProgressLine
 from ziphius.train.optim import Optimizer
-from ziphius.train.resume import need_room, network_of, newest_state
+from ziphius.train.resume import need_room, network_of, newest_state, what_rounds
 from ziphius.train.settings import TrainSettings
 from ziphius.train.state import save_state
 
@@ -293,6 +293,7 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         return {
             "world_size": self.world.size,
+            "made_by": what_rounds(self.flat),
             "progress": vars(self.progress),
             "guard": self.guard.state_dict(),
             "master": self.flat.master,

@@ -22,6 +22,7 @@ _FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trap
 _FLAGS += ["-Wno-psabi"]  # vectors wider than the machine's, on older ones, never cross a file
 _COMPILERS = ("cc", "gcc", "clang")
 _TIMEOUT = 180  # seconds
+_NO_MEMORY = ("allocate memory", "out of memory", "failed to map")  # as the compiler and the loader say it
 
 
 class BuildError(Exception):
@@ -79,7 +80,7 @@ def load(path: Path) -> ctypes.CDLL:
             function.restype = ctypes.c_int64
         return lib
     except (OSError, AttributeError) as error:
-        raise BuildError(f"{path} does not load ({error}); delete it to build it again") from error
+        raise _failure(f"{path} does not load ({error}); delete it to build it again") from error
 
 
 # One letter an argument: p pointer, n int64, f float, i int. Every function returns int64, 0 unless it says otherwise.
@@ -173,9 +174,15 @@ def _run(command: Sequence[str], complaint: str) -> bytes:
     try:
         done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"{command[0]} {complaint}: {error}") from error
+        raise _failure(f"{command[0]} {complaint}: {error}") from error
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         first = next((line for line in lines if "error" in line), lines[0])
-        raise BuildError(f"{command[0]} {complaint}: {first}")
+        raise _failure(f"{command[0]} {complaint}: {first}")
     return done.stdout
+
+
+def _failure(message: str) -> Exception:
+    """A BuildError; a MemoryError where it is memory that was short. A run that went on with other kernels, only since
+    memory was short for a moment, would no longer give the bits that it gives."""
+    return MemoryError(message) if any(sign in message for sign in _NO_MEMORY) else BuildError(message)
