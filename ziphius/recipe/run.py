@@ -25,6 +25,7 @@ from ziphius.cost.ledger import LedgerRow, append_row, read_abandoned, read_rows
 from ziphius.reason.chart import reading
 from ziphius.recipe import stages as work
 from ziphius.recipe.bills import bill, book_abandoned, lost_seconds, measured_energy, stage_energy
+from ziphius.recipe.inputs import check_inputs
 from ziphius.recipe.plan import plan_stages
 from ziphius.recipe.schema import GRPOStage, PretrainStage, Recipe, SFTStage, TokenizerStage, fingerprint
 from ziphius.recipe.screen import one_line
@@ -57,6 +58,7 @@ def run_recipe(recipe: Recipe, run: Path, until: str | None = None, control: boo
         if world.is_main:
             _write_json(run / "recipe.json", recipe.model_dump(mode="json"))
             _write_json(run / "plan.json", [asdict(stage) for stage in plan_stages(recipe)])
+        world.on_main(lambda: check_inputs(recipe))
         job = work.Job(recipe, world, thinking=True, peak_flops=peaks)
         _run_stages(job, run, until)
         if control:
@@ -135,8 +137,8 @@ def _run_stages(job: work.Job, run: Path, until: str | None, base: Path | None =
 def _files(recipe: Recipe, stage: Any) -> list[tuple[str, int, int]]:
     """The files that a stage reads, with size and time of change: when one is replaced the stage runs again."""
     paths = [path for corpus in recipe.corpora.values() for path in corpus.files()]
-    if isinstance(stage, SFTStage) and stage.path:
-        paths.append(stage.path)
+    if isinstance(stage, SFTStage):
+        paths += stage.files()
     return [(path, (about := os.stat(path)).st_size, about.st_mtime_ns) for path in paths]
 
 

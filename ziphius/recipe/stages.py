@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 
@@ -20,6 +23,7 @@ from ziphius.reason.grpo import GRPOSource
 from ziphius.reason.prompts import demonstration, worked_answer
 from ziphius.reason.rollout import TaskMix
 from ziphius.reason.watch import Watch
+from ziphius.recipe.inputs import chat_samples
 from ziphius.recipe.schema import (
     GRPOStage,
     PretrainStage,
@@ -33,11 +37,14 @@ from ziphius.tasks.registry import make_family
 from ziphius.text.corpora import GeneratedSource, Mixture, Source, open_source
 from ziphius.text.decontaminate import Decontaminated, Decontaminator
 from ziphius.text.packing import PackedStream, Sample
+from ziphius.text.shuffle import Shuffled
 from ziphius.text.tokenizer import Tokenizer, train_tokenizer
 from ziphius.train.distributed import World
 from ziphius.train.losses import next_token_loss, policy_loss
 from ziphius.train.sources import PretrainSource, SampleSource
 from ziphius.train.trainer import BatchSource, LossFunction, Trainer, TrainResult
+
+LESSONS = 4000  # generated documents that a tokenizer learns from
 
 
 @dataclass
@@ -48,6 +55,11 @@ class Job:
     world: World
     thinking: bool
     peak_flops: dict[str, float]
+
+    def say(self, text: str) -> None:
+        """A line for the person at the terminal, once."""
+        if self.world.is_main:
+            print(text, file=sys.stderr, flush=True)
 
     def family(self, task: str) -> Family:
         settings = self.recipe.tasks[task]
@@ -68,20 +80,44 @@ class Job:
 
 
 def run_tokenizer(job: Job, stage: TokenizerStage, folder: Path) -> TrainResult:
-    """Train the tokenizer on a sample of the corpora, drawn by weight, and write it to `folder`."""
-    mixture = make_mixture(job)
-    texts = [mixture.next_document()[1] for _ in range(stage.documents)]
-    tokenizer = train_tokenizer(texts, stage.vocab_size)
-    if job.world.is_main:
-        tokenizer.save(folder)
-    job.world.barrier()
+    """Train the tokenizer on a sample of the corpora, drawn by weight, and write it to `folder`. Rank 0 does it."""
+    job.world.on_main(lambda: _train_tokenizer(job, stage, folder))
     return TrainResult(steps=0, tokens=0, seconds=0.0, skipped=0, model_flops=0.0, gate=None)
 
 
-def make_mixture(job: Job) -> Mixture:
+def _train_tokenizer(job: Job, stage: TokenizerStage, folder: Path) -> None:
+    counts: Counter[str] = Counter()
+    tokenizer = train_tokenizer(_sample_texts(job, stage, counts), stage.vocab_size)
+    for other in job.recipe.stages.values():
+        if isinstance(other, SFTStage):
+            _demonstrations(job, other, tokenizer)  # what does not fit is refused now, not after the pretraining
+    tokenizer.save(folder)
+    (folder / "data.json").write_text(json.dumps(dict(counts), indent=1))
+
+
+def _sample_texts(job: Job, stage: TokenizerStage, counts: Counter[str]) -> Iterator[str]:
+    """Documents of the corpora up to the stage's limits; `counts` has how many, and their bytes."""
+    mixture = make_mixture(job, stage.sample_bytes)
+    corpora = {name: corpus for name, corpus in job.recipe.corpora.items() if corpus.weight}
+    files = [mixture.sources[name] for name, corpus in corpora.items() if corpus.task is None]
+    lessons = len(files) < len(corpora)  # there is no end of them
+    while counts["bytes"] < stage.sample_bytes:
+        text = mixture.next_document()[1]
+        all_read = all(source.epochs for source in files)
+        if lessons and counts["documents"] >= (stage.documents or LESSONS) and (stage.documents or all_read):
+            return
+        if not lessons and (all_read or counts["documents"] == stage.documents):
+            return
+        counts["documents"] += 1
+        counts["bytes"] += len(text.encode())
+        yield text
+
+
+def make_mixture(job: Job, sample_bytes: int | None = None) -> Mixture:
     """The recipe's corpora, each with the evaluation questions filtered out where the recipe asks any.
 
     Files are held to n-grams. Lessons share the wording of the questions by design, so there whole questions count.
+    With `sample_bytes`, of each corpus of files only so much is read, spread evenly; else files are shuffled.
     """
     questions = job.evaluation_texts()
     sources: dict[str, Source] = {}
@@ -92,8 +128,9 @@ def make_mixture(job: Job) -> Mixture:
             write = _lesson_writer(job.family(corpus.task), corpus.kinds, name)
             source: Source = GeneratedSource(write, job.recipe.seed)
         else:
-            assert corpus.path is not None
-            source = open_source(corpus.path, corpus.documents, corpus.field)
+            source = open_source(corpus.files(), corpus.documents, corpus.field, job.recipe.seed, sample_bytes)
+            if sample_bytes is None:
+                source = Shuffled(source, job.recipe.seed)
         sources[name] = Decontaminated(source, whole if corpus.task else by_ngram, name) if questions else source
     weights = {name: corpus.weight for name, corpus in job.recipe.corpora.items()}
     return Mixture(sources, weights, job.recipe.seed)
@@ -132,7 +169,15 @@ def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokeni
     filtered = {name: s for name, s in mixture.sources.items() if isinstance(s, Decontaminated)}
     dropped = {name: source.decontaminator.dropped[name] for name, source in filtered.items()}
     if job.world.is_main:
-        counts = {"documents": dict(stream.documents), "tokens": dict(stream.tokens), "dropped": dropped}
+        of_files = {name: round(read, 3) for name, read in stream.epochs.items() if not job.recipe.corpora[name].task}
+        counts: dict[str, Any] = {
+            "documents": dict(stream.documents),
+            "tokens": dict(stream.tokens),
+            "dropped": dropped,
+        }
+        counts["epochs"] = of_files  # lessons have no end
+        for name, read in of_files.items():
+            job.say(f"{title}: {name} was read {read:.2g} times")
         (folder / "data.json").write_text(json.dumps(counts, indent=1))
     return result
 
@@ -145,11 +190,23 @@ def run_sft(job: Job, stage: SFTStage, folder: Path, before: Path, tokenizer: To
         samples, job.world, stage.seq_len, stage.rows, stage.micro_rows, tokenizer.pad_id, job.recipe.seed
     )
     stage = stage.model_copy(deep=True)
-    stage.train.steps = min(stage.train.steps, stage.epochs * source.steps_per_epoch)
+    asked = stage.train.steps
+    stage.train.steps = min(asked, stage.epochs * source.steps_per_epoch)
     loss: LossFunction = lambda model, batch, norm: next_token_loss(model, batch, stage.loss, norm)
     trainer = _trainer(job, stage, model, source, loss, folder, title)
     result = trainer.run()
     _write(trainer, folder, tokenizer, job)
+    if job.world.is_main:
+        data = {
+            "samples": len(samples),
+            "steps": result.steps,
+            "steps_per_epoch": source.steps_per_epoch,
+            "epochs": round(result.steps / source.steps_per_epoch, 3),
+            "ended_by": "train.steps" if stage.train.steps == asked else "epochs",
+            "tokens": result.tokens,
+        }
+        (folder / "data.json").write_text(json.dumps(data, indent=1))
+        job.say(f"{title}: {len(samples)} samples, {data['epochs']:.2g} epochs; {data['ended_by']} ended it")
     return result
 
 
@@ -214,9 +271,15 @@ def _write(trainer: Trainer, folder: Path, tokenizer: Tokenizer, job: Job) -> No
 
 
 def _demonstrations(job: Job, stage: SFTStage, tokenizer: Tokenizer) -> list[Sample]:
-    if stage.path is not None:
-        return _chats(Path(stage.path), tokenizer, job.thinking)
-    assert stage.task is not None
+    """What an SFT stage imitates, no sample longer than its `seq_len`."""
+    if stage.task is None:
+        samples, longer = chat_samples(stage.files(), tokenizer, job.thinking, stage.seq_len)
+        if longer:
+            job.say(
+                f"{len(longer)} of {len(longer) + len(samples)} chats are longer than seq_len {stage.seq_len} and left "
+                f"out, the first {longer[0]}"
+            )
+        return samples
     family = job.family(stage.task)
     rng = Random(f"demonstrations/{job.recipe.seed}")
     samples = []
@@ -228,28 +291,12 @@ def _demonstrations(job: Job, stage: SFTStage, tokenizer: Tokenizer) -> list[Sam
                 f"the family {family.name} has no worked solutions to imitate; give sft a path of prompts and responses"
             )
         samples.append(demonstration(tokenizer, problem, trace if job.thinking else None))
-    return samples
-
-
-def _chats(path: Path, tokenizer: Tokenizer, thinking: bool) -> list[Sample]:
-    samples = []
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise RecipeError(f"sft path {path}: {error.strerror}; give a .jsonl file") from None
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            prompt, response = str(row["prompt"]), str(row["response"])
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise RecipeError(f"{path}:{number}: not a JSON object with prompt and response") from None
-        thinks = thinking and "</think>" in response
-        start = tokenizer.prompt_ids(prompt, thinking=thinks)
-        text = response.removeprefix("<think>").lstrip("\n") if thinks else response.rpartition("</think>")[2].strip()
-        answer = [*tokenizer.encode(text), tokenizer.eos_id]
-        samples.append((start + answer, [0.0] * len(start) + [1.0] * len(answer)))
-    if not samples:
-        raise RecipeError(f"{path}: no samples in it")
+    longest = max(len(tokens) for tokens, _ in samples)
+    if longest > stage.seq_len:
+        raise RecipeError(
+            f"the worked solutions of {stage.task} have up to {longest} tokens but sft's seq_len is {stage.seq_len}; "
+            f"raise it to {longest}"
+        )
     return samples
 
 

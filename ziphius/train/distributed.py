@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,20 @@ class World:
         box: list = [None] * self.size
         dist.all_gather_object(box, value)
         return box
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """What `work` returns on rank 0, on every rank; where it raises ValueError or OSError there, so do all."""
+        result: T | None = None
+        failure: Exception | None = None
+        if self.is_main:
+            try:
+                result = work()
+            except (ValueError, OSError) as error:
+                failure = error
+        result, said = cast("tuple[T, str | None]", self.broadcast((result, failure and str(failure))))
+        if said is not None:
+            raise failure or ValueError(said)
+        return result
 
     def barrier(self) -> None:
         if self.size > 1:
