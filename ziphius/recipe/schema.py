@@ -115,7 +115,7 @@ class TokenizerStage(_Strict):
     kind: Literal["tokenizer"]
     vocab_size: int = Field(1024, ge=SMALLEST_VOCABULARY)
     documents: int | None = Field(None, gt=0)
-    sample_bytes: int = Field(1 << 25, gt=0)
+    sample_bytes: int = Field(1 << 24, gt=0)
 
 
 class PretrainStage(_Strict):

@@ -38,7 +38,7 @@ class FileReader(Reader, Protocol):
 class ByteReader:
     """What readers share whose places are byte offsets."""
 
-    longest_line = PIECE  # bytes; a longer one is cut, or refused
+    whole_lines = False  # whether a document is never a part of a line
 
     def documents(self, file: BinaryIO, path: Path, place: int) -> Iterator[tuple[str, int]]:
         """The documents of an open file that stands at `place`; `path` is for errors."""
@@ -53,22 +53,22 @@ class ByteReader:
         return path.stat().st_size
 
     def spans(self, path: Path, starts: list[int], length: int) -> list[tuple[int, int]]:
-        """Each begins at the first line after its offset; a text line without a near end is begun inside."""
+        """Each begins at the first line after its offset; a text without one nearby is begun inside a line."""
         spans: list[tuple[int, int]] = []
         end = self.extent(path)
         with open(path, "rb") as file:
             for start in starts:
-                place = self._line_start(file, start) if start else 0
+                place = self._line_start(file, start, length) if start else 0
                 if place < end and (not spans or place >= spans[-1][1]):
                     spans.append((place, max(start + length, place + 1)))
         return spans
 
-    def _line_start(self, file: BinaryIO, start: int) -> int:
+    def _line_start(self, file: BinaryIO, start: int, nearby: int) -> int:
         file.seek(start - 1)
-        line = file.readline(self.longest_line)
-        if line.endswith(b"\n") or len(line) < self.longest_line:
+        line = file.readline(ROW if self.whole_lines else nearby)
+        if line.endswith(b"\n") or self.whole_lines:
             return start - 1 + len(line)
-        return start + next(skip for skip, byte in enumerate(line[1:]) if byte & 0xC0 != 0x80)
+        return start + next((skip for skip, byte in enumerate(line[1:]) if byte & 0xC0 != 0x80), 0)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class JsonLines(ByteReader):
     """
 
     field: str = "text"
-    longest_line = ROW
+    whole_lines = True
 
     def documents(self, file: BinaryIO, path: Path, place: int) -> Iterator[tuple[str, int]]:
         for row, start, end in self.rows(file, path, place):
@@ -175,11 +175,12 @@ class Parquet:
             rows = file.metadata.num_rows
             each = -(-length * rows // max(1, path.stat().st_size))  # rows of a span
             wanted = [start * rows // max(1, path.stat().st_size) for start in starts]
-            spans = []
+            spans: list[tuple[int, int]] = []
             for first, group in self._groups(file):
-                end = first + file.metadata.row_group(group).num_rows
-                if inside := sum(first <= row < end for row in wanted):
-                    spans.append((first, min(end, first + inside * each)))
+                inside = sum(first <= row < first + file.metadata.row_group(group).num_rows for row in wanted)
+                begin = max(first, spans[-1][1]) if spans else first
+                if inside and begin < rows:
+                    spans.append((begin, begin + inside * each))
             return spans
 
     def _open(self, path: Path) -> pq.ParquetFile:
