@@ -169,15 +169,11 @@ def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokeni
     filtered = {name: s for name, s in mixture.sources.items() if isinstance(s, Decontaminated)}
     dropped = {name: source.decontaminator.dropped[name] for name, source in filtered.items()}
     if job.world.is_main:
-        of_files = {name: round(read, 3) for name, read in stream.epochs.items() if not job.recipe.corpora[name].task}
-        counts: dict[str, Any] = {
-            "documents": dict(stream.documents),
-            "tokens": dict(stream.tokens),
-            "dropped": dropped,
-        }
-        counts["epochs"] = of_files  # lessons have no end
-        for name, read in of_files.items():
-            job.say(f"{title}: {name} was read {read:.2g} times")
+        files = [name for name, corpus in job.recipe.corpora.items() if corpus.task is None]  # lessons have no end
+        counts: dict[str, Any] = {"documents": dict(stream.documents), "tokens": dict(stream.tokens)}
+        counts |= {"dropped": dropped, "epochs": {name: round(stream.epochs[name], 3) for name in files}}
+        for name, read in counts["epochs"].items():
+            job.say(f"{title}: read {name} {read:.2g} times")
         (folder / "data.json").write_text(json.dumps(counts, indent=1))
     return result
 
