@@ -171,7 +171,7 @@ def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokeni
     if job.world.is_main:
         files = [name for name, corpus in job.recipe.corpora.items() if corpus.task is None]  # lessons have no end
         counts: dict[str, Any] = {"documents": dict(stream.documents), "tokens": dict(stream.tokens)}
-        counts |= {"dropped": dropped, "epochs": {name: round(stream.epochs[name], 3) for name in files}}
+        counts |= {"dropped": dropped, "epochs": {name: round(stream.epochs[name], 6) for name in files}}
         for name, read in counts["epochs"].items():
             job.say(f"{title}: read {name} {read:.2g} times")
         (folder / "data.json").write_text(json.dumps(counts, indent=1))
