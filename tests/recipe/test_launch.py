@@ -140,7 +140,7 @@ def test_how_a_process_puts_its_end(recipe, tmp_path, monkeypatch, error, code, 
 
     monkeypatch.setattr(run, "run_recipe", fail)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    order = {"run": str(tmp_path), "until": None, "control": False, "debug": False}
+    order = {"run": str(tmp_path), "until": None, "control": False, "debug": False, "began": 0.0}
     try:
         found = run._obey(order | {"recipe": load_recipe(recipe).model_dump(mode="json")})
     finally:

@@ -3,7 +3,8 @@
 import pytest
 
 from ziphius.ledger.folder import write_json
-from ziphius.recipe.identity import Files, Identity, differences, stage_identity
+from ziphius.recipe.digests import Digests
+from ziphius.recipe.identity import Identity, differences, stage_identity
 from ziphius.recipe.places import find_place, open_place
 from ziphius.recipe.schema import load_recipe
 
@@ -69,11 +70,11 @@ def test_differences_in_words():
 def test_files_count_by_their_content(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("whales")
-    (first,) = Files(tmp_path).digests([str(path)]).values()
+    (first,) = Digests(tmp_path).of([str(path)]).values()
     path.touch()
-    assert list(Files(tmp_path).digests([str(path)]).values()) == [first]
+    assert list(Digests(tmp_path).of([str(path)]).values()) == [first]
     path.write_text("Whales")
-    assert list(Files(tmp_path).digests([str(path)]).values()) != [first]
+    assert list(Digests(tmp_path).of([str(path)]).values()) != [first]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_files_count_by_their_content(tmp_path):
 def test_a_stage_depends_on_its_own_settings(recipe, tmp_path, override, changed):
     def prints(*overrides):
         loaded = load_recipe(recipe, list(overrides))
-        files = Files(tmp_path)
+        files = Digests(tmp_path)
         return {name: stage_identity(loaded, stage, "", True, files).print for name, stage in loaded.stages.items()}
 
     old, new = prints(), prints(override)
@@ -111,7 +112,7 @@ def test_a_checker_of_ones_own_is_read_too(recipe, tmp_path):
 
     def rl_print():
         loaded = load_recipe(recipe, overrides)
-        return stage_identity(loaded, loaded.stages["rl"], "", True, Files(tmp_path)).print
+        return stage_identity(loaded, loaded.stages["rl"], "", True, Digests(tmp_path)).print
 
     before = rl_print()
     checker.write_text("def judge(answer, gold):\n    return gold in answer\n")

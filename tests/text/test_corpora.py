@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ziphius.text.corpora import GeneratedSource, Mixture, Shuffled, open_source
+from ziphius.text import files as reading
+from ziphius.text.corpora import FileSource, GeneratedSource, Mixture, open_source
+from ziphius.text.shuffle import Shuffled
 
 WORDS = ["eins", "zwei", "drei", "vier fünf", "鲸鱼", "sechs"]
 
@@ -33,9 +35,9 @@ def files(tmp_path_factory):
     return root
 
 
-def open_kind(files, kind):
+def open_kind(files, kind, **options):
     documents = {"lines": "line", "paragraphs": "paragraph"}.get(kind, "file")
-    return open_source(sorted(files.glob(f"{kind}*")), documents=documents)
+    return open_source(str(files / f"{kind}*"), documents=documents, **options)
 
 
 SOURCES = {
@@ -44,7 +46,11 @@ SOURCES = {
         for kind in ("lines", "paragraphs", "whole", "records", "table")
     },
     "generated": lambda files: GeneratedSource(make, seed=3),
-    "shuffled": lambda files: Shuffled(open_kind(files, "records"), size=4, seed=5),
+    "shuffled": lambda files: Shuffled(open_kind(files, "records"), seed=5, size=4),
+    "shuffled in full": lambda files: Shuffled(open_kind(files, "table"), seed=5),
+    "shuffled by length": lambda files: Shuffled(open_kind(files, "lines"), seed=5, length=9),
+    "permuted": lambda files: open_kind(files, "whole", seed=7),
+    "mixed": lambda files: open_source([files / "whole0.txt", files / "records1.jsonl", files / "table0.parquet"]),
 }
 KINDS = ["lines", "paragraphs", "whole", "records", "table"]
 
@@ -68,7 +74,7 @@ def test_resume_is_exact_at_every_point(files, kind):
         other.next_document()
         other.load_state_dict(state)
         assert [other.next_document() for _ in range(7)] == expected
-        assert other.epochs == source.epochs
+        assert (other.epochs, other.passes) == (source.epochs, source.passes)
         source.load_state_dict(state)
         source.next_document()
 
@@ -78,18 +84,103 @@ def test_parquet_resumes_inside_and_between_large_row_groups(tmp_path):
     pq.write_table(pa.table({"text": documents}), tmp_path / "a.parquet", row_group_size=2100)
     source = open_source(tmp_path / "a.parquet")
     for place in (0, 1, 1023, 1024, 2099, 2100, 2101, 3500, 4199, 4200, 4999):
-        source.load_state_dict({"file": 0, "name": "a.parquet", "place": place, "epochs": 0})
+        source.load_state_dict(source.state_dict() | {"place": place})
         assert [source.next_document() for _ in range(len(documents) - place)] == documents[place:]
         assert source.next_document() == documents[0]
 
 
-def test_shuffled_gives_every_document_once_an_epoch_in_another_order(files):
-    shuffled = Shuffled(open_kind(files, "lines"), size=4, seed=0)
-    seen = [shuffled.next_document() for _ in range(600)]
-    assert seen[:6] != WORDS
-    assert all(abs(count - 100) <= 4 for count in Counter(seen).values())
-    with pytest.raises(ValueError, match="shuffle buffer of 0"):
-        Shuffled(open_kind(files, "lines"), size=0, seed=0)
+@pytest.mark.parametrize("options", [{}, {"size": 4}, {"length": 9}])
+def test_shuffled_gives_every_document_once_an_epoch_in_another_order(files, options):
+    shuffled = Shuffled(open_kind(files, "lines"), seed=0, **options)
+    passes = []
+    for epoch in range(50):
+        for place in range(6):
+            passes.append(shuffled.next_document())
+            assert shuffled.epochs == epoch
+            assert epoch <= shuffled.passes <= epoch + 1
+            assert (shuffled.passes == epoch + 1) == (place == 5)
+    epochs = [passes[start : start + 6] for start in range(0, 300, 6)]
+    assert all(sorted(epoch) == sorted(WORDS) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) > 20
+    assert {epoch[0] for epoch in epochs} > {WORDS[0]}
+
+
+def test_a_buffer_that_holds_nothing_is_refused(files):
+    for options in ({"size": 0}, {"length": 0}):
+        with pytest.raises(ValueError, match="shuffle buffer of 0"):
+            Shuffled(open_kind(files, "lines"), seed=0, **options)
+
+
+def test_a_buffer_keeps_to_its_bounds(tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join("x" * 30 for _ in range(200)))
+    shuffled = Shuffled(open_source(tmp_path, documents="line"), seed=0, size=50, length=300)
+    for _ in range(300):
+        shuffled.next_document()
+        held = shuffled.state_dict()["buffer"]
+        assert sum(map(len, held)) <= 300 + 30
+
+
+def test_files_are_read_in_another_order_each_time(files):
+    source = open_kind(files, "whole", seed=1)
+    orders = [tuple(source.next_document() for _ in WORDS) for _ in range(8)]
+    assert all(sorted(order) == sorted(WORDS) for order in orders)
+    assert len(set(orders)) > 4
+    again = open_kind(files, "whole", seed=1)
+    assert orders == [tuple(again.next_document() for _ in WORDS) for _ in range(8)]
+    other = open_kind(files, "whole", seed=2)
+    assert orders != [tuple(other.next_document() for _ in WORDS) for _ in range(8)]
+
+
+def test_passes_count_the_part_that_was_read(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    pq.write_table(pa.table({"text": ["x"] * 4}), tmp_path / "b.parquet")
+    source = open_source(tmp_path, documents="line")
+    sizes = [path.stat().st_size for path in sorted(tmp_path.iterdir())]
+    shares = [sizes[0] / 2, sizes[0], *(sizes[0] + sizes[1] * part / 4 for part in (1, 2, 3, 4))]
+    for epoch in range(2):
+        for share in shares:
+            source.next_document()
+            assert source.passes == pytest.approx(epoch + share / sum(sizes))
+
+
+# --- what was read is known again ------------------------------------------------------------------------------------
+
+KINDS_OF_FILE = {
+    ".txt": lambda path, words: path.write_text("".join(f"{word}\n" for word in words)),
+    ".jsonl": lambda path, words: path.write_text("".join(json.dumps({"text": word}) + "\n" for word in words)),
+    ".parquet": lambda path, words: pq.write_table(pa.table({"text": words}), path),
+}
+
+
+@pytest.mark.parametrize("suffix", KINDS_OF_FILE)
+def test_a_line_mended_ahead_goes_on_and_one_behind_is_told(tmp_path, suffix):
+    words, write = [f"word{number}" for number in range(20)], KINDS_OF_FILE[suffix]
+    paths = [tmp_path / f"{name}{suffix}" for name in "ab"]
+    for path in paths:
+        write(path, words)
+
+    def made():
+        return Mixture({"text": Shuffled(open_source(paths, documents="line"), 0, size=1)}, {"text": 1}, 0)
+
+    mixed = made()
+    for _ in range(29):  # the first file and nine lines of the second
+        mixed.next_document()
+    state = json.loads(json.dumps(mixed.state_dict()))
+    assert made().unchanged(state)
+    write(paths[1], [*words[:9], "mended", *words[10:], "added"])
+    assert made().unchanged(state)
+    other = made()
+    other.load_state_dict(state)
+    assert [other.next_document()[1] for _ in range(2)] == ["mended", words[10]]
+    for number, changed in [(1, [*words[:8], "mended", *words[9:]]), (1, words[:8]), (0, ["mended", *words[1:]])]:
+        for path in paths:
+            write(path, words)
+        write(paths[number], changed)
+        with pytest.raises(ValueError, match=rf"{paths[number].name} has changed in the part that was trained on"):
+            made().unchanged(state)
+
+
+# --- mixtures --------------------------------------------------------------------------------------------------------
 
 
 def mixture(files, weights, seed=0):
@@ -134,8 +225,9 @@ def test_mixture_refuses_bad_weights(files, weights, message):
 
 def test_states_of_other_files_or_sources_are_refused(files):
     source = open_kind(files, "lines")
-    with pytest.raises(ValueError, match=r"file 0 was other\.txt"):
-        source.load_state_dict({"file": 0, "name": "other.txt", "place": 0, "epochs": 0})
+    for refuse in (source.load_state_dict, source.unchanged):
+        with pytest.raises(ValueError, match=r"cannot resume: a source had other files than now \(.*lines0\.txt"):
+            refuse(open_kind(files, "paragraphs").state_dict())
     mixed = mixture(files, {"lines": 1, "made": 1})
     state = mixed.state_dict()
     del state["sources"]["made"]
@@ -157,12 +249,13 @@ def test_malformed_jsonl_is_named_by_line_even_after_a_resume(tmp_path):
         ("[1]", "a JSON list where an object is needed"),
         ('{"body": "x"}', r"no string under 'text'; the keys are \['body'\]"),
         ('{"text": 3}', "no string under 'text'"),
+        ('{"text": "\\ud83d"}', r"half a character, \\ud83d; mend the escape"),
     ]:
         path.write_text(good + good + bad + "\n")
         with pytest.raises(ValueError, match=rf"a\.jsonl:3: {message}"):
             read_all(path)
         source = open_source(path)
-        source.load_state_dict({"file": 0, "name": "a.jsonl", "place": len(good), "epochs": 0})
+        source.load_state_dict(source.state_dict() | {"place": len(good)})
         source.next_document()
         with pytest.raises(ValueError, match=rf"a\.jsonl:3: {message}"):
             source.next_document()
@@ -173,12 +266,14 @@ def test_malformed_jsonl_is_named_by_line_even_after_a_resume(tmp_path):
 
 def test_bad_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.txt is missing"):
-        open_source(tmp_path / "gone.txt")
+        FileSource([(tmp_path / "gone.txt", reading.TextLines())])
+    with pytest.raises(ValueError, match="at least one file"):
+        FileSource([])
     (tmp_path / "blank.txt").write_text("\n \n")
     with pytest.raises(ValueError, match=r"no documents in .*blank\.txt"):
         read_all(tmp_path / "blank.txt", documents="line")
     (tmp_path / "latin.txt").write_bytes("ok\nnaïve\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin\.txt: not UTF-8 at byte 5"):
+    with pytest.raises(ValueError, match=r"latin\.txt:2: not UTF-8 at byte 5 \(.*\); save it as UTF-8"):
         read_all(tmp_path / "latin.txt", documents="line")
     (tmp_path / "text.parquet").write_text("not parquet")
     with pytest.raises(ValueError, match=r"text\.parquet is not a Parquet file"):
@@ -191,20 +286,21 @@ def test_bad_files_are_named(tmp_path):
     assert open_source(tmp_path / "table.parquet", field="body").next_document() == "x"
 
 
-@pytest.mark.parametrize("paths", [[], ["a.csv"], ["a.txt", "b.jsonl"]])
-def test_kinds_that_cannot_be_read_are_refused(paths):
-    with pytest.raises(ValueError, match="files of one kind"):
-        open_source(paths)
+def test_kinds_that_cannot_be_read_are_refused(tmp_path):
+    (tmp_path / "a.csv").touch()
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(ValueError, match=r"a\.csv is none of the kinds that can be read \(\.txt, \.md"):
+        open_source(tmp_path / "a.csv")
+    with pytest.raises(ValueError, match=r"a\.csv is none of the kinds"):
+        reading.reader_for(tmp_path / "a.csv")
     with pytest.raises(ValueError, match="documents = 'page'"):
-        open_source(paths, documents="page")
+        open_source(tmp_path / "a.txt", documents="page")
 
 
 @given(lines=st.lists(st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"])), min_size=1))
 def test_any_lines_come_back_with_growing_places(tmp_path_factory, lines):
-    from ziphius.text.files import TextLines
-
     path = tmp_path_factory.mktemp("any") / "a.txt"
     path.write_bytes("".join(line + "\n" for line in lines).encode())
-    read = list(TextLines()(path, 0))
+    read = list(reading.TextLines()(path, 0))
     assert [line for line, _ in read] == lines
     assert all(before < after for (_, before), (_, after) in pairwise(read))

@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -72,6 +73,19 @@ def test_markup_in_the_texts_costs_no_merges():
     plain = train_tokenizer(["deep deep dive"] * 9, 300)
     marked = train_tokenizer([f"{tokens.USER}deep deep dive{tokens.EOS}"] * 9, 300)
     assert marked.inner.get_vocab() == plain.inner.get_vocab()
+
+
+def test_a_text_without_whitespace_is_learnt_from_in_parts():
+    run = "".join(chr(0x4E00 + number * 7919 % 20_000) for number in range(60_000))
+    parted = " ".join(run[start : start + 200] for start in range(0, len(run), 200))
+    seconds = []
+    for text in (parted, run):
+        began = time.process_time()
+        tokenizer = train_tokenizer([text, "deep deep dive"], 600)
+        seconds.append(time.process_time() - began)
+    assert seconds[1] < 4 * seconds[0] + 0.5  # as one word it takes twenty times as long
+    assert tokenizer.decode(tokenizer.encode(run)) == run
+    assert len(tokenizer.encode(run)) < 2 * len(run)
 
 
 def test_vocab_size_below_the_minimum_is_refused(texts):

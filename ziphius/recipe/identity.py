@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from ziphius.ledger.folder import read_json, write_json
+from ziphius.ledger.folder import read_json
 from ziphius.recipe.schema import GRPOStage, PretrainStage, Recipe, SFTStage, Stage, TokenizerStage, fingerprint
 from ziphius.tasks.registry import family_files
 
-_CACHE = "inputs.json"
+if TYPE_CHECKING:
+    from ziphius.recipe.digests import Digests
+
 _ABSENT = object()
 
 
@@ -48,32 +49,7 @@ class Identity:
         return cls(found["settings"], found["files"]) if found else None
 
 
-class Files:
-    """Digests of files by content, remembered for as long as size and time of change stay."""
-
-    def __init__(self, run: Path) -> None:
-        self._path = run / _CACHE
-        self._known: dict[str, list[Any]] = read_json(self._path) or {}
-
-    def digests(self, paths: Sequence[str]) -> dict[str, str]:
-        found = {path: self._digest(Path(path)) for path in paths}
-        write_json(self._path, self._known)
-        return found
-
-    def _digest(self, path: Path) -> str:
-        about = path.stat()
-        stamp = [about.st_size, about.st_mtime_ns]
-        known = self._known.get(str(path))
-        if known is None or known[:2] != stamp:
-            with path.open("rb") as file:
-                hasher = blake2b(digest_size=16)
-                while piece := file.read(1 << 20):
-                    hasher.update(piece)
-            known = self._known[str(path)] = [*stamp, hasher.hexdigest() + path.suffix]  # it says how to read the file
-        return known[2]
-
-
-def stage_identity(recipe: Recipe, stage: Stage, previous: str, thinking: bool, files: Files) -> Identity:
+def stage_identity(recipe: Recipe, stage: Stage, previous: str, thinking: bool, digests: Digests) -> Identity:
     """Of a stage that begins from `previous`: the digest of the tokenizer, or the print of the stage before."""
     settings: dict[str, Any] = {"stage": _without_saving(stage), "seed": recipe.seed, "previous": previous}
     paths: list[str] = []
@@ -89,16 +65,16 @@ def stage_identity(recipe: Recipe, stage: Stage, previous: str, thinking: bool, 
                 tasks += [stage.probe] if stage.probe else []
         case SFTStage():
             settings["thinking"] = thinking
-            paths = [stage.path] if stage.path else []
+            paths = stage.files()
             tasks = [stage.task] if stage.task else []
         case GRPOStage():
             settings["thinking"] = thinking
             tasks = [task for task, weight in stage.tasks.items() if weight]
     settings["tasks"] = _tasks(recipe, tasks)
-    return Identity(settings, files.digests([*paths, *_task_files(recipe, tasks)]))
+    return Identity(settings, digests.of([*paths, *_task_files(recipe, tasks)]))
 
 
-def evaluation_identity(recipe: Recipe, stage: Identity, thinking: bool, files: Files) -> Identity:
+def evaluation_identity(recipe: Recipe, stage: Identity, thinking: bool, digests: Digests) -> Identity:
     """Of the evaluation of a stage."""
     asked = recipe.evaluation
     settings = {
@@ -108,7 +84,7 @@ def evaluation_identity(recipe: Recipe, stage: Identity, thinking: bool, files: 
         "thinking": thinking,
         "stage": stage.print,
     }
-    return Identity(settings, files.digests(_task_files(recipe, asked.tasks)))
+    return Identity(settings, digests.of(_task_files(recipe, asked.tasks)))
 
 
 def differences(old: Identity, new: Identity) -> str:

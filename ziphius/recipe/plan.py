@@ -73,7 +73,9 @@ def _most_steps(stage: SFTStage) -> int:
 def _samples(stage: SFTStage) -> int:
     if stage.path is None:
         return stage.examples
-    return sum(bool(line.strip()) for line in Path(stage.path).open(encoding="utf-8", errors="replace"))
+    return sum(
+        bool(line.strip()) for path in stage.files() for line in Path(path).open(encoding="utf-8", errors="replace")
+    )
 
 
 def _what_binds(name: str, stage: SFTStage) -> str:

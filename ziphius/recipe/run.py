@@ -22,14 +22,17 @@ from typing import Any
 
 import torch
 
+from ziphius.checkpoint.commit import sweep
 from ziphius.cost.energy import EnergyMeter
 from ziphius.cost.ledger import write_rows
 from ziphius.ledger.clock import Clock
 from ziphius.ledger.folder import DONE, EVALUATION, LISTED, evaluation_key, read_json, stage_key, write_json
 from ziphius.recipe import stages as work
 from ziphius.recipe.bills import bill, measured_energy, stage_energy
+from ziphius.recipe.digests import Digests
 from ziphius.recipe.ending import LOST_PEERS, memory_needed, out_of_memory
-from ziphius.recipe.identity import Files, evaluation_identity, stage_identity
+from ziphius.recipe.identity import evaluation_identity, stage_identity
+from ziphius.recipe.inputs import check_inputs
 from ziphius.recipe.lock import Lock
 from ziphius.recipe.places import Place, find_evaluation, find_place, open_place
 from ziphius.recipe.plan import plan_stages
@@ -78,9 +81,12 @@ def _run(
     if world.is_main:
         write_json(run / "recipe.json", recipe.model_dump(mode="json"))
         write_json(run / "plan.json", [asdict(stage) for stage in plan_stages(recipe)])
-    bases = _run_part(recipe, run, until, world, peaks, began)
+        sweep(run)
+    digests = Digests(run)
+    world.on_main(lambda: check_inputs(recipe, digests.inspect))
+    bases = _run_part(recipe, run, until, world, peaks, began, digests)
     if control:
-        _run_part(recipe, run / "control", until, world, peaks, time.time(), bases)
+        _run_part(recipe, run / "control", until, world, peaks, time.time(), digests, bases)
     if not world.is_main:
         return None
     summary = summarise(recipe, run, machine | {"gemm_flops": peaks})
@@ -129,6 +135,7 @@ def _run_part(
     world: World,
     peaks: dict[str, float],
     began: float,
+    digests: Digests,
     bases: dict[str, Place] | None = None,
 ) -> dict[str, Place]:
     """All stages into `run`; the tokenizer and the pretraining it did, by name.
@@ -140,14 +147,15 @@ def _run_part(
     clock = Clock(run if world.is_main else None, about, began)
     job = work.Job(recipe, world, thinking=bases is None, peak_flops=peaks, clock=clock)
     try:
-        return _run_stages(job, run, until, bases or {})
+        return _run_stages(job, run, until, digests, bases or {})
     finally:
         clock.close()
 
 
-def _run_stages(job: work.Job, run: Path, until: str | None, bases: dict[str, Place]) -> dict[str, Place]:
+def _run_stages(
+    job: work.Job, run: Path, until: str | None, digests: Digests, bases: dict[str, Place]
+) -> dict[str, Place]:
     """Every stage up to `until`; later ones are taken up where they are finished, and not run."""
-    files = Files(run)
     tokenizer: Tokenizer | None = None
     previous, before, running = "", Path(), True
     listed: list[str] = []
@@ -155,7 +163,7 @@ def _run_stages(job: work.Job, run: Path, until: str | None, bases: dict[str, Pl
     for number, (name, stage) in enumerate(job.recipe.stages.items(), start=1):
         place = bases.get(name)
         if place is None:
-            place = _find(job, run, number, name, stage, previous, files)
+            place = _find(job, run, number, name, stage, previous, digests)
             if not (running or place.done):
                 break
             listed.append(place.folder.name)
@@ -164,7 +172,7 @@ def _run_stages(job: work.Job, run: Path, until: str | None, bases: dict[str, Pl
             _run_stage(job, name, stage, place, before, tokenizer)
             if running and isinstance(stage, SFTStage | GRPOStage) and job.recipe.evaluation.tasks:
                 assert tokenizer is not None
-                _evaluate(job, name, place, tokenizer, files)
+                _evaluate(job, name, place, tokenizer, digests)
         if isinstance(stage, TokenizerStage):
             tokenizer = Tokenizer.load(place.folder)
             previous = tokenizer.digest
@@ -176,18 +184,18 @@ def _run_stages(job: work.Job, run: Path, until: str | None, bases: dict[str, Pl
     return made
 
 
-def _find(job: work.Job, run: Path, number: int, name: str, stage: Stage, previous: str, files: Files) -> Place:
+def _find(job: work.Job, run: Path, number: int, name: str, stage: Stage, previous: str, digests: Digests) -> Place:
     """Where the stage is or shall be; says what is done before, and why something is begun beside it."""
     place: Any = None
     if job.world.is_main:
-        of = stage_identity(job.recipe, stage, previous, job.thinking, files)
-        place = find_place(run, number, name, of, lambda folder: False)
+        of = stage_identity(job.recipe, stage, previous, job.thinking, digests)
+        place = find_place(run, number, name, of, lambda folder: work.files_unread(job, stage, folder))
     place = job.world.broadcast(place)
     assert isinstance(place, Place)
     if place.why:
-        _say(job, place.why)
+        job.say(place.why)
     if place.done:
-        _say(job, f"{name}: done before, {read_json(place.folder / DONE)['seconds']:.0f} s")
+        job.say(f"{name}: done before, {read_json(place.folder / DONE)['seconds']:.0f} s")
     return place
 
 
@@ -218,18 +226,18 @@ def _run_stage(job: work.Job, name: str, stage: Stage, place: Place, before: Pat
         job.world.barrier()
 
 
-def _evaluate(job: work.Job, name: str, place: Place, tokenizer: Tokenizer, files: Files) -> None:
+def _evaluate(job: work.Job, name: str, place: Place, tokenizer: Tokenizer, digests: Digests) -> None:
     """Ask the recipe's problems, unless the folder holds what they gave, and write what was found with its bill."""
     of: Any = None
     done, why = False, ""
     if job.world.is_main:
-        of = evaluation_identity(job.recipe, place.of, job.thinking, files)
+        of = evaluation_identity(job.recipe, place.of, job.thinking, digests)
         done, why = find_evaluation(place.folder, of)
     done, why, of = job.world.broadcast((done, why, of))  # type: ignore[misc]
     if done:
         return
     title = _title(job, name)
-    _say(job, f"{title}: asking {job.recipe.evaluation.n} held-out problems" + (f" again ({why})" if why else ""))
+    job.say(f"{title}: asking {job.recipe.evaluation.n} held-out problems" + (f" again ({why})" if why else ""))
     with job.clock.during(evaluation_key(place.folder, of.print)):
         began = time.perf_counter()
         with EnergyMeter(None if job.world.is_main else []) as meter:
@@ -243,7 +251,7 @@ def _evaluate(job: work.Job, name: str, place: Place, tokenizer: Tokenizer, file
     for entry in found:
         undecided = undecided_answers(entry)
         shares = f"pass@1 {entry['pass_at_1']:.1%}, greedy {entry['greedy']:.1%}"
-        _say(job, f"{title}: {entry['task']} {shares}{'; ' if undecided else ''}{undecided}")
+        job.say(f"{title}: {entry['task']} {shares}{'; ' if undecided else ''}{undecided}")
 
 
 def _title(job: work.Job, name: str) -> str:
@@ -262,11 +270,6 @@ def _train(
         return work.run_sft(job, stage, folder, before, tokenizer, title)
     assert isinstance(stage, GRPOStage)
     return work.run_grpo(job, stage, folder, before, tokenizer, title)
-
-
-def _say(job: work.Job, text: str) -> None:
-    if job.world.is_main:
-        print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:

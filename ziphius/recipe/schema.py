@@ -20,6 +20,7 @@ from ziphius.recipe.checks import check_together
 from ziphius.tasks.base import TaskError
 from ziphius.tasks.registry import make_family
 from ziphius.text import tokens
+from ziphius.text.paths import CHATS, expand
 from ziphius.train.settings import (
     LoopSettings,
     LossSettings,
@@ -88,7 +89,11 @@ class TaskSettings(_Strict):
 
 
 class CorpusSettings(_Strict):
-    """Training text: files (`path`: .txt, .jsonl or .parquet), or the lessons that a task's family writes."""
+    """Training text: files, or the lessons that a task's family writes.
+
+    `path`: .txt, .md, .jsonl or .parquet files, folders of them, or patterns such as `books/*.txt`. `documents`: what a
+    document is in a text file. `field`: where the text is in .jsonl and .parquet.
+    """
 
     path: str | list[str] | None = None
     documents: Literal["file", "line", "paragraph"] = "file"
@@ -101,19 +106,25 @@ class CorpusSettings(_Strict):
     def _one_of(self) -> CorpusSettings:
         if (self.path is None) == (self.task is None):
             raise ValueError("give either path (files) or task (lessons of a task family)")
-        _must_exist(self.files())
+        self.files()
         return self
 
     def files(self) -> list[str]:
-        return [] if self.path is None else [self.path] if isinstance(self.path, str) else self.path
+        """The files that `path` stands for now; ValueError where it stands for none."""
+        return [] if self.path is None else expand(self.path)
 
 
 class TokenizerStage(_Strict):
-    """Train a byte-level BPE tokenizer on documents of the corpora."""
+    """Train a byte-level BPE tokenizer on a sample of the corpora, drawn by their weights.
+
+    The sample ends at `sample_bytes`, spread evenly over the files, or at `documents`; left out, at the end of all
+    files, where there are any, and of 4000 documents.
+    """
 
     kind: Literal["tokenizer"]
     vocab_size: int = Field(1024, ge=SMALLEST_VOCABULARY)
-    documents: int = Field(4000, gt=0)
+    documents: int | None = Field(None, gt=0)
+    sample_bytes: int = Field(1 << 24, gt=0)
 
 
 class PretrainStage(_Strict):
@@ -148,7 +159,7 @@ class PretrainStage(_Strict):
 
 
 class SFTStage(_Strict):
-    """Imitate worked solutions of a task (a share of them `thorough`, the rest hasty), or the chats of a .jsonl file
+    """Imitate worked solutions of a task (a share of them `thorough`, the rest hasty), or the chats of .jsonl files
     (fields `prompt` and `response`; in the response thinking ends with `</think>`).
 
     The stage ends after `epochs`, in a new order each, or after `train.steps` where those are given and fewer.
@@ -156,7 +167,7 @@ class SFTStage(_Strict):
 
     kind: Literal["sft"]
     task: str | None = None
-    path: str | None = None
+    path: str | list[str] | None = None
     examples: int = Field(600, gt=0)
     thorough: float = Field(1.0, ge=0, le=1)
     epochs: int = Field(2, gt=0)
@@ -170,9 +181,13 @@ class SFTStage(_Strict):
     def _one_of(self) -> SFTStage:
         if (self.path is None) == (self.task is None):
             raise ValueError("give either task (worked solutions) or path (a .jsonl of prompt and response)")
-        _must_exist([self.path] if self.path else [])
+        self.files()
         _refuse_gate(self.train)
         return self
+
+    def files(self) -> list[str]:
+        """The files that `path` stands for now; ValueError where it stands for none."""
+        return [] if self.path is None else expand(self.path, CHATS)
 
 
 class GRPOStage(_Strict):
@@ -201,12 +216,6 @@ class GRPOStage(_Strict):
 def _refuse_gate(train: LoopSettings) -> None:
     if train.gate_target is not None:
         raise ValueError("train.gate_target works in pretraining only, where a probe measures the skill; remove it")
-
-
-def _must_exist(paths: list[str]) -> None:
-    for path in paths:
-        if not Path(path).is_file():
-            raise ValueError(f"path: there is no file {path}; correct it, relative to where `ziphius run` is started")
 
 
 Stage = Annotated[TokenizerStage | PretrainStage | SFTStage | GRPOStage, Field(discriminator="kind")]

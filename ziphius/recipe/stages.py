@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 
@@ -23,6 +25,7 @@ from ziphius.reason.grpo import GRPOSource
 from ziphius.reason.prompts import demonstration, prompt_tokens, worked_answer
 from ziphius.reason.rollout import TaskMix
 from ziphius.reason.watch import Watch
+from ziphius.recipe.inputs import chat_samples, place_of_chat
 from ziphius.recipe.lengths import LOOKED_AT, check_prompts, fitting
 from ziphius.recipe.schema import (
     GRPOStage,
@@ -30,6 +33,7 @@ from ziphius.recipe.schema import (
     Recipe,
     RecipeError,
     SFTStage,
+    Stage,
     TokenizerStage,
 )
 from ziphius.tasks.base import Family, TaskError
@@ -37,12 +41,16 @@ from ziphius.tasks.registry import make_family
 from ziphius.text.corpora import GeneratedSource, Mixture, Source, open_source
 from ziphius.text.decontaminate import Decontaminated, Decontaminator
 from ziphius.text.packing import PackedStream, Sample
+from ziphius.text.shuffle import Shuffled
 from ziphius.text.tokenizer import Tokenizer, train_tokenizer
 from ziphius.train.distributed import World
 from ziphius.train.losses import next_token_loss, policy_loss
 from ziphius.train.settings import TrainSettings
 from ziphius.train.sources import PretrainSource, SampleSource
+from ziphius.train.state import find_state
 from ziphius.train.trainer import BatchSource, LossFunction, Trainer, TrainResult
+
+LESSONS = 4000  # generated documents that a tokenizer learns from
 
 
 @dataclass
@@ -55,14 +63,14 @@ class Job:
     peak_flops: dict[str, float]
     clock: Clock
 
+    def say(self, text: str) -> None:
+        """A line for the person at the terminal, once."""
+        if self.world.is_main:
+            print(text, file=sys.stderr, flush=True)
+
     def family(self, task: str) -> Family:
         settings = self.recipe.tasks[task]
         return make_family(settings.family, **settings.settings)
-
-    def say(self, sentence: str) -> None:
-        """A line for whoever watches the run."""
-        if self.world.is_main:
-            print(sentence, file=sys.stderr, flush=True)
 
     def evaluation_texts(self) -> list[str]:
         """The questions of every evaluation and probe, which no training text may hold."""
@@ -79,20 +87,52 @@ class Job:
 
 
 def run_tokenizer(job: Job, stage: TokenizerStage, folder: Path) -> TrainResult:
-    """Train the tokenizer on a sample of the corpora, drawn by weight, and write it to `folder`."""
-    mixture = make_mixture(job)
-    texts = [mixture.next_document()[1] for _ in range(stage.documents)]
-    tokenizer = train_tokenizer(texts, stage.vocab_size)
-    if job.world.is_main:
-        tokenizer.save(folder)
-    job.world.barrier()
+    """Train the tokenizer on a sample of the corpora, drawn by weight, and write it to `folder`. Rank 0 does it."""
+    job.world.on_main(lambda: _train_tokenizer(job, stage, folder))
     return TrainResult(steps=0, tokens=0, seconds=0.0, skipped=0, model_flops=0.0, gate=None)
 
 
-def make_mixture(job: Job) -> Mixture:
+def _train_tokenizer(job: Job, stage: TokenizerStage, folder: Path) -> None:
+    counts: Counter[str] = Counter()
+    tokenizer = train_tokenizer(_sample_texts(job, stage, counts), stage.vocab_size)
+    tokenizer.save(folder)
+    (folder / "data.json").write_text(json.dumps(dict(counts), indent=1))
+
+
+def _sample_texts(job: Job, stage: TokenizerStage, counts: Counter[str]) -> Iterator[str]:
+    """Documents of the corpora up to the stage's limits; `counts` has how many, and their bytes."""
+    mixture = make_mixture(job, stage.sample_bytes)
+    corpora = {name: corpus for name, corpus in job.recipe.corpora.items() if corpus.weight}
+    files = [mixture.sources[name] for name, corpus in corpora.items() if corpus.task is None]
+    lessons = len(files) < len(corpora)  # there is no end of them
+    while counts["bytes"] < stage.sample_bytes:
+        text = mixture.next_document()[1]
+        all_read = all(source.epochs for source in files)
+        if lessons and counts["documents"] >= (stage.documents or LESSONS) and (stage.documents or all_read):
+            return
+        if not lessons and (all_read or counts["documents"] == stage.documents):
+            return
+        counts["documents"] += 1
+        counts["bytes"] += len(text.encode())
+        yield text
+
+
+def files_unread(job: Job, stage: Stage, folder: Path) -> bool:
+    """Whether the files of a pretraining stage are the same up to where the work in `folder` has read them."""
+    if not isinstance(stage, PretrainStage):
+        return False
+    try:
+        state = find_state(folder / "state").state
+        return state is None or make_mixture(job).unchanged(state["source"]["mixture"])
+    except ValueError:  # a file is another where it was read, or there are other files
+        return False
+
+
+def make_mixture(job: Job, sample_bytes: int | None = None) -> Mixture:
     """The recipe's corpora, each with the evaluation questions filtered out where the recipe asks any.
 
     Files are held to n-grams. Lessons share the wording of the questions by design, so there whole questions count.
+    With `sample_bytes`, of each corpus of files only so much is read, spread evenly; else files are shuffled.
     """
     questions = job.evaluation_texts()
     sources: dict[str, Source] = {}
@@ -103,8 +143,9 @@ def make_mixture(job: Job) -> Mixture:
             write = _lesson_writer(job.family(corpus.task), corpus.kinds, name)
             source: Source = GeneratedSource(write, job.recipe.seed)
         else:
-            assert corpus.path is not None
-            source = open_source(corpus.path, corpus.documents, corpus.field)
+            source = open_source(corpus.files(), corpus.documents, corpus.field, job.recipe.seed, sample_bytes)
+            if sample_bytes is None:
+                source = Shuffled(source, job.recipe.seed)
         sources[name] = Decontaminated(source, whole if corpus.task else by_ngram, name) if questions else source
     weights = {name: corpus.weight for name, corpus in job.recipe.corpora.items()}
     return Mixture(sources, weights, job.recipe.seed)
@@ -144,7 +185,11 @@ def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokeni
     filtered = {name: s for name, s in mixture.sources.items() if isinstance(s, Decontaminated)}
     dropped = {name: source.decontaminator.dropped[name] for name, source in filtered.items()}
     if job.world.is_main:
-        counts = {"documents": dict(stream.documents), "tokens": dict(stream.tokens), "dropped": dropped}
+        files = [name for name, corpus in job.recipe.corpora.items() if corpus.task is None]  # lessons have no end
+        counts: dict[str, Any] = {"documents": dict(stream.documents), "tokens": dict(stream.tokens)}
+        counts |= {"dropped": dropped, "epochs": {name: round(stream.epochs[name], 6) for name in files}}
+        for name, read in counts["epochs"].items():
+            job.say(f"{title}: read {name} {read:.2g} times")
         (folder / "data.json").write_text(json.dumps(counts, indent=1))
     return result
 
@@ -153,7 +198,7 @@ def run_sft(job: Job, stage: SFTStage, folder: Path, before: Path, tokenizer: To
     """Imitate worked answers, for as many epochs or steps as are asked for."""
     look_ahead(job, tokenizer)
     model = load_model(before)
-    samples, left_out = fitting(_demonstrations(job, stage, tokenizer), stage.seq_len, "seq_len")
+    samples, left_out = fitting_samples(job, stage, tokenizer, "seq_len")
     source = SampleSource(
         samples, job.world, stage.seq_len, stage.rows, stage.micro_rows, tokenizer.pad_id, job.recipe.seed
     )
@@ -165,6 +210,16 @@ def run_sft(job: Job, stage: SFTStage, folder: Path, before: Path, tokenizer: To
     trainer = _trainer(job, settings, model, source, loss, folder, title)
     result = trainer.run()
     _write(trainer, folder, tokenizer, job)
+    if job.world.is_main:
+        data = {
+            "samples": len(samples),
+            "steps": result.steps,
+            "steps_per_epoch": source.steps_per_epoch,
+            "epochs": round(result.steps / source.steps_per_epoch, 3),
+            "ended_by": "epochs" if settings.steps == stage.epochs * source.steps_per_epoch else "train.steps",
+            "tokens": result.tokens,
+        }
+        (folder / "data.json").write_text(json.dumps(data, indent=1))
     return result
 
 
@@ -259,7 +314,7 @@ def _check_lengths(job: Job, tokenizer: Tokenizer) -> None:
     answers = [(task, asked.split, "evaluation.max_new_tokens", asked.max_new_tokens) for task in asked.tasks]
     for name, stage in recipe.stages.items():
         if isinstance(stage, SFTStage):
-            fitting(_demonstrations(job, stage, tokenizer), stage.seq_len, f"stages.{name}.seq_len")
+            fitting_samples(job, stage, tokenizer, f"stages.{name}.seq_len")
         elif isinstance(stage, GRPOStage):
             key, most = f"stages.{name}.grpo.max_new_tokens", stage.grpo.max_new_tokens
             answers += [(task, "train", key, most) for task in stage.tasks]
@@ -273,9 +328,9 @@ def _check_lengths(job: Job, tokenizer: Tokenizer) -> None:
 
 
 def _demonstrations(job: Job, stage: SFTStage, tokenizer: Tokenizer) -> list[Sample]:
-    if stage.path is not None:
-        return _chats(Path(stage.path), tokenizer, job.thinking)
-    assert stage.task is not None
+    """What an SFT stage imitates, samples of any length."""
+    if stage.task is None:
+        return chat_samples(stage.files(), tokenizer, job.thinking)
     family = job.family(stage.task)
     rng = Random(f"demonstrations/{job.recipe.seed}")
     samples = []
@@ -290,26 +345,10 @@ def _demonstrations(job: Job, stage: SFTStage, tokenizer: Tokenizer) -> list[Sam
     return samples
 
 
-def _chats(path: Path, tokenizer: Tokenizer, thinking: bool) -> list[Sample]:
-    samples = []
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise RecipeError(f"sft path {path}: {error.strerror}; give a .jsonl file") from None
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            prompt, response = str(row["prompt"]), str(row["response"])
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise RecipeError(f"{path}:{number}: not a JSON object with prompt and response") from None
-        thinks = thinking and "</think>" in response
-        start = tokenizer.prompt_ids(prompt, thinking=thinks)
-        text = response.removeprefix("<think>").lstrip("\n") if thinks else response.rpartition("</think>")[2].strip()
-        answer = [*tokenizer.encode(text), tokenizer.eos_id]
-        samples.append((start + answer, [0.0] * len(start) + [1.0] * len(answer)))
-    if not samples:
-        raise RecipeError(f"{path}: no samples in it")
-    return samples
+def fitting_samples(job: Job, stage: SFTStage, tokenizer: Tokenizer, key: str) -> tuple[list[Sample], str | None]:
+    """What an SFT stage imitates and its rows hold, and a sentence where that is not all; see `fitting`."""
+    place = None if stage.task is not None else lambda index: place_of_chat(stage.files(), index)
+    return fitting(_demonstrations(job, stage, tokenizer), stage.seq_len, key, place)
 
 
 def _probe_samples(family: Family, tokenizer: Tokenizer, n: int) -> list[Sample]:

@@ -3,10 +3,13 @@
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
-from ziphius.text.files import JsonLines, Parquet, Reader, TextFiles, TextLines, TextParagraphs
+from ziphius.text.files import PIECE, Reader, reader_for
+from ziphius.text.paths import expand
+from ziphius.text.sampling import spread
 
 
 class Source(Protocol):
@@ -16,7 +19,14 @@ class Source(Protocol):
     def epochs(self) -> int:
         """How many times the source has been read to its end; 0 for ever where there is no end."""
 
+    @property
+    def passes(self) -> float:
+        """`epochs` with the fraction of the one at hand."""
+
     def next_document(self) -> str: ...
+
+    def unchanged(self, state: dict[str, Any]) -> bool:
+        """Whether what had been read when `state` was taken is still the same; ValueError names what is not."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -24,31 +34,48 @@ class Source(Protocol):
 
 
 class FileSource:
-    """The documents of some files in the order given, over and over. Blank documents are passed over.
+    """The documents of some files, over and over, file by file in another order each time. Blank ones are passed over.
 
-    The position is a file and a place in it (a byte offset or a row), so resuming costs one seek.
+    The position is a file and a place in it (a byte offset or a row), so resuming costs one seek. Beside it the state
+    holds a digest of what has been read of each file, so that `unchanged` can tell a line mended behind the position
+    from one mended before it. A document longer than `PIECE` characters is given in parts.
     """
 
-    def __init__(self, paths: str | Path | Sequence[str | Path], reader: Reader) -> None:
+    def __init__(self, files: Sequence[tuple[Path, Reader]], seed: int | None = None) -> None:
         """
         Args:
-            paths: the files, read in this order.
-            reader: how a file becomes documents: `TextLines`, `TextParagraphs`, `TextFiles`, `JsonLines` or `Parquet`.
+            files: each with its reader.
+            seed: of the files' order, drawn anew each time; None keeps the order given.
 
         Raises:
             FileNotFoundError: a file that is not there.
             ValueError: no files.
         """
-        self.paths = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-        if not self.paths:
+        if not files:
             raise ValueError("a source needs at least one file")
-        for path in self.paths:
+        for path, _ in files:
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is missing: correct the source's path")
-        self.reader = reader
+        self.files = list(files)
+        self.seed = seed
         self.epochs = 0
-        self._file, self._place = 0, 0
+        self.sizes = [path.stat().st_size for path, _ in files]  # bytes
+        self._at = 0  # which of the order is being read
+        self._order = self._draw_order()
+        self._place = 0
+        self._digest = ""  # of the documents up to the place
+        self._read: dict[str, list] = {}  # number of a file that was read to its end → [place, digest] there
+        self._rest = ""  # of the document at hand
         self._reading: Iterator[tuple[str, int]] | None = None
+
+    @property
+    def passes(self) -> float:
+        """How many times the files have been read, with the fraction of the pass at hand."""
+        file = self._order[self._at]
+        path, reader = self.files[file]
+        share = self._place / max(1, reader.extent(path)) if self._place else 0.0
+        done = sum(self.sizes[before] for before in self._order[: self._at]) + share * self.sizes[file]
+        return self.epochs + done / max(1, sum(self.sizes))
 
     def next_document(self) -> str:
         """The next document.
@@ -56,65 +83,130 @@ class FileSource:
         Raises:
             ValueError: a malformed file (the reader names the spot), or no document in any of the files.
         """
+        while True:
+            whole = self._rest or self._next_whole()
+            cut = len(whole) if len(whole) <= PIECE else whole.rfind("\n", 0, PIECE) + 1 or PIECE
+            document, self._rest = whole[:cut], whole[cut:]
+            if not document.isspace():
+                return document
+
+    def _next_whole(self) -> str:
         ends = 0
         while ends < 2:  # a whole pass without a document
+            path, reader = self.files[self._order[self._at]]
             if self._reading is None:
-                self._reading = self.reader(self.paths[self._file], self._place)
+                self._reading = reader(path, self._place)
             for document, place in self._reading:
-                self._place = place
+                self._place, self._digest = place, _chain(self._digest, document)
                 if document and not document.isspace():
                     return document
-            self._reading, self._place = None, 0
-            self._file = (self._file + 1) % len(self.paths)
-            if self._file == 0:
+            self._read[str(self._order[self._at])] = [self._place, self._digest]
+            self._reading, self._place, self._digest = None, 0, ""
+            self._at += 1
+            if self._at == len(self.files):
+                self._at = 0
                 self.epochs += 1
+                self._order = self._draw_order()
                 ends += 1
-        raise ValueError(f"no documents in {self.paths[0]}{' and the files beside it' * (len(self.paths) > 1)}")
+        raise ValueError(f"no documents in {self.files[0][0]}{' and the files beside it' * (len(self.files) > 1)}")
+
+    def _draw_order(self) -> list[int]:
+        order = list(range(len(self.files)))
+        if self.seed is not None:
+            random.Random(f"files/{self.seed}/{self.epochs}").shuffle(order)
+        return order
+
+    def unchanged(self, state: dict[str, Any]) -> bool:
+        """Reads again what had been read when `state` was taken: True where each document is still the same.
+
+        What follows the position may have been mended, and more may have been added.
+
+        Raises:
+            ValueError: other files than the state's, or one that is another now in the part that was read (named).
+        """
+        self._check_files(state)
+        for number, (place, digest) in [*state["read"].items(), (state["file"], (state["place"], state["digest"]))]:
+            path, reader = self.files[int(number)]
+            if place and _digest_until(path, reader, place) != digest:
+                raise ValueError(
+                    f"{path} has changed in the part that was trained on; put it back to go on, or begin the stage anew"
+                )
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "file": self._file,
-            "name": self.paths[self._file].name,
+            "files": self._names(),
+            "file": self._order[self._at],
+            "at": self._at,
             "place": self._place,
+            "digest": self._digest,
+            "read": {number: list(end) for number, end in self._read.items()},
+            "rest": self._rest,
             "epochs": self.epochs,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """ValueError: the files are not those of the state."""
-        names = [path.name for path in self.paths]
-        if state["file"] >= len(names) or names[state["file"]] != state["name"]:
-            raise ValueError(f"cannot resume: file {state['file']} was {state['name']}, the files now are {names}")
-        self._file, self._place, self.epochs = state["file"], state["place"], state["epochs"]
+        self._check_files(state)
+        self._at, self._place, self._digest = state["at"], state["place"], state["digest"]
+        self._read = {number: list(end) for number, end in state["read"].items()}
+        self._rest, self.epochs = state["rest"], state["epochs"]
+        self._order = self._draw_order()
         self._reading = None
 
+    def _names(self) -> str:
+        """The names of the files, in short."""
+        return blake2b("\n".join(path.name for path, _ in self.files).encode(), digest_size=8).hexdigest()
 
-def open_source(paths: str | Path | Sequence[str | Path], documents: str = "file", field: str = "text") -> FileSource:
-    """A source over files of one kind, told by their suffix.
+    def _check_files(self, state: dict[str, Any]) -> None:
+        if state["files"] != self._names():
+            shown = ", ".join(str(path) for path, _ in self.files[:3]) + ", …" * (len(self.files) > 3)
+            raise ValueError(f"cannot resume: a source had other files than now ({shown}); begin the stage anew")
+
+
+def _chain(digest: str, document: str) -> str:
+    """The digest of some documents and one more."""
+    return blake2b(digest.encode() + document.encode(), digest_size=16).hexdigest()
+
+
+def _digest_until(path: Path, reader: Reader, end: int) -> str:
+    """The digest of a file's documents up to the place `end`; of none where no document ends there."""
+    digest = ""
+    for document, place in reader(path, 0):
+        digest = _chain(digest, document)
+        if place >= end:
+            return digest if place == end else ""
+    return ""
+
+
+def open_source(
+    paths: str | Path | Sequence[str | Path],
+    documents: str = "file",
+    field: str = "text",
+    seed: int | None = None,
+    sample: int | None = None,
+) -> FileSource:
+    """A source over files, each read as its suffix says.
 
     Args:
-        paths: `.txt`, `.jsonl` or `.parquet` files.
-        documents: what a document is in a `.txt` file: the "file", a "line" or a "paragraph".
+        paths: `.txt`, `.md`, `.jsonl` or `.parquet` files, folders of them, or patterns such as `books/*.txt`.
+        documents: what a document is in a text file: the "file", a "line" or a "paragraph".
         field: where the text is: the key in `.jsonl`, the column in `.parquet`.
+        seed: of the files' order; None keeps that given.
+        sample: read parts only, of about so many bytes together, spread evenly over the files.
 
     Raises:
-        ValueError: no files, another suffix, a mix of suffixes, or another value of `documents`.
-        FileNotFoundError: a file that is not there.
+        ValueError: a path without files, another suffix, or another value of `documents`.
     """
-    texts: dict[str, Reader] = {"file": TextFiles(), "line": TextLines(), "paragraph": TextParagraphs()}
-    if documents not in texts:
-        raise ValueError(f"documents = {documents!r} must be one of {sorted(texts)}")
-    readers: dict[str, Reader] = {".txt": texts[documents], ".jsonl": JsonLines(field), ".parquet": Parquet(field)}
-    paths = [paths] if isinstance(paths, str | Path) else paths
-    suffixes = {Path(path).suffix for path in paths}
-    if len(suffixes) != 1 or not suffixes <= set(readers):
-        raise ValueError(f"a source needs files of one kind out of {sorted(readers)}, not {sorted(suffixes)}")
-    return FileSource(paths, readers[suffixes.pop()])
+    files = [(Path(path), reader_for(Path(path), documents, field)) for path in expand(paths)]
+    return FileSource(files if sample is None else spread(files, sample), seed)
 
 
 class GeneratedSource:
     """Documents from a function: `make(rng)` returns one, and draws whatever it needs from `rng` alone."""
 
     epochs = 0
+    passes = 0.0
 
     def __init__(self, make: Callable[[random.Random], str], seed: int) -> None:
         self._make = make
@@ -123,46 +215,14 @@ class GeneratedSource:
     def next_document(self) -> str:
         return self._make(self._rng)
 
+    def unchanged(self, state: dict[str, Any]) -> bool:
+        return True
+
     def state_dict(self) -> dict[str, Any]:
         return {"rng": save_rng(self._rng)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         load_rng(self._rng, state["rng"])
-
-
-class Shuffled:
-    """A source seen through a buffer of `size` documents, each draw taking one of them at random.
-
-    The buffer's documents are part of the state, so `size` times a document's length is what a state file must hold.
-    """
-
-    def __init__(self, source: Source, size: int, seed: int) -> None:
-        """ValueError: a size below 1."""
-        if size < 1:
-            raise ValueError(f"a shuffle buffer of {size} holds no document: give 1 or more")
-        self.source = source
-        self.size = size
-        self._rng = random.Random(seed)
-        self._buffer: list[str] = []
-
-    @property
-    def epochs(self) -> int:
-        return self.source.epochs
-
-    def next_document(self) -> str:
-        while len(self._buffer) < self.size:
-            self._buffer.append(self.source.next_document())
-        index = self._rng.randrange(self.size)
-        document, self._buffer[index] = self._buffer[index], self.source.next_document()
-        return document
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"source": self.source.state_dict(), "rng": save_rng(self._rng), "buffer": list(self._buffer)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.source.load_state_dict(state["source"])
-        load_rng(self._rng, state["rng"])
-        self._buffer = list(state["buffer"])
 
 
 class Mixture:
@@ -192,6 +252,11 @@ class Mixture:
         name = self._rng.choices(self._names, self._weights)[0]
         return name, self.sources[name].next_document()
 
+    def unchanged(self, state: dict[str, Any]) -> bool:
+        """Whether all that had been read when `state` was taken is still the same; ValueError names a file."""
+        self._check_sources(state)
+        return all(source.unchanged(state["sources"][name]) for name, source in self.sources.items())
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "rng": save_rng(self._rng),
@@ -200,11 +265,14 @@ class Mixture:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """ValueError: the sources are not those of the state."""
-        if set(state["sources"]) != set(self.sources):
-            raise ValueError(f"cannot resume: the sources were {sorted(state['sources'])}, now {sorted(self.sources)}")
+        self._check_sources(state)
         load_rng(self._rng, state["rng"])
         for name, source in self.sources.items():
             source.load_state_dict(state["sources"][name])
+
+    def _check_sources(self, state: dict[str, Any]) -> None:
+        if set(state["sources"]) != set(self.sources):
+            raise ValueError(f"cannot resume: the sources were {sorted(state['sources'])}, now {sorted(self.sources)}")
 
 
 def save_rng(rng: random.Random) -> list[Any]:

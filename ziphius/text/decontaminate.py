@@ -74,6 +74,13 @@ class Decontaminated:
     def epochs(self) -> int:
         return self.source.epochs
 
+    @property
+    def passes(self) -> float:
+        return self.source.passes
+
+    def unchanged(self, state: dict[str, Any]) -> bool:
+        return self.source.unchanged(state["source"])
+
     def next_document(self) -> str:
         """The next document that may be used; ValueError when 10,000 in a row may not."""
         for _ in range(HOPELESS):

@@ -1,56 +1,118 @@
 """How a file becomes documents: a reader yields (document, place after it) from a given place on.
 
 A place is an int: a byte offset in text and JSON lines, a row in Parquet; 0 is the file's beginning. Reading again from
-a yielded place gives exactly the documents that would have followed.
+a yielded place gives exactly the documents that would have followed. Nothing is read whole: a text longer than `PIECE`
+comes as several documents, cut at a line's end, and JSON rows above `ROW` are refused, so a file may have any size.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 import pyarrow.parquet as pq
 
-Reader = Callable[[Path, int], Iterator[tuple[str, int]]]
-
-PARQUET_BATCH = 1024  # rows decoded at a time
-
-
-class TextFiles:
-    """A whole text file is one document."""
-
-    def __call__(self, path: Path, place: int) -> Iterator[tuple[str, int]]:
-        data = path.read_bytes()[place:]
-        if data:
-            yield _decode(data, path, place), place + len(data)
+PIECE = 1 << 18  # bytes of the longest document of a text file: tens of thousands of tokens
+ROW = 1 << 24  # bytes of the longest row of JSON
+PARQUET_BATCH = 1024  # rows decoded at a time, at most
 
 
-class TextLines:
-    """Each line of a text file is a document."""
+class Reader(Protocol):
+    """How files of one kind are read."""
 
     def __call__(self, path: Path, place: int) -> Iterator[tuple[str, int]]:
-        for line, start, end in _lines(path, place):
-            yield _decode(line, path, start).rstrip("\r\n"), end
+        """The documents from `place` on, each with the place after it."""
+
+    def extent(self, path: Path) -> int:
+        """The place at the file's end."""
 
 
-class TextParagraphs:
-    """Each run of lines between blank lines is a document."""
+class FileReader(Reader, Protocol):
+    """A reader of whole files, which knows where one can begin inside."""
+
+    def spans(self, path: Path, starts: list[int], length: int) -> list[tuple[int, int]]:
+        """Where to read for a sample: (from, until) in places, for about `length` bytes at each byte offset."""
+
+
+class ByteReader:
+    """What readers share whose places are byte offsets."""
+
+    whole_lines = False  # whether a document is never a part of a line
+
+    def documents(self, file: BinaryIO, path: Path, place: int) -> Iterator[tuple[str, int]]:
+        """The documents of an open file that stands at `place`; `path` is for errors."""
+        raise NotImplementedError
 
     def __call__(self, path: Path, place: int) -> Iterator[tuple[str, int]]:
-        paragraph: list[str] = []
-        end = place
-        for line, start, end in _lines(path, place):
-            if line.strip():
-                paragraph.append(_decode(line, path, start))
-            elif paragraph:
-                yield "".join(paragraph).rstrip("\r\n"), end
-                paragraph = []
-        if paragraph:
-            yield "".join(paragraph).rstrip("\r\n"), end
+        with open(path, "rb") as file:
+            file.seek(place)
+            yield from self.documents(file, path, place)
+
+    def extent(self, path: Path) -> int:
+        return path.stat().st_size
+
+    def spans(self, path: Path, starts: list[int], length: int) -> list[tuple[int, int]]:
+        """Each begins at the first line after its offset; a text without one nearby is begun inside a line."""
+        spans: list[tuple[int, int]] = []
+        end = self.extent(path)
+        with open(path, "rb") as file:
+            for start in starts:
+                place = self._line_start(file, start, length) if start else 0
+                if place < end and (not spans or place >= spans[-1][1]):
+                    spans.append((place, max(start + length, place + 1)))
+        return spans
+
+    def _line_start(self, file: BinaryIO, start: int, nearby: int) -> int:
+        file.seek(start - 1)
+        line = file.readline(ROW if self.whole_lines else nearby)
+        if line.endswith(b"\n") or self.whole_lines:
+            return start - 1 + len(line)
+        return start + next((skip for skip, byte in enumerate(line[1:]) if byte & 0xC0 != 0x80), 0)
 
 
 @dataclass(frozen=True)
-class JsonLines:
+class TextFiles(ByteReader):
+    """A whole text file is one document; a longer one than `piece` bytes is several."""
+
+    piece: int = PIECE
+
+    def documents(self, file: BinaryIO, path: Path, place: int) -> Iterator[tuple[str, int]]:
+        rest = b""
+        while data := rest + file.read(self.piece - len(rest)):
+            cut = (data.rfind(b"\n") + 1 or _whole_characters(data)) if len(data) == self.piece else len(data)
+            yield _decode(data[:cut], path, place), place + cut
+            place, rest = place + cut, data[cut:]
+
+
+class TextLines(ByteReader):
+    """Each line of a text file is a document."""
+
+    def documents(self, file: BinaryIO, path: Path, place: int) -> Iterator[tuple[str, int]]:
+        for line, start, end in _lines(file, place):
+            yield _decode(line, path, start).rstrip("\r\n"), end
+
+
+class TextParagraphs(ByteReader):
+    """Each run of lines between blank lines is a document; one longer than `PIECE` is several."""
+
+    def documents(self, file: BinaryIO, path: Path, place: int) -> Iterator[tuple[str, int]]:
+        paragraph: list[str] = []
+        size = 0
+        for line, start, end in _lines(file, place):
+            if paragraph and (size + len(line) > PIECE or not line.strip()):
+                yield "".join(paragraph).rstrip("\r\n"), start
+                paragraph, size = [], 0
+            if line.strip():
+                paragraph.append(_decode(line, path, start))
+                size += len(line)
+            place = end
+        if paragraph:
+            yield "".join(paragraph).rstrip("\r\n"), place
+
+
+@dataclass(frozen=True)
+class JsonLines(ByteReader):
     """Each line is a JSON object with the document under `field`; blank lines are passed over.
 
     Raises, while reading:
@@ -58,25 +120,32 @@ class JsonLines:
     """
 
     field: str = "text"
+    whole_lines = True
 
-    def __call__(self, path: Path, place: int) -> Iterator[tuple[str, int]]:
-        for line, start, end in _lines(path, place):
+    def documents(self, file: BinaryIO, path: Path, place: int) -> Iterator[tuple[str, int]]:
+        for row, start, end in self.rows(file, path, place):
+            yield self.text(row, path, start), end
+
+    def rows(self, file: BinaryIO, path: Path, place: int) -> Iterator[tuple[dict, int, int]]:
+        """(the object of a line, its offset, the offset after it)."""
+        while line := file.readline(ROW):
+            start, place = place, place + len(line)
+            if len(line) == ROW and not line.endswith(b"\n"):
+                raise line_error(path, start, f"a row of more than {ROW >> 20} MiB; split it")
             if line.strip():
                 try:
-                    yield self._document(line), end
-                except ValueError as error:
-                    raise ValueError(f"{path}:{_line_number(path, start)}: {error}") from error
+                    row = json.loads(line)
+                except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
+                    raise line_error(path, start, f"not JSON: {error}") from error
+                if not isinstance(row, dict):
+                    raise line_error(path, start, f"a JSON {type(row).__name__} where an object is needed")
+                yield row, start, place
 
-    def _document(self, line: bytes) -> str:
-        try:
-            record = json.loads(line)
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
-            raise ValueError(f"not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise ValueError(f"a JSON {type(record).__name__} where an object is needed")
-        if not isinstance(record.get(self.field), str):
-            raise ValueError(f"no string under {self.field!r}; the keys are {sorted(record)}")
-        return record[self.field]
+    def text(self, row: dict, path: Path, start: int) -> str:
+        """The document of a row."""
+        if not isinstance(row.get(self.field), str):
+            raise line_error(path, start, f"no string under {self.field!r}; the keys are {sorted(row)}")
+        return whole_text(row[self.field], path, start)
 
 
 @dataclass(frozen=True)
@@ -90,44 +159,121 @@ class Parquet:
     column: str = "text"
 
     def __call__(self, path: Path, place: int) -> Iterator[tuple[str, int]]:
+        with self._open(path) as file:
+            for first, group in self._groups(file):
+                if place < first + file.metadata.row_group(group).num_rows:
+                    yield from self._rows(file, path, group, first, place)
+                    place = first + file.metadata.row_group(group).num_rows
+
+    def extent(self, path: Path) -> int:
+        with self._open(path) as file:
+            return file.metadata.num_rows
+
+    def spans(self, path: Path, starts: list[int], length: int) -> list[tuple[int, int]]:
+        """Rows from the beginning of row groups, since a group is decoded from there."""
+        with self._open(path) as file:
+            rows = file.metadata.num_rows
+            each = -(-length * rows // max(1, path.stat().st_size))  # rows of a span
+            wanted = [start * rows // max(1, path.stat().st_size) for start in starts]
+            spans: list[tuple[int, int]] = []
+            for first, group in self._groups(file):
+                inside = sum(first <= row < first + file.metadata.row_group(group).num_rows for row in wanted)
+                begin = max(first, spans[-1][1]) if spans else first
+                if inside and begin < rows:
+                    spans.append((begin, begin + inside * each))
+            return spans
+
+    def _open(self, path: Path) -> pq.ParquetFile:
         try:
-            file = pq.ParquetFile(path)
+            file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)  # a page at a time, not a row group
         except (ValueError, OSError) as error:  # pyarrow.ArrowInvalid is a ValueError
             raise ValueError(f"{path} is not a Parquet file: {error}") from error
-        with file:
-            if self.column not in file.schema_arrow.names:
-                raise ValueError(f"{path} has no column {self.column!r}; its columns are {file.schema_arrow.names}")
-            group, row = 0, 0  # the first row of the group that holds the place
-            while group < file.num_row_groups and row + file.metadata.row_group(group).num_rows <= place:
-                row += file.metadata.row_group(group).num_rows
-                group += 1
-            groups = range(group, file.num_row_groups)
-            for batch in file.iter_batches(PARQUET_BATCH, row_groups=groups, columns=[self.column]):
-                for document in batch.column(0).slice(max(0, place - row)).to_pylist():
-                    place += 1
-                    if not isinstance(document, str | None):
-                        raise ValueError(f"{path}: column {self.column!r} holds {type(document).__name__}, not text")
-                    yield document or "", place
-                row += batch.num_rows
+        if self.column not in file.schema_arrow.names:
+            names = file.schema_arrow.names
+            file.close()
+            raise ValueError(f"{path} has no column {self.column!r}; its columns are {names}")
+        return file
+
+    def _groups(self, file: pq.ParquetFile) -> Iterator[tuple[int, int]]:
+        """(its first row, the row group)."""
+        first = 0
+        for group in range(file.num_row_groups):
+            yield first, group
+            first += file.metadata.row_group(group).num_rows
+
+    def _rows(self, file: pq.ParquetFile, path: Path, group: int, row: int, place: int) -> Iterator[tuple[str, int]]:
+        about = file.metadata.row_group(group)
+        batch_rows = max(1, min(PARQUET_BATCH, (1 << 20) * about.num_rows // max(1, about.total_byte_size)))
+        for batch in file.iter_batches(batch_rows, row_groups=[group], columns=[self.column]):
+            for document in batch.column(0).slice(max(0, place - row)).to_pylist():
+                place += 1
+                if not isinstance(document, str | None):
+                    raise ValueError(f"{path}: column {self.column!r} holds {type(document).__name__}, not text")
+                yield document or "", place
+            row += batch.num_rows
 
 
-def _lines(path: Path, place: int) -> Iterator[tuple[bytes, int, int]]:
-    """(line with its newline, byte offset of its start, of its end)."""
+def reader_for(path: Path, documents: str = "file", field: str = "text") -> FileReader:
+    """The reader of a file, by its suffix; see `open_source`."""
+    texts: dict[str, FileReader] = {"file": TextFiles(), "line": TextLines(), "paragraph": TextParagraphs()}
+    if documents not in texts:
+        raise ValueError(f"documents = {documents!r} must be one of {sorted(texts)}")
+    text = texts[documents]
+    readers: dict[str, FileReader] = {
+        ".txt": text,
+        ".md": text,
+        ".jsonl": JsonLines(field),
+        ".parquet": Parquet(field),
+    }
+    if path.suffix not in readers:
+        raise ValueError(f"{path} is none of the kinds that can be read ({', '.join(readers)}); convert or rename it")
+    return readers[path.suffix]
+
+
+def whole_text(text: str, path: Path, start: int) -> str:
+    """`text`, unless a JSON escape left half a character in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise line_error(path, start, f"half a character, \\u{ord(text[error.start]):04x}; mend the escape") from None
+    return text
+
+
+def line_number(path: Path, start: int) -> int:
+    """The number, from 1, of the line around a byte offset; only messages ask, so it may read the file."""
+    number = 1
     with open(path, "rb") as file:
-        file.seek(place)
-        for line in file:
-            yield line, place, place + len(line)
-            place += len(line)
+        while start > 0 and (data := file.read(min(PIECE, start))):
+            number += data.count(b"\n")
+            start -= len(data)
+    return number
+
+
+def line_error(path: Path, start: int, what: str) -> ValueError:
+    """What is wrong with the line around a byte offset, as file:line."""
+    return ValueError(f"{path}:{line_number(path, start)}: {what}")
+
+
+def _lines(file: BinaryIO, place: int) -> Iterator[tuple[bytes, int, int]]:
+    """(line with its newline, byte offset of its start, of its end); a line longer than `PIECE` comes in parts."""
+    rest = b""
+    while line := rest + file.readline(PIECE - len(rest)):
+        cut = len(line) if len(line) < PIECE or line.endswith(b"\n") else _whole_characters(line)
+        yield line[:cut], place, place + cut
+        place, rest = place + cut, line[cut:]
+
+
+def _whole_characters(data: bytes) -> int:
+    """How many bytes to take so that no UTF-8 character is cut, a start byte being among the last four."""
+    for back in range(1, 5):
+        if data[-back] & 0xC0 != 0x80:
+            return len(data) - back if data[-back] >= 0xC0 else len(data)
+    return len(data)  # not UTF-8: decoding says so
 
 
 def _decode(data: bytes, path: Path, start: int) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {start + error.start}: {error.reason}") from error
-
-
-def _line_number(path: Path, place: int) -> int:
-    """The number, from 1, of the line that starts at a byte offset; only errors ask for it, so it may read the file."""
-    with open(path, "rb") as file:
-        return file.read(place).count(b"\n") + 1
+        at = start + error.start
+        raise line_error(path, at, f"not UTF-8 at byte {at} ({error.reason}); save it as UTF-8") from error

@@ -28,7 +28,8 @@ class Row:
 
 
 _WINDOW = 64  # pieces that wait to be packed
-_DRAW = 32  # documents tokenised at a time
+_DRAW = 32  # documents tokenised at a time,
+_DRAW_LENGTH = 1 << 16  # or fewer, once they have so many characters together
 
 
 class PackedStream:
@@ -58,9 +59,9 @@ class PackedStream:
         self._waiting: list[list[int]] = []  # tokenised pieces not yet in a row, oldest first
 
     @property
-    def epochs(self) -> dict[str, int]:
-        """How many times each source has been read to its end."""
-        return {name: source.epochs for name, source in self.mixture.sources.items()}
+    def epochs(self) -> dict[str, float]:
+        """How many times each source has been read, with the fraction of the pass at hand."""
+        return {name: source.passes for name, source in self.mixture.sources.items()}
 
     def next_rows(self, n: int) -> list[Row]:
         """The next `n` rows; how calls are grouped does not change the rows."""
@@ -96,8 +97,13 @@ class PackedStream:
 
     def _draw(self) -> None:
         """Tokenises a handful of documents, cut in pieces where they are longer than a row."""
-        names, texts = zip(*(self.mixture.next_document() for _ in range(_DRAW)), strict=True)
-        encoded = self.tokenizer.encode_batch([self.fim(text) for text in texts])
+        names: list[str] = []
+        texts: list[str] = []
+        while len(texts) < _DRAW and sum(map(len, texts)) < _DRAW_LENGTH:
+            name, text = self.mixture.next_document()
+            names.append(name)
+            texts.append(self.fim(text))
+        encoded = self.tokenizer.encode_batch(texts)
         for name, ids in zip(names, encoded, strict=True):
             tokens = [self.tokenizer.bos_id, *ids, self.tokenizer.eos_id]
             self._waiting += [tokens[start : start + self.seq_len] for start in range(0, len(tokens), self.seq_len)]

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -25,6 +25,8 @@ SPLITS = (
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
 BYTES = 256
+LONGEST_RUN = 256  # characters of a text in training that no whitespace parts
+_LONG_RUN = re.compile(rf"\S{{{LONGEST_RUN}}}(?=\S)")
 
 
 class Tokenizer:
@@ -199,7 +201,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Learns a byte-level BPE; the same texts always give the same file.
 
     Ids: bos 0, eos 1, pad 2, the 256 bytes, the merges, then the other special tokens, as in V3. Special tokens inside
-    the texts are cut out, so no merge is spent on their spelling.
+    the texts are cut out, so no merge is spent on their spelling. Runs without whitespace are cut at `LONGEST_RUN`
+    characters, since each merge costs the length of the words it stands in.
 
     Args:
         texts: what to learn from, read once.
@@ -224,9 +227,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     special = re.compile("|".join(map(re.escape, tokens.CONTROL + tokens.MARKUP)))
-    inner.train_from_iterator((piece for text in texts for piece in special.split(text)), trainer)
+    pieces = (part for text in texts for piece in special.split(text) for part in _cut_runs(piece))
+    inner.train_from_iterator(pieces, trainer)
     inner.add_tokens([AddedToken(token, normalized=False, special=False) for token in tokens.MARKUP])
     return Tokenizer(inner)
+
+
+def _cut_runs(text: str) -> Iterator[str]:
+    start = 0
+    for run in _LONG_RUN.finditer(text):
+        yield text[start : run.end()]
+        start = run.end()
+    yield text[start:]
 
 
 def _to_bytes(text: str) -> bytes:

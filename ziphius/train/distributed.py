@@ -54,15 +54,15 @@ class World:
         return box[0]
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """What `work` returns when rank 0 alone does it, on every rank; likewise a ValueError that it raises."""
+        """What `work` returns when rank 0 alone does it, on every rank; likewise a ValueError or OSError of it."""
         done: T | None = None
-        failed: ValueError | None = None
+        failed: ValueError | OSError | None = None
         if self.is_main:
             try:
                 done = work()
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 failed = error
-        done, failed = cast(tuple[T | None, ValueError | None], self.broadcast((done, failed)))
+        done, failed = cast(tuple[T | None, ValueError | OSError | None], self.broadcast((done, failed)))
         if failed is not None:
             raise failed
         return cast(T, done)
