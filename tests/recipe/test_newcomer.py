@@ -105,7 +105,8 @@ def test_the_run_says_what_it_read(folder, run):
     sft = read(folder, "03-chats", "data.json")
     assert sft["samples"] == 81
     assert sft["steps"] == min(20, 2 * sft["steps_per_epoch"])
-    assert f"chats: 2 epochs of {sft['steps_per_epoch']} steps: {sft['steps']} in all" in said
+    binds = f"chats: 20 steps asked for; 2 epochs of {sft['steps_per_epoch']} steps end it after {sft['steps']}"
+    assert binds in said
 
 
 def test_evaluation_and_chat(folder, run):

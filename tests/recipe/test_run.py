@@ -311,6 +311,32 @@ def test_replaced_files_are_read_again(tmp_path):
     assert sorted(re.sub("-[0-9a-f]{6}$", "", name) for name in made) == STAGES[:3]
 
 
+def test_a_line_mended_where_it_was_not_read_yet_repeats_nothing(tmp_path, capfd):
+    text = tmp_path / "text.txt"
+    lines = [f"Whale number {number} dives {number % 7} times a day.\n" for number in range(150_000)]  # 6 MB
+    text.write_text("".join(lines))
+    path = tmp_path / "r.toml"
+    corpus = f'[corpora.lessons]\npath = "{text}"\ndocuments = "line"'
+    path.write_text(
+        RECIPE.replace('[corpora.lessons]\ntask = "sums"', corpus)
+        .replace("documents = 60", "sample_bytes = 65536")
+        .replace('probe = "sums"\nprobe_n = 4', "")
+        .replace("gate_every = 3, gate_target = 1.0, ", "")
+    )
+    run = tmp_path / "run"
+    run_recipe(load_recipe(path), run, until="pretrain")
+    lines[-1] = "Whale number 149999 sings.\n"
+    text.write_text("".join(lines))
+    made, _ = again(path, run, until="pretrain")
+    assert "02-pretrain" not in made
+    assert "pretrain: text.txt changed, but not up to where this stage has read it: it stays" in capfd.readouterr().err
+    lines[0] = "Whale number 0 sings.\n"
+    text.write_text("".join(lines))
+    made, _ = again(path, run, until="pretrain")
+    assert made[-1].startswith("02-pretrain-")
+    assert "pretrain: what it is built on changed; begins in" in capfd.readouterr().err
+
+
 # --- processes -------------------------------------------------------------------------------------------------------
 
 

@@ -89,7 +89,7 @@ def evaluation_identity(recipe: Recipe, stage: Identity, thinking: bool, digests
 
 def differences(old: Identity, new: Identity) -> str:
     """What changed from one to the other, in words: `stage.train.steps 90 → 80, chats.jsonl changed`."""
-    changed = [f"{key} {_shown(a)} → {_shown(b)}" for key, a, b in _leaves(old.settings, new.settings)]
+    changed = [_change(*leaf) for leaf in _leaves(old.settings, new.settings)]
     before, after = (list(identity.files.values()) for identity in (old, new))
     if not changed and before != after:
         names = [Path(path).name for path, digest in new.files.items() if digest not in before]
@@ -124,6 +124,12 @@ def _leaves(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]
             yield from _leaves(old.get(name, _ABSENT), new.get(name, _ABSENT), f"{key}.{name}" if key else name)
     elif old != new:
         yield key.removeprefix("stage."), old, new
+
+
+def _change(key: str, old: Any, new: Any) -> str:
+    if key in ("previous", "stage"):
+        return "what it is built on changed"
+    return f"{key} {_shown(old)} → {_shown(new)}"
 
 
 def _shown(value: Any) -> str:
