@@ -288,7 +288,7 @@ def test_the_same_seed_gives_the_same_run(recipe, finished, tmp_path):
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
 
 
-def test_replaced_files_are_read_again(tmp_path):
+def test_replaced_files_are_read_again(tmp_path, capfd):
     text = tmp_path / "text.txt"
     text.write_text("Whales dive.\n\n" * 30)
     chats = tmp_path / "chats.jsonl"
@@ -304,6 +304,11 @@ def test_replaced_files_are_read_again(tmp_path):
     assert again(path, run, until="cold_start")[0] == []
     chats.write_text(chats.read_text() + '{"prompt": "Where?", "response": "Deep."}\n')
     assert [name[:13] for name in again(path, run, until="cold_start")[0]] == ["03-cold_start"]
+    capfd.readouterr()
+    again(path, run, "evaluation.n=6", until="cold_start")
+    assert (
+        "cold_start: 2 of the questions are others than 02-pretrain's text was kept free of" in capfd.readouterr().err
+    )
     os.utime(text, (1, 1))  # another time of change is no other text
     assert again(path, run, until="cold_start")[0] == []
     text.write_text("Whales dive deep.\n\n" * 30)

@@ -157,7 +157,7 @@ def _run_stages(
 ) -> dict[str, Place]:
     """Every stage up to `until`; later ones are taken up where they are finished, and not run."""
     tokenizer: Tokenizer | None = None
-    previous, before, running = "", Path(), True
+    previous, before, base, running = "", Path(), Path(), True
     listed: list[str] = []
     made: dict[str, Place] = {}
     for number, (name, stage) in enumerate(job.recipe.stages.items(), start=1):
@@ -172,7 +172,7 @@ def _run_stages(
             _run_stage(job, name, stage, place, before, tokenizer)
             if running and isinstance(stage, SFTStage | GRPOStage) and job.recipe.evaluation.tasks:
                 assert tokenizer is not None
-                _evaluate(job, name, place, tokenizer, digests)
+                _evaluate(job, name, place, tokenizer, digests, base)
         if isinstance(stage, TokenizerStage):
             tokenizer = Tokenizer.load(place.folder)
             previous = tokenizer.digest
@@ -180,6 +180,7 @@ def _run_stages(
             previous = place.of.print
         if isinstance(stage, TokenizerStage | PretrainStage):
             made[name] = place
+            base = place.folder
         before, running = place.folder, running and name != until
     return made
 
@@ -226,8 +227,11 @@ def _run_stage(job: work.Job, name: str, stage: Stage, place: Place, before: Pat
         job.world.barrier()
 
 
-def _evaluate(job: work.Job, name: str, place: Place, tokenizer: Tokenizer, digests: Digests) -> None:
-    """Ask the recipe's problems, unless the folder holds what they gave, and write what was found with its bill."""
+def _evaluate(job: work.Job, name: str, place: Place, tokenizer: Tokenizer, digests: Digests, base: Path) -> None:
+    """Ask the recipe's problems, unless the folder holds what they gave, and write what was found with its bill.
+
+    `base`: the folder of the pretraining that the stage began from.
+    """
     of: Any = None
     done, why = False, ""
     if job.world.is_main:
@@ -238,6 +242,11 @@ def _evaluate(job: work.Job, name: str, place: Place, tokenizer: Tokenizer, dige
         return
     title = _title(job, name)
     job.say(f"{title}: asking {job.recipe.evaluation.n} held-out problems" + (f" again ({why})" if why else ""))
+    if unheld := job.world.on_main(lambda: work.not_held_out(job, base)):
+        job.say(
+            f"{title}: {unheld} of the questions are others than {base.name}'s text was kept free of; under another "
+            "--name the text is held to these"
+        )
     with job.clock.during(evaluation_key(place.folder, of.print)):
         began = time.perf_counter()
         with EnergyMeter(None if job.world.is_main else []) as meter:
@@ -246,7 +255,15 @@ def _evaluate(job: work.Job, name: str, place: Place, tokenizer: Tokenizer, dige
         row.energy_kwh = meter.kwh
         if job.world.is_main:
             row.priced(job.recipe.price.dollars_per_hour)
-            write_json(place.folder / EVALUATION, {"of": of.as_dict(), "bill": asdict(row), "results": found})
+            write_json(
+                place.folder / EVALUATION,
+                {
+                    "of": of.as_dict(),
+                    "bill": asdict(row),
+                    "results": found,
+                    "not_held_out": unheld,
+                },
+            )
         job.world.barrier()
     for entry in found:
         undecided = undecided_answers(entry)

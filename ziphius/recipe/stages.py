@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,6 +20,7 @@ from ziphius.checkpoint.folder import save_state as save_folder
 from ziphius.evaluate.runner import evaluate
 from ziphius.evaluate.skill import worked_solution_accuracy
 from ziphius.ledger.clock import Clock
+from ziphius.ledger.folder import read_json, write_json
 from ziphius.model.transformer import Transformer
 from ziphius.reason.grpo import GRPOSource
 from ziphius.reason.prompts import demonstration, prompt_tokens, worked_answer
@@ -36,7 +37,7 @@ from ziphius.recipe.schema import (
     Stage,
     TokenizerStage,
 )
-from ziphius.tasks.base import Family, TaskError
+from ziphius.tasks.base import Family, TaskError, normalised
 from ziphius.tasks.registry import make_family
 from ziphius.text.corpora import GeneratedSource, Mixture, Source, open_source
 from ziphius.text.decontaminate import Decontaminated, Decontaminator
@@ -50,6 +51,7 @@ from ziphius.train.sources import PretrainSource, SampleSource
 from ziphius.train.state import find_state
 from ziphius.train.trainer import BatchSource, LossFunction, Trainer, TrainResult
 
+HELD_OUT = "held_out.json"  # short names of the questions that a pretraining stage's text was held against
 LESSONS = 4000  # generated documents that a tokenizer learns from
 
 
@@ -96,7 +98,7 @@ def _train_tokenizer(job: Job, stage: TokenizerStage, folder: Path) -> None:
     counts: Counter[str] = Counter()
     tokenizer = train_tokenizer(_sample_texts(job, stage, counts), stage.vocab_size)
     tokenizer.save(folder)
-    (folder / "data.json").write_text(json.dumps(dict(counts), indent=1))
+    write_json(folder / "data.json", dict(counts))
 
 
 def _sample_texts(job: Job, stage: TokenizerStage, counts: Counter[str]) -> Iterator[str]:
@@ -190,7 +192,8 @@ def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokeni
         counts |= {"dropped": dropped, "epochs": {name: round(stream.epochs[name], 6) for name in files}}
         for name, read in counts["epochs"].items():
             job.say(f"{title}: read {name} {read:.2g} times")
-        (folder / "data.json").write_text(json.dumps(counts, indent=1))
+        write_json(folder / "data.json", counts)
+        write_json(folder / HELD_OUT, sorted(map(_short, job.evaluation_texts())))
     return result
 
 
@@ -219,7 +222,7 @@ def run_sft(job: Job, stage: SFTStage, folder: Path, before: Path, tokenizer: To
             "ended_by": "epochs" if settings.steps == stage.epochs * source.steps_per_epoch else "train.steps",
             "tokens": result.tokens,
         }
-        (folder / "data.json").write_text(json.dumps(data, indent=1))
+        write_json(folder / "data.json", data)
     return result
 
 
@@ -367,6 +370,23 @@ def _probe_samples(family: Family, tokenizer: Tokenizer, n: int) -> list[Sample]
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def not_held_out(job: Job, base: Path) -> int:
+    """How many questions of the evaluation are other ones than those that `base`, pretrained on files, was kept from.
+
+    Lessons never hold them: they are made from problems of another split.
+    """
+    known = read_json(base / HELD_OUT)
+    asked = job.recipe.evaluation
+    if known is None or not any(corpus.weight and corpus.path for corpus in job.recipe.corpora.values()):
+        return 0
+    problems = [p for task in asked.tasks for p in job.family(task).problems(asked.split, asked.n)]
+    return sum(_short(problem.prompt) not in set(known) for problem in problems)
+
+
+def _short(question: str) -> str:
+    return blake2b(normalised(question).encode(), digest_size=8).hexdigest()
 
 
 def run_evaluation(job: Job, folder: Path, after: str, tokenizer: Tokenizer) -> list[dict]:
