@@ -40,7 +40,7 @@ from rich.table import Table
 from ziphius.cost.ledger import read_abandoned, read_rows
 from ziphius.ledger.clock import time_spent
 from ziphius.ledger.folder import parts, present_stages, read_json
-from ziphius.recipe.run import main as run_main
+from ziphius.recipe.process import main as run_main
 from ziphius.recipe.schema import load_recipe
 from ziphius.tasks import family_names, make_family
 from ziphius.tasks.pool import close as close_pool

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ziphius.recipe import ending, launch, run
+from ziphius.recipe import ending, launch, process
 from ziphius.recipe.ending import LOST_PEERS, killed, memory_needed, out_of_memory
 from ziphius.recipe.schema import load_recipe
 from ziphius.recipe.screen import one_line
@@ -138,11 +138,11 @@ def test_how_a_process_puts_its_end(recipe, tmp_path, monkeypatch, error, code, 
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(run, "run_recipe", fail)
+    monkeypatch.setattr(process, "run_recipe", fail)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     order = {"run": str(tmp_path), "until": None, "control": False, "debug": False, "began": 0.0}
     try:
-        found = run._obey(order | {"recipe": load_recipe(recipe).model_dump(mode="json")})
+        found = process._obey(order | {"recipe": load_recipe(recipe).model_dump(mode="json")})
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -18,7 +18,7 @@ from ziphius.recipe.schema import Recipe, RecipeError
 
 _GRACE_SECONDS = 60.0  # for the others of one that was asked to stop, to save and to end
 _MOMENT_SECONDS = 3.0  # for the others of one that failed
-_COMMAND = [sys.executable, "-m", "ziphius.recipe.run"]
+_COMMAND = [sys.executable, "-m", "ziphius.recipe.process"]
 
 
 def launch(recipe: Recipe, run: Path, until: str | None, control: bool, debug: bool = False) -> int:

@@ -5,17 +5,7 @@ Run by every process of the group; rank 0 writes and speaks.
 
 from __future__ import annotations
 
-import atexit
-import ctypes
-import json
-import os
-import signal
-import sys
-import threading
 import time
-import traceback
-import warnings
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,21 +20,22 @@ from ziphius.ledger.folder import DONE, EVALUATION, LISTED, evaluation_key, read
 from ziphius.recipe import stages as work
 from ziphius.recipe.bills import bill, measured_energy, stage_energy
 from ziphius.recipe.digests import Digests
-from ziphius.recipe.ending import LOST_PEERS, memory_needed, out_of_memory
 from ziphius.recipe.identity import evaluation_identity, stage_identity
 from ziphius.recipe.inputs import check_inputs
+from ziphius.recipe.job import Job
 from ziphius.recipe.lock import Lock
 from ziphius.recipe.places import Place, find_evaluation, find_place, open_place
 from ziphius.recipe.plan import plan_stages
 from ziphius.recipe.schema import GRPOStage, PretrainStage, Recipe, RecipeError, SFTStage, Stage, TokenizerStage
-from ziphius.recipe.screen import one_line, undecided_answers
+from ziphius.recipe.screen import undecided_answers
 from ziphius.recipe.summary import summarise
+from ziphius.recipe.texts import files_unread, not_held_out
 from ziphius.report import write_report
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.choose import processes_are_faster
-from ziphius.train.distributed import World, join_world, leave_world, lost_peers
+from ziphius.train.distributed import World, join_world, leave_world
 from ziphius.train.machine import describe, measure_gemm, peak_memory_gib
-from ziphius.train.trainer import Interrupted, TrainResult
+from ziphius.train.trainer import TrainResult
 
 
 def run_recipe(
@@ -145,16 +136,14 @@ def _run_part(
     machine = bill(world, "", "", 0.0)
     about = {"device": machine.device, "devices": machine.devices, "dollars_per_hour": recipe.price.dollars_per_hour}
     clock = Clock(run if world.is_main else None, about, began)
-    job = work.Job(recipe, world, thinking=bases is None, peak_flops=peaks, clock=clock)
+    job = Job(recipe, world, thinking=bases is None, peak_flops=peaks, clock=clock)
     try:
         return _run_stages(job, run, until, digests, bases or {})
     finally:
         clock.close()
 
 
-def _run_stages(
-    job: work.Job, run: Path, until: str | None, digests: Digests, bases: dict[str, Place]
-) -> dict[str, Place]:
+def _run_stages(job: Job, run: Path, until: str | None, digests: Digests, bases: dict[str, Place]) -> dict[str, Place]:
     """Every stage up to `until`; later ones are taken up where they are finished, and not run."""
     tokenizer: Tokenizer | None = None
     previous, before, base, running = "", Path(), Path(), True
@@ -185,12 +174,12 @@ def _run_stages(
     return made
 
 
-def _find(job: work.Job, run: Path, number: int, name: str, stage: Stage, previous: str, digests: Digests) -> Place:
+def _find(job: Job, run: Path, number: int, name: str, stage: Stage, previous: str, digests: Digests) -> Place:
     """Where the stage is or shall be; says what is done before, and why something is begun beside it."""
     place: Any = None
     if job.world.is_main:
         of = stage_identity(job.recipe, stage, previous, job.thinking, digests)
-        place = find_place(run, number, name, of, lambda folder: work.files_unread(job, stage, folder))
+        place = find_place(run, number, name, of, lambda folder: files_unread(job, stage, folder))
     place = job.world.broadcast(place)
     assert isinstance(place, Place)
     if place.why:
@@ -200,7 +189,7 @@ def _find(job: work.Job, run: Path, number: int, name: str, stage: Stage, previo
     return place
 
 
-def _run_stage(job: work.Job, name: str, stage: Stage, place: Place, before: Path, tokenizer: Tokenizer | None) -> None:
+def _run_stage(job: Job, name: str, stage: Stage, place: Place, before: Path, tokenizer: Tokenizer | None) -> None:
     """One stage, unless its folder holds it finished."""
     if place.done:
         return
@@ -227,7 +216,7 @@ def _run_stage(job: work.Job, name: str, stage: Stage, place: Place, before: Pat
         job.world.barrier()
 
 
-def _evaluate(job: work.Job, name: str, place: Place, tokenizer: Tokenizer, digests: Digests, base: Path) -> None:
+def _evaluate(job: Job, name: str, place: Place, tokenizer: Tokenizer, digests: Digests, base: Path) -> None:
     """Ask the recipe's problems, unless the folder holds what they gave, and write what was found with its bill.
 
     `base`: the folder of the pretraining that the stage began from.
@@ -242,7 +231,7 @@ def _evaluate(job: work.Job, name: str, place: Place, tokenizer: Tokenizer, dige
         return
     title = _title(job, name)
     job.say(f"{title}: asking {job.recipe.evaluation.n} held-out problems" + (f" again ({why})" if why else ""))
-    if unheld := job.world.on_main(lambda: work.not_held_out(job, base)):
+    if unheld := job.world.on_main(lambda: not_held_out(job, base)):
         job.say(
             f"{title}: {unheld} of the questions are others than {base.name}'s text was kept free of; under another "
             "--name the text is held to these"
@@ -271,13 +260,11 @@ def _evaluate(job: work.Job, name: str, place: Place, tokenizer: Tokenizer, dige
         job.say(f"{title}: {entry['task']} {shares}{'; ' if undecided else ''}{undecided}")
 
 
-def _title(job: work.Job, name: str) -> str:
+def _title(job: Job, name: str) -> str:
     return name if job.thinking else f"{name} (without thinking)"
 
 
-def _train(
-    job: work.Job, stage: Stage, folder: Path, before: Path, tokenizer: Tokenizer | None, title: str
-) -> TrainResult:
+def _train(job: Job, stage: Stage, folder: Path, before: Path, tokenizer: Tokenizer | None, title: str) -> TrainResult:
     if isinstance(stage, TokenizerStage):
         return work.run_tokenizer(job, stage, folder)
     assert tokenizer is not None
@@ -287,70 +274,3 @@ def _train(
         return work.run_sft(job, stage, folder, before, tokenizer, title)
     assert isinstance(stage, GRPOStage)
     return work.run_grpo(job, stage, folder, before, tokenizer, title)
-
-
-def main() -> None:
-    """Entry of each process that `ziphius run` starts: the checked recipe comes by stdin, the last words go by a pipe.
-
-    It ends without Python's own ending once all is written and closed: what native libraries still do in their threads
-    and destructors then could turn a run that is done into a failed one (see train/distributed.py for one that did).
-    """
-    _die_with_parent()
-    order = json.load(sys.stdin)
-    if not order["debug"]:
-        threading.excepthook = _leave_to_the_loop
-    code, words = _obey(order)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    atexit._run_exitfuncs()
-    if words:
-        os.write(int(os.environ["ZIPHIUS_WORDS"]), words.encode()[:4096])
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
-            stream.flush()
-    os._exit(code)
-
-
-def _obey(order: dict[str, Any]) -> tuple[int, str]:
-    """The exit code, and what ended the run where it is not done."""
-    recipe = Recipe(**order["recipe"])
-    # Where oneDNN is short of memory, torch goes on with another matrix product, whose last bits are others.
-    warnings.filterwarnings("error", message=".*mkldnn_matmul failed")
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _interrupt)
-        run_recipe(recipe, Path(order["run"]), order["until"], order["control"], order["began"])
-    except Interrupted as error:
-        return 130, f"{error}; the same command goes on from there" if os.environ.get("RANK", "0") == "0" else ""
-    except Exception as error:
-        if order["debug"]:
-            traceback.print_exc()
-        if lost_peers(error):
-            return LOST_PEERS, "another process of this run ended first, and says why"
-        if out_of_memory(error):
-            processes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
-            return 1, f"memory ran out: {memory_needed(recipe, processes)}"
-        return 1, one_line(error, Path(order["run"]))
-    return 0, ""
-
-
-def _leave_to_the_loop(failed: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread hands what the disk refuses on to whoever writes next; its own traceback is one too many."""
-    if not issubclass(failed.exc_type, OSError):
-        threading.__excepthook__(failed)
-
-
-def _interrupt(*_: object) -> None:
-    """Asked to stop outside the training loop, which listens by itself."""
-    raise Interrupted("stopped between the steps of a stage")
-
-
-def _die_with_parent() -> None:
-    """Without its supervisor a process would go on for ever, beside the next start of the same run."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from hashlib import blake2b
+from collections.abc import Callable
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import torch
@@ -19,71 +13,27 @@ from ziphius.checkpoint.folder import load_model
 from ziphius.checkpoint.folder import save_state as save_folder
 from ziphius.evaluate.runner import evaluate
 from ziphius.evaluate.skill import worked_solution_accuracy
-from ziphius.ledger.clock import Clock
-from ziphius.ledger.folder import read_json, write_json
+from ziphius.ledger.folder import write_json
 from ziphius.model.transformer import Transformer
 from ziphius.reason.grpo import GRPOSource
-from ziphius.reason.prompts import demonstration, prompt_tokens, worked_answer
 from ziphius.reason.rollout import TaskMix
 from ziphius.reason.watch import Watch
-from ziphius.recipe.inputs import chat_samples, place_of_chat
-from ziphius.recipe.lengths import LOOKED_AT, check_prompts, fitting
+from ziphius.recipe.job import Job
+from ziphius.recipe.samples import fitting_samples, look_ahead, probe_samples
 from ziphius.recipe.schema import (
     GRPOStage,
     PretrainStage,
-    Recipe,
-    RecipeError,
     SFTStage,
-    Stage,
     TokenizerStage,
 )
-from ziphius.tasks.base import Family, TaskError, normalised
-from ziphius.tasks.registry import make_family
-from ziphius.text.corpora import GeneratedSource, Mixture, Source, open_source
-from ziphius.text.decontaminate import Decontaminated, Decontaminator
-from ziphius.text.packing import PackedStream, Sample
-from ziphius.text.shuffle import Shuffled
+from ziphius.recipe.texts import make_mixture, note_held_out, sample_texts
+from ziphius.text.decontaminate import Decontaminated
+from ziphius.text.packing import PackedStream
 from ziphius.text.tokenizer import Tokenizer, train_tokenizer
-from ziphius.train.distributed import World
 from ziphius.train.losses import next_token_loss, policy_loss
 from ziphius.train.settings import TrainSettings
 from ziphius.train.sources import PretrainSource, SampleSource
-from ziphius.train.state import find_state
 from ziphius.train.trainer import BatchSource, LossFunction, Trainer, TrainResult
-
-HELD_OUT = "held_out.json"  # short names of the questions that a pretraining stage's text was held against
-LESSONS = 4000  # generated documents that a tokenizer learns from
-
-
-@dataclass
-class Job:
-    """What every stage needs to know of the run around it."""
-
-    recipe: Recipe
-    world: World
-    thinking: bool
-    peak_flops: dict[str, float]
-    clock: Clock
-
-    def say(self, text: str) -> None:
-        """A line for the person at the terminal, once."""
-        if self.world.is_main:
-            print(text, file=sys.stderr, flush=True)
-
-    def family(self, task: str) -> Family:
-        settings = self.recipe.tasks[task]
-        return make_family(settings.family, **settings.settings)
-
-    def evaluation_texts(self) -> list[str]:
-        """The questions of every evaluation and probe, which no training text may hold."""
-        asked = [
-            (name, self.recipe.evaluation.split, self.recipe.evaluation.n) for name in self.recipe.evaluation.tasks
-        ]
-        for stage in self.recipe.stages.values():
-            if isinstance(stage, PretrainStage) and stage.probe:
-                asked.append((stage.probe, "probe", stage.probe_n))
-        return [p.prompt for name, split, n in asked for p in self.family(name).problems(split, n)]
-
 
 # --- tokenizer -------------------------------------------------------------------------------------------------------
 
@@ -96,71 +46,9 @@ def run_tokenizer(job: Job, stage: TokenizerStage, folder: Path) -> TrainResult:
 
 def _train_tokenizer(job: Job, stage: TokenizerStage, folder: Path) -> None:
     counts: Counter[str] = Counter()
-    tokenizer = train_tokenizer(_sample_texts(job, stage, counts), stage.vocab_size)
+    tokenizer = train_tokenizer(sample_texts(job, stage, counts), stage.vocab_size)
     tokenizer.save(folder)
     write_json(folder / "data.json", dict(counts))
-
-
-def _sample_texts(job: Job, stage: TokenizerStage, counts: Counter[str]) -> Iterator[str]:
-    """Documents of the corpora up to the stage's limits; `counts` has how many, and their bytes."""
-    mixture = make_mixture(job, stage.sample_bytes)
-    corpora = {name: corpus for name, corpus in job.recipe.corpora.items() if corpus.weight}
-    files = [mixture.sources[name] for name, corpus in corpora.items() if corpus.task is None]
-    lessons = len(files) < len(corpora)  # there is no end of them
-    while counts["bytes"] < stage.sample_bytes:
-        text = mixture.next_document()[1]
-        all_read = all(source.epochs for source in files)
-        if lessons and counts["documents"] >= (stage.documents or LESSONS) and (stage.documents or all_read):
-            return
-        if not lessons and (all_read or counts["documents"] == stage.documents):
-            return
-        counts["documents"] += 1
-        counts["bytes"] += len(text.encode())
-        yield text
-
-
-def files_unread(job: Job, stage: Stage, folder: Path) -> bool:
-    """Whether the files of a pretraining stage are the same up to where the work in `folder` has read them."""
-    if not isinstance(stage, PretrainStage):
-        return False
-    try:
-        state = find_state(folder / "state").state
-        return state is None or make_mixture(job).unchanged(state["source"]["mixture"])
-    except ValueError:  # a file is another where it was read, or there are other files
-        return False
-
-
-def make_mixture(job: Job, sample_bytes: int | None = None) -> Mixture:
-    """The recipe's corpora, each with the evaluation questions filtered out where the recipe asks any.
-
-    Files are held to n-grams. Lessons share the wording of the questions by design, so there whole questions count.
-    With `sample_bytes`, of each corpus of files only so much is read, spread evenly; else files are shuffled.
-    """
-    questions = job.evaluation_texts()
-    sources: dict[str, Source] = {}
-    if questions:
-        by_ngram, whole = Decontaminator(questions), Decontaminator(questions, n=max(map(len, questions)))
-    for name, corpus in job.recipe.corpora.items():
-        if corpus.task is not None:
-            write = _lesson_writer(job.family(corpus.task), corpus.kinds, name)
-            source: Source = GeneratedSource(write, job.recipe.seed)
-        else:
-            source = open_source(corpus.files(), corpus.documents, corpus.field, job.recipe.seed, sample_bytes)
-            if sample_bytes is None:
-                source = Shuffled(source, job.recipe.seed)
-        sources[name] = Decontaminated(source, whole if corpus.task else by_ngram, name) if questions else source
-    weights = {name: corpus.weight for name, corpus in job.recipe.corpora.items()}
-    return Mixture(sources, weights, job.recipe.seed)
-
-
-def _lesson_writer(family: Family, kinds: dict[str, float] | None, name: str) -> Callable[[Random], str]:
-    def write(rng: Random) -> str:
-        text = family.lesson(rng, kinds)
-        if text is None:
-            raise RecipeError(f"corpora.{name}.task: the family {family.name} writes no lessons; give a path instead")
-        return text
-
-    return write
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -174,14 +62,14 @@ def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokeni
     mixture = make_mixture(job)
     stream = PackedStream(mixture, tokenizer, stage.seq_len, stage.fim_rate, job.recipe.seed)
     source = PretrainSource(stream, job.world, stage.rows, stage.micro_rows, stage.first_rows, stage.rows_warmup_steps)
-    samples = [] if stage.probe is None else _probe_samples(job.family(stage.probe), tokenizer, stage.probe_n)
+    samples = [] if stage.probe is None else probe_samples(job.family(stage.probe), tokenizer, stage.probe_n)
 
     def probe() -> float:
         with trainer.autocast():
             return worked_solution_accuracy(model, samples, tokenizer.pad_id, job.world)
 
     loss: LossFunction = lambda model, batch, norm: next_token_loss(model, batch, stage.loss, norm)
-    trainer = _trainer(job, stage.train, model, source, loss, folder, title, probe if samples else None)
+    trainer = _trainer(job, stage.train, model, source, loss, folder, title, probe if stage.probe else None)
     result = trainer.run()
     _write(trainer, folder, tokenizer, job)
     filtered = {name: s for name, s in mixture.sources.items() if isinstance(s, Decontaminated)}
@@ -193,7 +81,7 @@ def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokeni
         for name, read in counts["epochs"].items():
             job.say(f"{title}: read {name} {read:.2g} times")
         write_json(folder / "data.json", counts)
-        write_json(folder / HELD_OUT, sorted(map(_short, job.evaluation_texts())))
+        note_held_out(job, folder)
     return result
 
 
@@ -295,98 +183,7 @@ def _write(trainer: Trainer, folder: Path, tokenizer: Tokenizer, job: Job) -> No
     job.world.barrier()
 
 
-# --- lengths ---------------------------------------------------------------------------------------------------------
-
-
-def look_ahead(job: Job, tokenizer: Tokenizer) -> None:
-    """Raise RecipeError, on every rank, for samples and prompts of any stage that are too long for it."""
-    complaint = ""
-    if job.world.is_main:
-        try:
-            _check_lengths(job, tokenizer)
-        except (RecipeError, TaskError) as error:
-            complaint = str(error)
-    if complaint := str(job.world.broadcast(complaint)):
-        raise RecipeError(complaint)
-
-
-def _check_lengths(job: Job, tokenizer: Tokenizer) -> None:
-    recipe = job.recipe
-    limit = recipe.model.config(tokenizer.vocab_size).max_position_embeddings
-    asked = recipe.evaluation
-    answers = [(task, asked.split, "evaluation.max_new_tokens", asked.max_new_tokens) for task in asked.tasks]
-    for name, stage in recipe.stages.items():
-        if isinstance(stage, SFTStage):
-            fitting_samples(job, stage, tokenizer, f"stages.{name}.seq_len")
-        elif isinstance(stage, GRPOStage):
-            key, most = f"stages.{name}.grpo.max_new_tokens", stage.grpo.max_new_tokens
-            answers += [(task, "train", key, most) for task in stage.tasks]
-    for task, split, key, most in answers:
-        problems = map(partial(job.family(task).problem, split), range(LOOKED_AT))
-        prompts = (prompt_tokens(tokenizer, problem, job.thinking) for problem in problems)
-        check_prompts(prompts, most, limit, key, task)
-
-
-# --- samples ---------------------------------------------------------------------------------------------------------
-
-
-def _demonstrations(job: Job, stage: SFTStage, tokenizer: Tokenizer) -> list[Sample]:
-    """What an SFT stage imitates, samples of any length."""
-    if stage.task is None:
-        return chat_samples(stage.files(), tokenizer, job.thinking)
-    family = job.family(stage.task)
-    rng = Random(f"demonstrations/{job.recipe.seed}")
-    samples = []
-    for index in range(stage.examples):
-        problem = family.problem("train", index)
-        trace = family.trace(problem, rng, thorough=rng.random() < stage.thorough)
-        if trace is None:
-            raise RecipeError(
-                f"the family {family.name} has no worked solutions to imitate; give sft a path of prompts and responses"
-            )
-        samples.append(demonstration(tokenizer, problem, trace if job.thinking else None))
-    return samples
-
-
-def fitting_samples(job: Job, stage: SFTStage, tokenizer: Tokenizer, key: str) -> tuple[list[Sample], str | None]:
-    """What an SFT stage imitates and its rows hold, and a sentence where that is not all; see `fitting`."""
-    place = None if stage.task is not None else lambda index: place_of_chat(stage.files(), index)
-    return fitting(_demonstrations(job, stage, tokenizer), stage.seq_len, key, place)
-
-
-def _probe_samples(family: Family, tokenizer: Tokenizer, n: int) -> list[Sample]:
-    """Questions of the probe split followed by their thorough solutions, as a base model reads them."""
-    rng = Random("probe")
-    samples = []
-    for problem in family.problems("probe", n):
-        question = [tokenizer.bos_id, *tokenizer.encode(f"{problem.prompt.strip()}\n")]
-        trace = family.trace(problem, rng, thorough=True)
-        if trace is None:
-            warnings.warn(f"the family {family.name} has no worked solutions, so it cannot gate a stage", stacklevel=2)
-            return []
-        solution = tokenizer.encode(worked_answer(None, trace))
-        samples.append((question + solution, [0.0] * len(question) + [1.0] * len(solution)))
-    return samples
-
-
 # --- evaluation ------------------------------------------------------------------------------------------------------
-
-
-def not_held_out(job: Job, base: Path) -> int:
-    """How many questions of the evaluation are other ones than those that `base`, pretrained on files, was kept from.
-
-    Lessons never hold them: they are made from problems of another split.
-    """
-    known = read_json(base / HELD_OUT)
-    asked = job.recipe.evaluation
-    if known is None or not any(corpus.weight and corpus.path for corpus in job.recipe.corpora.values()):
-        return 0
-    problems = [p for task in asked.tasks for p in job.family(task).problems(asked.split, asked.n)]
-    return sum(_short(problem.prompt) not in set(known) for problem in problems)
-
-
-def _short(question: str) -> str:
-    return blake2b(normalised(question).encode(), digest_size=8).hexdigest()
 
 
 def run_evaluation(job: Job, folder: Path, after: str, tokenizer: Tokenizer) -> list[dict]:
