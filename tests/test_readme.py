@@ -37,6 +37,8 @@ def test_a_snippet_makes_a_recipe(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "one.txt").write_text("A book.")
+    (tmp_path / "questions.jsonl").write_text('{"question": "Who dives?", "answer": "a whale"}\n')
+    (tmp_path / "checks.py").write_text("def judge(answer, gold):\n    return answer == gold\n")
     raw = tomllib.loads(re.sub(r"^  ", "", text, flags=re.M))
     small = {
         "name": "example",
