@@ -30,7 +30,7 @@ _HEADINGS = {  # narrow
     "pre-training": "pretrain", "fine-tuning": "SFT", "reinforcement": "RL", "evaluation": "eval", "start-up": "start",
     "lost or redone": "lost",
 }  # fmt: skip
-_UNITS = (("hours", 1.0), ("minutes", 1 / 60), ("seconds", 1 / 3600))  # with their length in hours
+_UNITS = (("h", 1.0), ("min", 1 / 60), ("s", 1 / 3600))  # with their length in hours
 
 
 def show_cost(run: Path, as_json: bool, rate: float | None = None) -> None:
@@ -86,7 +86,7 @@ def _table_of_costs(
     console: Console, title: str, rows: Sequence[LedgerRow], plan: Sequence[dict[str, Any]], price: Any
 ) -> None:
     columns = [c for c in table_of_costs(rows, plan) if c.seconds or c.planned_device_hours or c.name == "total"]
-    table = Table(title=f"Training costs of {title}", box=SIMPLE_HEAD)
+    table = Table(title=f"Training costs of {title}", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     table.add_column("")
     for column in columns:
         table.add_column(_HEADINGS.get(column.name, column.name), justify="right")
