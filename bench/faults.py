@@ -34,6 +34,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # with the next what every start would load by itself
+import torch.utils.tensorboard
 from common import arguments, console, write_results
 from rich.table import Table
 
