@@ -72,7 +72,7 @@ class _Worker:
         try:
             self.process = subprocess.Popen(
                 _COMMAND,
-                env=environment | {"ZIPHIUS_WORDS": str(end)},
+                env=environment | {"ZIPHIUS_WORDS": str(end), "ZIPHIUS_PARENT": str(os.getpid())},
                 stdin=subprocess.PIPE,
                 pass_fds=(end,),
                 start_new_session=True,  # Ctrl-C reaches it once, through here
