@@ -165,7 +165,8 @@ def cost(
 ) -> None:
     """What a run took and cost, in the form of the V3 report's table, beside what was planned.
 
-    Work that such tables leave out (data, evaluation, lost and replaced work) has columns of its own.
+    Work that such tables leave out (data, evaluation, start-up, what was lost or done with other settings) has columns
+    of its own.
 
     Example: `ziphius cost runs/r1-cpu-seed0 --rate 0.12`
     """

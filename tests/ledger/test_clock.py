@@ -3,6 +3,7 @@ import os
 
 import pytest
 
+from ziphius.disk.errors import DiskError
 from ziphius.ledger.clock import WAITING, Clock, last_start, time_spent
 
 MACHINE = {"device": "H100", "devices": 2, "dollars_per_hour": 4.0}
@@ -21,6 +22,20 @@ def test_every_second_of_a_start_is_somebodys(tmp_path):
     told = json.loads(start.read_text())
     assert sum(seconds for _, seconds in told["spans"]) == pytest.approx(told["since"] - 1000.0)
     assert last_start(tmp_path) == MACHINE
+
+
+def test_a_disk_that_refuses_the_clock_hides_no_error_of_the_work(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise DiskError("full")
+
+    clock = Clock(tmp_path, MACHINE)
+    busy = clock.during("rl")
+    busy.__enter__()
+    monkeypatch.setattr("ziphius.ledger.clock.write_json", refuse)
+    assert not busy.__exit__(KeyError, KeyError("work"), None)  # the error goes on as it came
+    with pytest.raises(DiskError), clock.during("rl"):
+        pass
+    clock.close()
 
 
 def test_a_start_that_was_killed_was_busy_until_its_last_sign_of_life(tmp_path):

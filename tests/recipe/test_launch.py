@@ -154,6 +154,12 @@ def test_how_a_process_puts_its_end(recipe, tmp_path, monkeypatch, error, code, 
 # --- real processes --------------------------------------------------------------------------------------------------
 
 
+def test_a_process_whose_parent_ended_while_it_was_loaded_does_not_begin():
+    began_by = os.environ | {"ZIPHIUS_PARENT": str(os.getppid())}  # another's child by now: this test's
+    ended = subprocess.run([sys.executable, "-m", "ziphius.recipe.process"], env=began_by, input=b"", timeout=120)
+    assert ended.returncode == LOST_PEERS
+
+
 def test_a_killed_process_and_a_limit_on_files(recipe, start, tmp_path):
     """Rank 1 is killed in the midst; at the next start a file may not grow to a state's size."""
     folder = tmp_path / "run"

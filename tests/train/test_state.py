@@ -14,7 +14,7 @@ import torch
 from ziphius.disk.errors import DiskError
 from ziphius.train import state as module
 from ziphius.train.resume import network_of
-from ziphius.train.state import StateError, find_state, save_state, saved_progress
+from ziphius.train.state import StateError, find_state, save_state
 from ziphius.train.trainer import Interrupted, Trainer
 
 from .stub import Fixed
@@ -53,9 +53,8 @@ def test_the_last_two_are_kept(folder):
     assert found.path == folder / "step-00000003.pt"
     assert torch.equal(found.state["master"], state_at(3)["master"])
     assert found.bad == {}
-    assert saved_progress(folder) == {"step": 3, "seconds": 1.5}
+    assert found.state["progress"] == {"step": 3, "seconds": 1.5}
     assert find_state(folder / "none").state is None
-    assert saved_progress(folder / "none") is None
 
 
 @pytest.mark.parametrize(
@@ -98,7 +97,7 @@ def test_a_state_without_its_description_is_not_trusted(folder, content):
     found = find_state(folder)
     assert found.path.name == "step-00000002.pt"
     assert "step-00000003.json" in found.bad[folder / "step-00000003.pt"]
-    assert saved_progress(folder)["step"] == 2
+    assert found.state["progress"]["step"] == 2
 
 
 def test_what_a_newer_version_wrote_is_not_guessed_at(folder, monkeypatch):
@@ -110,7 +109,7 @@ def test_what_a_newer_version_wrote_is_not_guessed_at(folder, monkeypatch):
 def test_states_of_earlier_versions_are_read(tmp_path):
     torch.save(state_at(5), tmp_path / "state.pt")
     assert torch.equal(find_state(tmp_path).state["master"], state_at(5)["master"])
-    assert saved_progress(tmp_path)["step"] == 5
+    assert find_state(tmp_path).state["progress"]["step"] == 5
     damage(tmp_path / "state.pt", "a tail")
     with pytest.raises(StateError, match=r"state.pt is no state, or was cut short: no good state is left"):
         find_state(tmp_path)

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ziphius.disk.errors import DiskError
 from ziphius.ledger.folder import read_json, write_json
 
 WAITING = "start-up and waiting"
@@ -47,14 +48,18 @@ class Clock:
         self._turn(what)
         try:
             yield
-        finally:
-            self._turn(WAITING)
+        except BaseException:
+            with suppress(DiskError):  # a disk that refuses this too must not speak in place of what went wrong
+                self._turn(WAITING)
+            raise
+        self._turn(WAITING)
 
     def close(self) -> None:
         """The end of the start."""
         if self._path is not None:
             self._stopped.set()
-            self._turn(WAITING)
+            with suppress(DiskError):  # the last sign of life then says when it was
+                self._turn(WAITING)
 
     def _turn(self, what: str) -> None:
         if self._path is None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ziphius.ledger.folder import present_stages
+from ziphius.ledger.folder import present_stages, read_json
 from ziphius.reason.chart import Chart, Context, Finding
 from ziphius.reason.illnesses import CHECKS, LEARNING_CHECKS
 from ziphius.train.metrics import read_metrics
@@ -43,8 +42,7 @@ def diagnose_run(run_folder: Path, context: Context | None = None) -> dict[str, 
 
 def _context(stage: Path) -> Context:
     """What the folder of a finished stage tells of its network."""
-    path = stage / "config.json"
-    config = json.loads(path.read_text()) if path.exists() else {}
+    config = read_json(stage / "config.json") or {}
     return Context.of(config.get("n_routed_experts"), config.get("num_experts_per_tok", 1))
 
 

@@ -42,8 +42,9 @@ def _readers(recipe: Recipe) -> dict[str, list[tuple[str, Reader]]]:
     """The files of each corpus and stage, with how they are read."""
     files: dict[str, list[tuple[str, Reader]]] = {}
     for name, corpus in recipe.corpora.items():
-        read = [(path, reader_for(Path(path), corpus.documents, corpus.field)) for path in corpus.files()]
-        files[f"corpora.{name}.path"] = list(read)
+        files[f"corpora.{name}.path"] = [
+            (path, reader_for(Path(path), corpus.documents, corpus.field)) for path in corpus.files()
+        ]
     for name, stage in recipe.stages.items():
         if isinstance(stage, SFTStage):
             files[f"stages.{name}.path"] = [(path, Chats()) for path in stage.files()]

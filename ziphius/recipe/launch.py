@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from ziphius.ledger.folder import read_json
 from ziphius.recipe.ending import LOST_PEERS, exited, killed, oom_kills
 from ziphius.recipe.lock import Lock
 from ziphius.recipe.schema import Recipe, RecipeError
@@ -71,7 +72,7 @@ class _Worker:
         try:
             self.process = subprocess.Popen(
                 _COMMAND,
-                env=environment | {"ZIPHIUS_WORDS": str(end)},
+                env=environment | {"ZIPHIUS_WORDS": str(end), "ZIPHIUS_PARENT": str(os.getpid())},
                 stdin=subprocess.PIPE,
                 pass_fds=(end,),
                 start_new_session=True,  # Ctrl-C reaches it once, through here
@@ -123,9 +124,9 @@ def _last_words(workers: list[_Worker], recipe: Recipe, by_kernel: bool) -> list
 
 def _process_count(recipe: Recipe, run: Path) -> int:
     """As many as the recipe asks for, or an earlier start of this run settled on, or one a core up to 8 to be tried."""
-    settled = run / "machine.json"
-    if settled.exists() and not recipe.machine.processes:
-        return int(json.loads(settled.read_text())["processes"])
+    settled = None if recipe.machine.processes else read_json(run / "machine.json")
+    if settled is not None:
+        return int(settled["processes"])
     return recipe.machine.processes or min(os.cpu_count() or 1, 8)
 
 

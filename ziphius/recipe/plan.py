@@ -63,7 +63,8 @@ def plan_stages(recipe: Recipe) -> list[StagePlan]:
 
 def sft_steps(stage: SFTStage) -> int:
     """As many as are asked for, or fewer: where the epochs end if every sample takes a row for itself."""
-    return min(stage.train.steps or _most_steps(stage), _most_steps(stage))
+    most = _most_steps(stage)
+    return min(stage.train.steps or most, most)
 
 
 def _most_steps(stage: SFTStage) -> int:
@@ -73,9 +74,12 @@ def _most_steps(stage: SFTStage) -> int:
 def _samples(stage: SFTStage) -> int:
     if stage.path is None:
         return stage.examples
-    return sum(
-        bool(line.strip()) for path in stage.files() for line in Path(path).open(encoding="utf-8", errors="replace")
-    )
+    return sum(_filled_lines(Path(path)) for path in stage.files())
+
+
+def _filled_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(bool(line.strip()) for line in file)
 
 
 def _what_binds(name: str, stage: SFTStage) -> str:

@@ -14,13 +14,13 @@ import torch
 
 from ziphius.checkpoint.commit import sweep
 from ziphius.cost.energy import EnergyMeter
-from ziphius.cost.ledger import write_rows
+from ziphius.cost.ledger import LedgerRow, write_rows
 from ziphius.ledger.clock import Clock
 from ziphius.ledger.folder import DONE, EVALUATION, LISTED, evaluation_key, read_json, stage_key, write_json
 from ziphius.recipe import stages as work
 from ziphius.recipe.bills import bill, measured_energy, stage_energy
 from ziphius.recipe.digests import Digests
-from ziphius.recipe.identity import evaluation_identity, stage_identity
+from ziphius.recipe.identity import Identity, evaluation_identity, stage_identity
 from ziphius.recipe.inputs import check_inputs
 from ziphius.recipe.job import Job
 from ziphius.recipe.lock import Lock
@@ -52,8 +52,8 @@ def run_recipe(
     world = join_world()
     lock = Lock(run)
     try:
-        if refusal := world.broadcast(lock.take() if world.is_main else None):
-            raise RecipeError(str(refusal))
+        if refusal := world.on_main(lock.take):
+            raise RecipeError(refusal)
         return _run(recipe, run, until, control, began or time.time(), world)
     finally:
         lock.release()
@@ -69,10 +69,7 @@ def _run(
     world = settled
     peaks = {"fp32": measure_gemm("fp32") * world.size, "bf16": measure_gemm("bf16") * world.size}
     peaks = dict(world.broadcast(peaks))  # type: ignore[call-overload]
-    if world.is_main:
-        write_json(run / "recipe.json", recipe.model_dump(mode="json"))
-        write_json(run / "plan.json", [asdict(stage) for stage in plan_stages(recipe)])
-        sweep(run)
+    world.on_main(lambda: _open_run(recipe, run))
     digests = Digests(run)
     world.on_main(lambda: check_inputs(recipe, digests.inspect))
     bases = _run_part(recipe, run, until, world, peaks, began, digests)
@@ -86,13 +83,20 @@ def _run(
     return summary
 
 
+def _open_run(recipe: Recipe, run: Path) -> None:
+    """Write down what this start is to do, and clear what killed ones left."""
+    write_json(run / "recipe.json", recipe.model_dump(mode="json"))
+    write_json(run / "plan.json", [asdict(stage) for stage in plan_stages(recipe)])
+    sweep(run)
+
+
 def _settle_machine(recipe: Recipe, run: Path, world: World) -> tuple[World | None, dict[str, Any]]:
     """Processes or threads, decided once per run folder so that a resumed run has the same shape.
 
     Returns no world to a process that is not needed.
     """
     path = run / "machine.json"
-    machine: Any = world.broadcast(read_json(path) if world.is_main else None)
+    machine: Any = world.on_main(lambda: read_json(path))
     if machine is None or recipe.machine.processes not in (0, machine["processes"]):
         chosen = world.size
         if world.size > 1 and recipe.machine.processes == 0:
@@ -103,8 +107,7 @@ def _settle_machine(recipe: Recipe, run: Path, world: World) -> tuple[World | No
                 chosen = world.size if together else 1
         threads = torch.get_num_threads() * world.size // chosen
         machine = describe() | {"processes": chosen, "threads_per_process": threads}
-        if world.is_main:
-            write_json(path, machine)
+        world.on_main(lambda: write_json(path, machine))
     assert isinstance(machine, dict)
     if machine["processes"] < world.size:
         rank = world.rank
@@ -156,8 +159,7 @@ def _run_stages(job: Job, run: Path, until: str | None, digests: Digests, bases:
             if not (running or place.done):
                 break
             listed.append(place.folder.name)
-            if job.world.is_main:
-                write_json(run / LISTED, listed)
+            job.world.on_main(lambda: write_json(run / LISTED, listed))
             _run_stage(job, name, stage, place, before, tokenizer)
             if running and isinstance(stage, SFTStage | GRPOStage) and job.recipe.evaluation.tasks:
                 assert tokenizer is not None
@@ -176,12 +178,12 @@ def _run_stages(job: Job, run: Path, until: str | None, digests: Digests, bases:
 
 def _find(job: Job, run: Path, number: int, name: str, stage: Stage, previous: str, digests: Digests) -> Place:
     """Where the stage is or shall be; says what is done before, and why something is begun beside it."""
-    place: Any = None
-    if job.world.is_main:
+
+    def find() -> Place:
         of = stage_identity(job.recipe, stage, previous, job.thinking, digests)
-        place = find_place(run, number, name, of, lambda folder: files_unread(job, stage, folder))
-    place = job.world.broadcast(place)
-    assert isinstance(place, Place)
+        return find_place(run, number, name, of, lambda folder: files_unread(job, stage, folder))
+
+    place = job.world.on_main(find)
     if place.why:
         job.say(place.why)
     if place.done:
@@ -194,9 +196,7 @@ def _run_stage(job: Job, name: str, stage: Stage, place: Place, before: Path, to
     if place.done:
         return
     folder = place.folder
-    if job.world.is_main:
-        open_place(place)
-    job.world.barrier()
+    job.world.on_main(lambda: open_place(place))
     with job.clock.during(stage_key(folder)):
         began = time.perf_counter()
         with measured_energy(folder, job.world) as meter:
@@ -210,10 +210,14 @@ def _run_stage(job: Job, name: str, stage: Stage, place: Place, before: Path, to
         if result.model_flops and not isinstance(stage, TokenizerStage):
             row.mfu = result.model_flops / row.seconds / job.peak_flops[stage.train.precision]
         rows = row.without_data(result.batch_seconds) if isinstance(stage, PretrainStage | SFTStage) else [row]
-        if job.world.is_main:
-            write_rows(folder / "ledger.jsonl", [each.priced(job.recipe.price.dollars_per_hour) for each in rows])
-            write_json(folder / DONE, asdict(row))
-        job.world.barrier()
+        priced = [each.priced(job.recipe.price.dollars_per_hour) for each in rows]
+        job.world.on_main(lambda: _finish(folder, row, priced))
+
+
+def _finish(folder: Path, row: LedgerRow, rows: list[LedgerRow]) -> None:
+    """The bills of a stage, then what says that it is done."""
+    write_rows(folder / "ledger.jsonl", rows)
+    write_json(folder / DONE, asdict(row))
 
 
 def _evaluate(job: Job, name: str, place: Place, tokenizer: Tokenizer, digests: Digests, base: Path) -> None:
@@ -221,12 +225,12 @@ def _evaluate(job: Job, name: str, place: Place, tokenizer: Tokenizer, digests: 
 
     `base`: the folder of the pretraining that the stage began from.
     """
-    of: Any = None
-    done, why = False, ""
-    if job.world.is_main:
+
+    def find() -> tuple[Identity, bool, str]:
         of = evaluation_identity(job.recipe, place.of, job.thinking, digests)
-        done, why = find_evaluation(place.folder, of)
-    done, why, of = job.world.broadcast((done, why, of))  # type: ignore[misc]
+        return of, *find_evaluation(place.folder, of)
+
+    of, done, why = job.world.on_main(find)
     if done:
         return
     title = _title(job, name)
@@ -242,18 +246,9 @@ def _evaluate(job: Job, name: str, place: Place, tokenizer: Tokenizer, digests: 
             found = work.run_evaluation(job, place.folder, name, tokenizer)
         row = bill(job.world, f"evaluate {name}", "evaluation", time.perf_counter() - began)
         row.energy_kwh = meter.kwh
-        if job.world.is_main:
-            row.priced(job.recipe.price.dollars_per_hour)
-            write_json(
-                place.folder / EVALUATION,
-                {
-                    "of": of.as_dict(),
-                    "bill": asdict(row),
-                    "results": found,
-                    "not_held_out": unheld,
-                },
-            )
-        job.world.barrier()
+        row.priced(job.recipe.price.dollars_per_hour)
+        written = {"of": of.as_dict(), "bill": asdict(row), "results": found, "not_held_out": unheld}
+        job.world.on_main(lambda: write_json(place.folder / EVALUATION, written))
     for entry in found:
         undecided = undecided_answers(entry)
         shares = f"pass@1 {entry['pass_at_1']:.1%}, greedy {entry['greedy']:.1%}"

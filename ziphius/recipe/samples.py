@@ -10,21 +10,17 @@ from ziphius.recipe.inputs import chat_samples, place_of_chat
 from ziphius.recipe.job import Job
 from ziphius.recipe.lengths import LOOKED_AT, check_prompts, fitting
 from ziphius.recipe.schema import GRPOStage, RecipeError, SFTStage
-from ziphius.tasks.base import Family, TaskError
+from ziphius.tasks.base import Family
 from ziphius.text.packing import Sample
 from ziphius.text.tokenizer import Tokenizer
 
 
 def look_ahead(job: Job, tokenizer: Tokenizer) -> None:
-    """Raise RecipeError, on every rank, for samples and prompts of any stage that are too long for it."""
-    complaint = ""
-    if job.world.is_main:
-        try:
-            _check_lengths(job, tokenizer)
-        except (RecipeError, TaskError) as error:
-            complaint = str(error)
-    if complaint := str(job.world.broadcast(complaint)):
-        raise RecipeError(complaint)
+    """Raise RecipeError, on every rank, for samples and prompts of any stage that are too long for it.
+
+    Likewise TaskError, where a task cannot give them.
+    """
+    job.world.on_main(lambda: _check_lengths(job, tokenizer))
 
 
 def _check_lengths(job: Job, tokenizer: Tokenizer) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ziphius.cost.ledger import read_rows
 from ziphius.disk.errors import explain
-from ziphius.ledger.folder import finished_stages
+from ziphius.ledger.folder import finished_stages, read_json
 from ziphius.reason.advice import overrides
 from ziphius.recipe.costs import show_ledger
 from ziphius.recipe.schema import RecipeError, changed_recipe
@@ -42,7 +42,7 @@ def one_line(error: Exception, folder: Path | None = None) -> str:
 def show_summary(run: Path) -> None:
     """Pass@1 after each stage, seconds, tokens, cost, the report's path and the line to type next."""
     console = Console()
-    summary = json.loads((run / "summary.json").read_text())
+    summary = read_json(run / "summary.json")
     _evaluations(console, summary)
     show_ledger(console, run, summary["price"])
     for row in read_rows(run):
@@ -104,10 +104,9 @@ def show_findings(run: Path) -> None:
 
 def _accepted(run: Path, folder: str, finding: Finding) -> list[str]:
     """The finding's changes as overrides of the run's own recipe, without those that it would refuse."""
-    path = run / "recipe.json"
-    if not path.exists():
+    raw = read_json(run / "recipe.json")
+    if raw is None:
         return []
-    raw = json.loads(path.read_text())
     stage = list(raw["stages"])[int(folder.partition("-")[0]) - 1]  # a stage's folder begins with its number
     accepted = []
     for change in overrides(finding.changes, raw["stages"], stage):

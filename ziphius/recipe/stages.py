@@ -174,13 +174,15 @@ def _trainer(
 
 def _write(trainer: Trainer, folder: Path, tokenizer: Tokenizer, job: Job) -> None:
     """The stage's model as a folder that others open, in fp32 from the master weights."""
-    if job.world.is_main:
+
+    def write() -> None:
         state = dict(trainer.model.state_dict()) | trainer.flat.full_state()
         if trainer.model.config.tie_word_embeddings:
             state["lm_head.weight"] = state["model.embed_tokens.weight"]
         save_folder(trainer.model.config, state, folder)
         tokenizer.save(folder)
-    job.world.barrier()
+
+    job.world.on_main(write)
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------

@@ -97,8 +97,9 @@ def not_held_out(job: Job, base: Path) -> int:
     asked = job.recipe.evaluation
     if known is None or not any(corpus.weight and corpus.path for corpus in job.recipe.corpora.values()):
         return 0
+    held = set(known)
     problems = [p for task in asked.tasks for p in job.family(task).problems(asked.split, asked.n)]
-    return sum(_short(problem.prompt) not in set(known) for problem in problems)
+    return sum(_short(problem.prompt) not in held for problem in problems)
 
 
 def _short(question: str) -> str:

@@ -10,6 +10,8 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from ziphius.disk.write import replacing
+
 _FORM = "sha256:"
 
 
@@ -66,12 +68,11 @@ def new_key(path: Path, name: str) -> str:
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     if text and not text.endswith("\n"):
         text += "\n"
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+    with (
+        replacing(path) as aside,
+        open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file,
+    ):
         file.write(f"{text}{name} {_FORM}{_hash(key)}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
     return key
 
 

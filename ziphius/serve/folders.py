@@ -8,6 +8,7 @@ from typing import Any
 
 from ziphius.engine.request import Request
 from ziphius.engine.settings import SamplingSettings
+from ziphius.ledger.folder import read_json
 from ziphius.serve.runner import Samples
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -33,9 +34,8 @@ def run_of(folder: Path) -> Path | None:
 def machine_price(folder: Path) -> float:
     """Dollars per hour in the recipe of the folder's run; 0 where there is none."""
     run = run_of(folder)
-    if run is None or not (run / "recipe.json").is_file():
-        return 0.0
-    return float(json.loads((run / "recipe.json").read_text()).get("price", {}).get("dollars_per_hour", 0.0))
+    recipe = read_json(run / "recipe.json") if run else None
+    return float(recipe.get("price", {}).get("dollars_per_hour", 0.0)) if recipe else 0.0
 
 
 def try_once(engine: Samples, token: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar, cast
 
 import torch
@@ -18,6 +19,9 @@ import torch.distributed.nn
 from torch import Tensor
 
 T = TypeVar("T")
+# While rank 0 reads a corpus or learns a tokenizer the others wait in a collective, for hours where that takes hours;
+# torch would give them 10 minutes on GPUs and 30 on CPUs. Whoever started the processes sees one end much sooner.
+_PATIENCE = timedelta(days=1)
 _BROKEN = ("Connection closed", "Connection reset", "Broken pipe", "Socket closed", "failed to recv", "Timed out")
 
 
@@ -89,7 +93,7 @@ def join_world() -> World:
     if not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
     return World(rank, size)
 
 

@@ -35,9 +35,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 class MetricLog:
     """Appends rows to `metrics.jsonl` and to TensorBoard files in `folder/tensorboard`; what is not finite is null.
 
-    Raises DiskError where the disk refuses.
-
-    Started at a step, it first drops the rows after it: they belong to work that a killed run has lost.
+    Started at a step, it first drops the rows after it: they belong to work that a killed run has lost. Raises
+    DiskError where the disk refuses.
     """
 
     def __init__(self, folder: Path, from_step: int) -> None:

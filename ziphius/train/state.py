@@ -90,16 +90,6 @@ def read_state(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
 
 
-def saved_progress(folder: Path) -> dict[str, Any] | None:
-    """`progress` of the newest state without its tensors; None where nothing was saved."""
-    for path in _saves(folder):
-        if path.name == _BEFORE_CHECKSUMS:
-            return read_state(path)["progress"]
-        if about := _read_about(path):
-            return about["progress"]
-    return None
-
-
 def set_aside(path: Path) -> Path:
     """Take a bad state out of the row, kept under another name; which."""
     for file in (_about(path), path):
