@@ -225,9 +225,18 @@ def test_mixture_refuses_bad_weights(files, weights, message):
 
 def test_states_of_other_files_or_sources_are_refused(files):
     source = open_kind(files, "lines")
+    one = FileSource(source.files[:1])
     for refuse in (source.load_state_dict, source.unchanged):
-        with pytest.raises(ValueError, match=r"cannot resume: a source had other files than now \(.*lines0\.txt"):
-            refuse(open_kind(files, "paragraphs").state_dict())
+        with pytest.raises(ValueError, match=r"cannot resume: a source had 1 files and has \d now \(.*lines0\.txt"):
+            refuse(one.state_dict())
+    one.next_document()
+    other = FileSource(open_kind(files, "paragraphs").files[:1])
+    with pytest.raises(ValueError, match=r"paragraphs0\.txt has changed in the part that was trained on"):
+        other.unchanged(one.state_dict())
+    path, reader = source.files[0]
+    renamed = path.with_name("renamed.txt")
+    renamed.write_bytes(path.read_bytes())
+    assert FileSource([(renamed, reader)]).unchanged(one.state_dict())  # what is in a file counts, not its name
     mixed = mixture(files, {"lines": 1, "made": 1})
     state = mixed.state_dict()
     del state["sources"]["made"]

@@ -129,7 +129,7 @@ def run_grpo(job: Job, stage: GRPOStage, folder: Path, before: Path, tokenizer: 
     """Learn from rewards alone."""
     look_ahead(job, tokenizer)
     model = load_model(before)
-    tasks = TaskMix([(job.family(name), weight) for name, weight in stage.tasks.items()], job.recipe.seed)
+    tasks = TaskMix([(job.family(name), weight) for name, weight in sorted(stage.tasks.items())], job.recipe.seed)
     bf16 = stage.train.precision == "bf16"
     source = GRPOSource(
         model, tokenizer, tasks, stage.grpo, job.world, seed=job.recipe.seed, thinking=job.thinking, bf16=bf16

@@ -135,7 +135,7 @@ class FileSource:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "files": self._names(),
+            "files": len(self.files),
             "file": self._order[self._at],
             "at": self._at,
             "place": self._place,
@@ -154,14 +154,13 @@ class FileSource:
         self._order = self._draw_order()
         self._reading = None
 
-    def _names(self) -> str:
-        """The names of the files, in short."""
-        return blake2b("\n".join(path.name for path, _ in self.files).encode(), digest_size=8).hexdigest()
-
     def _check_files(self, state: dict[str, Any]) -> None:
-        if state["files"] != self._names():
+        if state["files"] != len(self.files):
             shown = ", ".join(str(path) for path, _ in self.files[:3]) + ", …" * (len(self.files) > 3)
-            raise ValueError(f"cannot resume: a source had other files than now ({shown}); begin the stage anew")
+            raise ValueError(
+                f"cannot resume: a source had {state['files']} files and has {len(self.files)} now ({shown}); "
+                "begin the stage anew"
+            )
 
 
 def _chain(digest: str, document: str) -> str:
@@ -243,8 +242,8 @@ class Mixture:
         if sum(weights.values()) == 0:
             raise ValueError(f"the weights of {sorted(sources)} sum to 0: give at least one source a weight above 0")
         self.sources = dict(sources)
-        self._names = list(sources)
-        self._weights = [weights[name] for name in sources]
+        self._names = sorted(sources)  # whatever the order in which they are written down
+        self._weights = [weights[name] for name in self._names]
         self._rng = random.Random(seed)
 
     def next_document(self) -> tuple[str, str]:

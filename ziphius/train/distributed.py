@@ -21,7 +21,7 @@ from torch import Tensor
 T = TypeVar("T")
 # While rank 0 reads a corpus or learns a tokenizer the others wait in a collective, for hours where that takes hours;
 # torch would give them 10 minutes on GPUs and 30 on CPUs. Whoever started the processes sees one end much sooner.
-_PATIENCE = timedelta(days=1)
+_PATIENCE = timedelta(hours=3)
 _BROKEN = ("Connection closed", "Connection reset", "Broken pipe", "Socket closed", "failed to recv", "Timed out")
 
 
