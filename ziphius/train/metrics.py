@@ -58,8 +58,8 @@ class MetricLog:
                 if key != "step" and isinstance(value, (int, float)):
                     self._board.add_scalar(key, value, row["step"])
 
-    def close(self) -> None:
-        with explained(self._path):
+    def close(self, then: str = AGAIN) -> None:
+        with explained(self._path, then=then):
             self._file.close()
             self._board.close()
 

@@ -155,7 +155,7 @@ class Trainer:
         finally:
             line.close()
             if log is not None:
-                log.close()
+                log.close(self._then)
         p = self.progress
         return TrainResult(p.step, p.tokens, p.seconds, p.skipped, p.flops, p.gate, earlier, p.batch_seconds)
 
