@@ -91,6 +91,17 @@ def test_bills_add_up_to_the_time_on_the_clock(tmp_path):
     assert (rows[2].device, rows[2].device_hours, rows[2].dollars) == ("H100", 2 * 6 / 3600, 6.0)
 
 
+def test_an_evaluation_that_was_killed_is_unfinished_and_not_of_other_settings(tmp_path):
+    write(tmp_path, "01-a", LedgerRow("a", "sft", 5.0))
+    a = tmp_path / "stages" / "01-a"
+    (a / "evaluations").mkdir()
+    write_json(a / "evaluations" / "old.json", {})
+    spent(tmp_path, (stage_key(a), 5.0), (evaluation_key(a, "old"), 2.0), (evaluation_key(a, "now"), 3.0))
+    rows, abandoned = read_rows(tmp_path), read_abandoned(tmp_path)
+    assert [(row.name, row.kind, row.seconds) for row in rows[1:]] == [("evaluate a (unfinished)", "evaluation", 3.0)]
+    assert [(row.name, row.seconds) for row in abandoned] == [("evaluate a (other settings)", 2.0)]
+
+
 def test_other_folders_and_broken_lines_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no run folder .* give the folder that `ziphius run` wrote"):
         read_rows(tmp_path)

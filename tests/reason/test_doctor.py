@@ -139,6 +139,15 @@ def test_stages_that_read_or_imitate_are_examined_too():
     assert names(reading(lambda step: float("nan"), skipped=0)) == [("updates skipped", "warning")]
 
 
+def test_a_stage_that_was_stopped_is_never_healthy():
+    rows = reading(lambda step: 6.0, steps=20)
+    assert diagnose(rows) == []
+    rows[-1]["diverged"] = "the loss is 10.2 over the last 20 updates and a blind guess costs 5.8"
+    (finding,) = diagnose(rows)
+    assert (finding.name, finding.severity) == ("training diverged", "ill")
+    assert "a blind guess costs 5.8" in finding.what
+
+
 def test_a_failing_checker_is_not_taken_for_hard_problems():
     found = diagnose(chart(undecided=1.0, groups_mixed=0.0, reward=0.0, reward_accuracy=0.0))
     assert [finding.name for finding in found] == ["verifier failing"]

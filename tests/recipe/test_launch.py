@@ -64,6 +64,13 @@ def test_a_kill_says_how_much_memory_was_needed(played, monkeypatch, kills):
     assert re.search(r"GiB in each of 2 processes, and [\d.]+ GiB are free; make room and run the same", line)
 
 
+def test_one_signal_that_ended_several_is_one_line(played):
+    kill = "os.kill(os.getpid(), 9)"
+    code, (line,) = played(kill, kill, kill)
+    assert code == 137
+    assert line.startswith("ziphius: ranks 0, 1 and 2 were ended by SIGKILL (")
+
+
 def test_the_same_words_are_said_once_and_the_first_cause_counts(played):
     assert played("say('a mistake'); sys.exit(1)", "say('a mistake'); sys.exit(1)") == (1, ["ziphius: a mistake"])
     lost = f"say('lost the others'); sys.exit({LOST_PEERS})"
@@ -84,8 +91,9 @@ def test_an_order_longer_than_a_pipe(monkeypatch):
     assert worker.process.wait(20) == 42
 
 
-def test_asked_to_stop_before_it_listens(played):
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_before_it_listens(played, number):
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), number))
     timer.start()
     code, lines = played("time.sleep(20)")
     timer.join()
@@ -109,8 +117,8 @@ def test_memory_within_a_limit_of_the_shell(recipe, monkeypatch):
     said = memory_needed(load_recipe(recipe), 1)
     assert "0.5 GiB are free" in said
     assert "machine.processes" not in said
-    assert "SIGKILL" in killed(0, 9, load_recipe(recipe), 1, by_kernel=True)
-    assert "signal 63" in killed(0, 63, load_recipe(recipe), 1, by_kernel=False)
+    assert "SIGKILL" in killed([0], 9, load_recipe(recipe), 1, by_kernel=True)
+    assert "signal 63" in killed([0], 63, load_recipe(recipe), 1, by_kernel=False)
 
 
 def test_one_line_of_the_disk():

@@ -44,6 +44,7 @@ WRONG = [
     ("stages.more={kind='grpo', tasks={sums=1}}", "stages.more.train is missing; add it"),
     ("evaluation.tasks=['sums','legs']", "evaluation.tasks[1] names the task 'legs'; [tasks] has sums"),
     ("corpora.lessons.task='legs'", "corpora.lessons.task names the task 'legs'"),
+    ("pretrain.probe=''", "stages.pretrain.probe names the task ''"),
     ("pretrain.probe='legs'", "stages.pretrain.probe names the task 'legs'"),
     ("cold_start.task='legs'", "stages.cold_start.task names the task 'legs'"),
     ("rl.tasks={sum=1}", "stages.rl.tasks.sum names the task 'sum'"),

@@ -35,3 +35,15 @@ def test_the_summary_of_a_run_says_so_too(capsys, tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     screen.show_summary(tmp_path)
     assert f"rl, math: {SAID}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_line_to_type_holds_in_a_folder_with_spaces(capsys, tmp_path):
+    run = tmp_path / "my run"
+    stage = run / "stages" / "02-pretrain"
+    stage.mkdir(parents=True)
+    summary = {"name": "maths", "seed": 0, "price": {"dollars_per_hour": 0.0}, "evaluations": [], "control": None}
+    (run / "summary.json").write_text(json.dumps(summary))
+    (stage / "stage.json").write_text(json.dumps({"name": "pretrain", "kind": "pretrain"}))
+    (stage / "config.json").write_text("{}")
+    screen.show_summary(run)
+    assert f"ziphius chat '{stage}'" in capsys.readouterr().out

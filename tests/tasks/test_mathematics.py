@@ -122,8 +122,11 @@ def test_bad_settings(tmp_path):
         make_family("math", file="x")
     with pytest.raises(TaskError, match="needs the setting path"):
         make_family("math")
-    with pytest.raises(TaskError, match="cannot read"):
+    with pytest.raises(TaskError, match=r"none\.jsonl: No such file or directory; correct path, relative to where"):
         make_family("math", path=tmp_path / "none.jsonl")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"question": "\xe9"}')
+    with pytest.raises(TaskError, match=r"cannot read .*latin\.jsonl: .*; save it as UTF-8"):
+        make_family("math", path=tmp_path / "latin.jsonl")
     one = make_family("math", path=write(tmp_path / "one.jsonl", [{"question": "1+1?", "answer": 2}]))
     with pytest.raises(TaskError, match="none of its 1 questions is in split"):
         [one.problem(split, 0) for split in ("train", "probe", "test")]

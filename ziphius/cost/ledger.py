@@ -13,6 +13,7 @@ from ziphius.disk.write import write_text
 from ziphius.ledger.clock import WAITING, last_start, time_spent
 from ziphius.ledger.folder import (
     DONE,
+    KEPT_EVALUATIONS,
     SETTINGS,
     evaluation_key,
     kept_stages,
@@ -126,7 +127,10 @@ def _stage_rows(stage: Path, spent: Counter[str]) -> list[LedgerRow]:
     if asked is not None:
         bill = LedgerRow(**asked["bill"])
         lost = spent.pop(evaluation_key(stage, asked["of"]["print"]), 0.0) - bill.seconds
-        rows += [bill, *_left(f"lost in {bill.name}", "lost", lost)]
+        return [*rows, bill, *_left(f"lost in {bill.name}", "lost", lost)]
+    kept = {path.stem for path in (stage / KEPT_EVALUATIONS).glob("*.json")}
+    for what in [what for what in spent if what.startswith(f"{key}/") and what.partition("/")[2] not in kept]:
+        rows += _left(f"evaluate {about['name']} (unfinished)", "evaluation", spent.pop(what))
     return rows
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ziphius.ledger.folder import present_stages, read_json
 from ziphius.reason.chart import Chart, Context, Finding
-from ziphius.reason.illnesses import CHECKS, LEARNING_CHECKS
+from ziphius.reason.illnesses import CHECKS, LEARNING_CHECKS, stopped_as_diverged
 from ziphius.train.metrics import read_metrics
 
 
@@ -21,6 +21,8 @@ def diagnose(rows: Sequence[Mapping[str, Any]], context: Context | None = None) 
     chart = Chart(rows, context or Context())
     checks = CHECKS if any("reward" in row for row in rows) else LEARNING_CHECKS
     found = [finding for check in checks for finding in check(chart)]
+    if not any(finding.severity == "ill" for finding in found):  # an illness is the cause, and has the better mend
+        found += stopped_as_diverged(chart)
     return sorted(found, key=lambda finding: finding.severity != "ill")
 
 

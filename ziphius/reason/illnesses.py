@@ -286,6 +286,16 @@ def _loss_rising(chart: Chart) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def stopped_as_diverged(chart: Chart) -> Iterator[Finding]:
+    """The trainer ended the stage, which it writes into the last row: ill, whatever the gauges look like."""
+    if chart.rows and (complaint := chart.rows[-1].get("diverged")):
+        yield chart.finding(
+            "training diverged", True, f"The stage was stopped: {complaint}.",
+            "Lower lr, lengthen warmup_steps, or set precision to 'fp32'.",
+            LOWER_LR, LONGER_WARM_UP, FULL_PRECISION,
+        )  # fmt: skip
+
+
 def _routing(chart: Chart) -> Iterator[Finding]:
     values, change, worst = (
         chart.window("load_violation"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,8 @@ def _clean(run: Path, really: bool) -> None:
             shutil.rmtree(each.folder)
     console.print(table)
     total = f"{sum(each.bytes for each in found) / 2**20:.1f} MiB"
-    console.print(f"{total} deleted" if really else f"Nothing was deleted; `ziphius clean {run} --yes` frees {total}")
+    again = f"ziphius clean {shlex.quote(str(run))} --yes"
+    console.print(f"{total} deleted" if really else f"Nothing was deleted; `{again}` frees {total}", soft_wrap=True)
 
 
 def _name(folder: Path) -> str:

@@ -25,8 +25,8 @@ _NO_MEMORY = (  # as torch's allocator, oneDNN, C++ and the system's threads say
 _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS)
 
 
-def killed(rank: int, number: int, recipe: Recipe, processes: int, by_kernel: bool) -> str:
-    """What to say of the process `rank`, one of `processes`, that the signal `number` ended.
+def killed(ranks: list[int], number: int, recipe: Recipe, processes: int, by_kernel: bool) -> str:
+    """What to say of the processes `ranks`, of `processes` in all, that the signal `number` ended.
 
     `by_kernel`: the kernel has ended a process for want of memory while this one ran (see `oom_kills`).
     """
@@ -34,7 +34,8 @@ def killed(rank: int, number: int, recipe: Recipe, processes: int, by_kernel: bo
         name = signal.Signals(number).name
     except ValueError:
         name = f"signal {number}"
-    what = f"rank {rank} was ended by {name}"
+    names = " and ".join(filter(None, [", ".join(map(str, ranks[:-1])), str(ranks[-1])]))
+    what = f"rank {names} was ended by {name}" if len(ranks) == 1 else f"ranks {names} were ended by {name}"
     if number == signal.SIGKILL:
         who = "the kernel's out-of-memory killer" if by_kernel else "someone's kill, or a limit on memory"
         return f"{what} ({who}): {memory_needed(recipe, processes)}"

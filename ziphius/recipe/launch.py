@@ -66,7 +66,7 @@ class _Worker:
     def __init__(self, environment: dict[str, str], order: bytes) -> None:
         self.rank = int(environment.get("RANK", "0"))
         self.given_up = False  # killed from here, because of another's end
-        self.asked = 0  # the signal that it was sent from here, to stop
+        self.asked = False  # sent SIGTERM from here, to stop
         self._words, end = os.pipe()
         os.set_blocking(self._words, False)
         try:
@@ -87,12 +87,13 @@ class _Worker:
     def code(self) -> int | None:
         """How it ended, None while it runs; 130 where it was asked to stop, also before it listened."""
         code = self.process.poll()
-        return 130 if code and code == -self.asked else code
+        return 130 if self.asked and code == -signal.SIGTERM else code
 
-    def stop(self, number: int) -> None:
+    def stop(self) -> None:
+        """By SIGTERM, also on Ctrl-C: a process that does not listen yet would answer SIGINT with a traceback."""
         if self.code is None:
-            self.asked = number
-            self.process.send_signal(number)
+            self.asked = True
+            self.process.terminate()
 
     def give_up(self) -> None:
         if self.code is None:
@@ -109,16 +110,19 @@ class _Worker:
 def _last_words(workers: list[_Worker], recipe: Recipe, by_kernel: bool) -> list[str]:
     """What ended the run, each sentence once; that of processes which only lost the others where there is no other."""
     said: dict[str, int] = {}
+    by_signal: dict[int, list[int]] = {}
     lost: dict[str, int] = {}
     local = int(os.environ.get("LOCAL_WORLD_SIZE", len(workers)))
     for worker in workers:
         if not worker.code or worker.given_up:
             continue
         if worker.code < 0:
-            said[killed(worker.rank, -worker.code, recipe, local, by_kernel)] = 0
+            by_signal.setdefault(-worker.code, []).append(worker.rank)
         elif (words := worker.words()) or worker.code != 130:
             into = lost if worker.code == LOST_PEERS else said
             into.setdefault(words or exited(worker.rank, worker.code), worker.rank if words else 0)
+    for number, ranks in by_signal.items():
+        said[killed(ranks, number, recipe, local, by_kernel)] = 0
     return [f"rank {rank}: {line}" if rank else line for line, rank in (said or lost).items()]
 
 
@@ -144,9 +148,9 @@ def _supervise(environments: list[dict[str, str]], order: bytes) -> list[_Worker
     """Start one process for each environment, pass signals on to them, and wait for all."""
     workers: list[_Worker] = []
 
-    def pass_on(number: int, _: object) -> None:
+    def pass_on(*_: object) -> None:
         for worker in workers:
-            worker.stop(number)
+            worker.stop()
 
     old = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

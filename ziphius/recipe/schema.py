@@ -261,7 +261,7 @@ class Recipe(_Strict):
     def _hangs_together(self) -> Recipe:
         named = {f"corpora.{name}.task": corpus.task for name, corpus in self.corpora.items() if corpus.task}
         for name, stage in self.stages.items():
-            if isinstance(stage, PretrainStage) and stage.probe:
+            if isinstance(stage, PretrainStage) and stage.probe is not None:
                 named[f"stages.{name}.probe"] = stage.probe
             if isinstance(stage, SFTStage) and stage.task:
                 named[f"stages.{name}.task"] = stage.task

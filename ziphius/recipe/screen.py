@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,11 +49,11 @@ def show_summary(run: Path) -> None:
     for row in read_rows(run):
         if row.skipped:
             what = f"{row.name}: {row.skipped} of {row.steps} updates were skipped, as spikes or not finite"
-            console.print(f"{what}; `ziphius doctor {run}` says more", soft_wrap=True)
+            console.print(f"{what}; `ziphius doctor {shlex.quote(str(run))}` says more", soft_wrap=True)
     last = [stage for stage in finished_stages(run) if (stage / "config.json").exists()]
     console.print(f"Report:  {run / 'report.html'}")
     if last:
-        console.print(f"Ask it:  ziphius chat {last[-1]}", soft_wrap=True)
+        console.print(f"Ask it:  ziphius chat {shlex.quote(str(last[-1]))}", soft_wrap=True)
 
 
 def _evaluations(console: Console, summary: dict[str, Any]) -> None:

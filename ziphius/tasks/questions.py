@@ -51,8 +51,11 @@ class QuestionFamily(Family):
         problems: dict[str, Problem] = {}
         try:
             lines = path.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise TaskError(f"tasks: family {self.name} cannot read {path}: {error}") from error
+        except OSError as error:
+            mend = "correct path, relative to where the command is started"
+            raise TaskError(f"tasks: family {self.name} cannot read {path}: {error.strerror}; {mend}") from error
+        except UnicodeDecodeError as error:
+            raise TaskError(f"tasks: family {self.name} cannot read {path}: {error}; save it as UTF-8") from error
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue

@@ -141,13 +141,16 @@ class Trainer:
                 while self.progress.step < self.last_step:
                     row = self.step()
                     self._gate(row)
+                    finished = self.progress.step >= self.last_step
+                    if complaint := self._complaint(finished):
+                        row["diverged"] = complaint
                     if log is not None:
                         for sentence in self.watch(row) if self.watch else ():
                             line.say(sentence)
                         log.write(row, self._then)
                     line.update(self.progress.step, self._note(row), self.last_step)
-                    finished = self.progress.step >= self.last_step
-                    self._refuse_divergence(finished, row["lr"])
+                    if complaint:
+                        raise self._divergence(complaint, row["lr"])
                     if self._stop or finished or self.progress.step % self.settings.save_every == 0:
                         self._save()
                     if self._stop:
@@ -238,20 +241,22 @@ class Trainer:
         on = self.settings.precision == "bf16"
         return torch.autocast(self.flat.master.device.type, torch.bfloat16, enabled=on)
 
-    def _refuse_divergence(self, finished: bool, lr: float) -> None:
-        """Raise Diverged where the stage must not go on, or must not end as if it were well: alike on every rank."""
+    def _complaint(self, finished: bool) -> str | None:
+        """Why the stage must not go on, or must not end as if it were well: alike on every rank."""
         complaint = self.guard.complaint(finished)
         if complaint is None and finished and not self.flat.master.isfinite().all():
             bad = int((~self.flat.master.isfinite()).sum())
             complaint = f"{bad:,} of its {self.flat.master.numel():,} weights are not finite"
-        if complaint is not None:
-            s = self.settings
-            precision = " or set train.precision to 'fp32'" if s.precision == "bf16" else ""
-            kept = "" if self._saved is None else f"; the state of step {self._saved} is kept"
-            raise Diverged(
-                f"{self.title} diverged by step {self.progress.step} of {self.last_step} at lr {lr:.3g}: {complaint}; "
-                f"lower this stage's train.optimizer.lr from {s.optimizer.lr:g}{precision}{kept}"
-            )
+        return complaint
+
+    def _divergence(self, complaint: str, lr: float) -> Diverged:
+        s = self.settings
+        precision = " or set train.precision to 'fp32'" if s.precision == "bf16" else ""
+        kept = "" if self._saved is None else f"; the state of step {self._saved} is kept"
+        return Diverged(
+            f"{self.title} diverged by step {self.progress.step} of {self.last_step} at lr {lr:.3g}: {complaint}; "
+            f"lower this stage's train.optimizer.lr from {s.optimizer.lr:g}{precision}{kept}"
+        )
 
     def _balance(self, loads: list[torch.Tensor]) -> None:
         if not self.settings.bias_update_speed or self.model.config.topk_method != "noaux_tc":
