@@ -253,6 +253,27 @@ def test_clean_shows_and_only_then_deletes(recipe, copy, ziphius):
     assert again(recipe, copy, "rl.train.steps=2")[0] == []
 
 
+def test_damaged_weights_are_refused_and_written_anew(recipe, copy):
+    stage = copy / "stages" / "02-pretrain"
+    whole = (stage / "model.safetensors").read_bytes()
+    damaged = bytearray(whole)
+    damaged[-20] ^= 1
+    (stage / "model.safetensors").write_bytes(damaged)
+    assert again(recipe, copy)[0] == []  # nothing is built on it
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged .*; remove .*02-pretrain/stage.json, and the"):
+        run_recipe(load_recipe(recipe, ["cold_start.examples=20"]), copy)
+    (stage / "stage.json").unlink()
+    assert "02-pretrain" in again(recipe, copy, "cold_start.examples=20")[0]
+    assert (stage / "model.safetensors").read_bytes() == whole
+
+
+def test_more_processes_than_memory_holds_are_refused_at_once(recipe, tmp_path, ziphius):
+    code, _, said = ziphius("run", recipe, "--out", tmp_path / "run", "--set", "machine.processes=9999")
+    assert code == 1
+    assert "9999 processes are too many here: this run needs about" in said
+    assert said.count("\n") == 1
+
+
 def test_one_run_at_a_time(recipe, copy, ziphius):
     lock = Lock(copy)
     assert lock.take() is None

@@ -2,12 +2,11 @@
 
 A run's bills must add up to the time that it held the machine, whatever ended it. So time is never booked at the end
 of a piece of work, which a kill would prevent or a second start repeat: each start says on beginning what it does, and
-shows once a second that it lives (the time of change of its file). What it was doing when it died lasted until then.
+writes down once a second that it lives. What it was doing when it died lasted until then.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import Counter
@@ -60,6 +59,7 @@ class Clock:
             self._stopped.set()
             with suppress(DiskError):  # the last sign of life then says when it was
                 self._turn(WAITING)
+                _alive(self._path).unlink(missing_ok=True)
 
     def _turn(self, what: str) -> None:
         if self._path is None:
@@ -78,7 +78,7 @@ class Clock:
         assert self._path is not None
         while not self._stopped.wait(1.0):
             with suppress(OSError):
-                os.utime(self._path)
+                _alive(self._path).write_text(f"{time.time():.3f}")
 
 
 def time_spent(run: Path) -> Counter[str]:
@@ -88,7 +88,7 @@ def time_spent(run: Path) -> Counter[str]:
         start = read_json(path)
         for what, seconds in start["spans"]:
             spent[what] += seconds
-        spent[start["doing"]] += max(0.0, path.stat().st_mtime - start["since"])
+        spent[start["doing"]] += max(0.0, _last_sign(path) - start["since"])
     return spent
 
 
@@ -96,6 +96,18 @@ def last_start(run: Path) -> dict[str, Any] | None:
     """The machine of the last start; None where there was none."""
     starts = _starts(run)
     return read_json(starts[-1])["machine"] if starts else None
+
+
+def _alive(start: Path) -> Path:
+    """Where a start writes the time once a second. A time of change would not do: copying a run changes it."""
+    return start.with_suffix(".alive")
+
+
+def _last_sign(start: Path) -> float:
+    try:
+        return float(_alive(start).read_text())
+    except (OSError, ValueError):  # it ended well, or was killed within a second, or in the midst of writing
+        return 0.0
 
 
 def _starts(run: Path) -> list[Path]:

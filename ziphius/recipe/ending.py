@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ziphius.recipe.plan import memory_gib, vocabulary
-from ziphius.recipe.schema import Recipe
+from ziphius.recipe.schema import Recipe, RecipeError
 
 LOST_PEERS = 75  # the exit code of a process that ended because another had: it has nothing to say of its own
 LIBRARIES_GIB = 0.6  # what a process holds before it has a network
@@ -62,6 +62,12 @@ def memory_needed(recipe: Recipe, processes: int) -> str:
     )
 
 
+def refuse_too_many(recipe: Recipe, processes: int) -> None:
+    """Raise RecipeError where the memory that is free does not even hold the libraries of so many processes."""
+    if processes > 1 and processes * LIBRARIES_GIB * 2**30 > min(_rooms_of_all(), default=0.0):
+        raise RecipeError(f"{processes} processes are too many here: {memory_needed(recipe, processes)}")
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether `error` is Python's, torch's or the system's way to say that there is no more memory."""
     return (
@@ -74,7 +80,9 @@ def out_of_memory(error: BaseException) -> bool:
 
 def free_gib() -> float:
     """Memory that a process may still take, in GiB: the machine's, within the limits of its container and shell."""
-    return min(_rooms(), default=0.0) / 2**30
+    limit_of_shell = resource.getrlimit(resource.RLIMIT_AS)[0]  # it holds for each process by itself
+    rooms = [*_rooms_of_all(), *([limit_of_shell] if limit_of_shell != resource.RLIM_INFINITY else [])]
+    return min(rooms, default=0.0) / 2**30
 
 
 def oom_kills() -> int:
@@ -85,7 +93,7 @@ def oom_kills() -> int:
     return 0
 
 
-def _rooms() -> Iterator[float]:
+def _rooms_of_all() -> Iterator[float]:
     for line in _lines(Path("/proc/meminfo")):
         if line.startswith("MemAvailable:"):
             yield int(line.split()[1]) * 1024
@@ -100,9 +108,6 @@ def _rooms() -> Iterator[float]:
         limit, taken = _lines(group / most), _lines(group / used)
         if limit and taken and limit[0].isdigit():
             yield max(0, int(limit[0]) - int(taken[0]))
-    limit_of_shell = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit_of_shell != resource.RLIM_INFINITY:
-        yield limit_of_shell
 
 
 def _lines(path: Path) -> list[str]:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ziphius.ledger.folder import read_json
-from ziphius.recipe.ending import LOST_PEERS, exited, killed, oom_kills
+from ziphius.recipe.ending import LOST_PEERS, exited, killed, oom_kills, refuse_too_many
 from ziphius.recipe.lock import Lock
 from ziphius.recipe.schema import Recipe, RecipeError
 
@@ -42,7 +42,9 @@ def launch(recipe: Recipe, run: Path, until: str | None, control: bool, debug: b
     }
     environments = [dict(os.environ)]
     if "WORLD_SIZE" not in os.environ:
-        environments = _environments(_process_count(recipe, run), dict(os.environ))
+        count = _process_count(recipe, run)
+        refuse_too_many(recipe, count)
+        environments = _environments(count, dict(os.environ))
     kills = oom_kills()
     workers = _supervise(environments, json.dumps(order).encode())
     for line in _last_words(workers, recipe, by_kernel=oom_kills() > kills):

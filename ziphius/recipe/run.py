@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from ziphius.checkpoint.commit import sweep
+from ziphius.checkpoint.shards import weight_files
 from ziphius.cost.energy import EnergyMeter
 from ziphius.cost.ledger import LedgerRow, write_rows
+from ziphius.disk.checksum import crc32_of
 from ziphius.ledger.clock import Clock
 from ziphius.ledger.folder import DONE, EVALUATION, LISTED, evaluation_key, read_json, stage_key, write_json
 from ziphius.recipe import stages as work
@@ -196,6 +198,7 @@ def _run_stage(job: Job, name: str, stage: Stage, place: Place, before: Path, to
     if place.done:
         return
     folder = place.folder
+    job.world.on_main(lambda: _refuse_damage(before))
     job.world.on_main(lambda: open_place(place))
     with job.clock.during(stage_key(folder)):
         began = time.perf_counter()
@@ -217,7 +220,19 @@ def _run_stage(job: Job, name: str, stage: Stage, place: Place, before: Path, to
 def _finish(folder: Path, row: LedgerRow, rows: list[LedgerRow]) -> None:
     """The bills of a stage, then what says that it is done."""
     write_rows(folder / "ledger.jsonl", rows)
-    write_json(folder / DONE, asdict(row))
+    weights = {name: crc32_of(folder / name) for name in sorted(weight_files(folder))}
+    write_json(folder / DONE, asdict(row) | {"weights": weights})
+
+
+def _refuse_damage(folder: Path) -> None:
+    """Raise RecipeError where the weights in a finished stage's folder are not those that it wrote."""
+    for name, checksum in (read_json(folder / DONE) or {}).get("weights", {}).items():
+        path = folder / name
+        if not path.exists() or crc32_of(path) != checksum:
+            what = "is damaged (its checksum differs)" if path.exists() else "is missing"
+            raise RecipeError(
+                f"{path} {what}; remove {folder / DONE}, and the same command writes it anew from the stage's state"
+            )
 
 
 def _evaluate(job: Job, name: str, place: Place, tokenizer: Tokenizer, digests: Digests, base: Path) -> None:
