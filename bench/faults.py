@@ -5,7 +5,7 @@ and started again, until it ends; then every file that it trained must hold the 
 what failed must have said so in one line. Prints a table of what was tried, how often, and what was lost, and fails
 where that is anything but nothing.
 
-    python bench/faults.py              # 200 kills and the rest, about fifteen minutes on two cores
+    python bench/faults.py              # 200 kills and the rest, about twenty minutes on two cores
     python bench/faults.py --quick      # a few of each, two minutes; --only kills, --only disk, ... for one kind
 
 Writes bench/results/faults-MACHINE.json. A file system of limited size needs the right to mount one; where it is

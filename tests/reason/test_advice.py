@@ -17,6 +17,7 @@ RL_FINDINGS = {name: diagnose(chart(**gauges)) for name, gauges in ILLNESSES.ite
 READING_FINDINGS = {
     "loss rising": diagnose(reading(lambda step: 0.5 if step < 40 else 7.0)),
     "updates skipped": diagnose(reading(lambda step: 2.0, skipped=30)),
+    "training diverged": diagnose([*reading(lambda step: 2.0), {"step": 99, "diverged": "the loss is 40.0"}]),
 }
 CASES = [(f, "rl") for found in RL_FINDINGS.values() for f in found]
 CASES += [(f, stage) for found in READING_FINDINGS.values() for f in found for stage in ("pretrain", "cold_start")]

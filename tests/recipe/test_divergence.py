@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ziphius.checkpoint import CheckpointError
+from ziphius.disk.checksum import crc32_of
+from ziphius.ledger.folder import read_json, write_json
 from ziphius.recipe.run import run_recipe
 from ziphius.recipe.schema import load_recipe
 from ziphius.recipe.screen import show_summary
@@ -58,6 +60,8 @@ def test_a_base_with_a_weight_that_is_no_number_is_refused(recipe, run):
     stored = load_file(weights)
     stored["model.norm.weight"][3] = float("nan")
     save_file(stored, weights)
+    done = weights.with_name("stage.json")  # such weights as a stage of an earlier version could have written
+    write_json(done, read_json(done) | {"weights": {weights.name: crc32_of(weights)}})
     with pytest.raises(CheckpointError, match=r"model\.safetensors: model\.norm\.weight has 1 of 32 values that are"):
         run_recipe(load_recipe(recipe), run, until="cold_start")
     assert not list(run.glob("stages/03-cold_start*/config.json"))
