@@ -52,13 +52,19 @@ def abandoned(leftover: Path) -> bool:
     owner = _OWNER.search(leftover.name)
     if owner is None:
         return True
+    pid = int(owner[1])
+    return pid == os.getpid() or not is_alive(pid)  # this process is asking, so it is not writing
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is a process of that number, of whatever user."""
     try:
-        os.kill(int(owner[1]), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
-        return True
-    except PermissionError:
         return False
-    return int(owner[1]) == os.getpid()  # this process is asking, so it is not writing
+    except OSError:
+        pass
+    return True
 
 
 def flush(path: Path) -> None:

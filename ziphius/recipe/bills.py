@@ -18,10 +18,13 @@ _ENERGY = "energy.json"
 
 def bill(world: World, name: str, kind: str, seconds: float, tokens: int = 0) -> LedgerRow:
     """A row for this run's devices: its GPUs, one a process, or the machine's CPU as one device."""
-    row = LedgerRow(name, kind, seconds, tokens)
-    if torch.cuda.is_available():
-        row.device, row.devices = torch.cuda.get_device_name(), world.size
-    return row
+    device, devices = devices_of(world)
+    return LedgerRow(name, kind, seconds, tokens, device, devices)
+
+
+def devices_of(world: World) -> tuple[str, int]:
+    """What a run is billed for, and how many of it."""
+    return (torch.cuda.get_device_name(), world.size) if torch.cuda.is_available() else ("cpu", 1)
 
 
 @contextmanager

@@ -33,10 +33,14 @@ class Job:
 
     def evaluation_texts(self) -> list[str]:
         """The questions of every evaluation and probe, which no training text may hold."""
-        asked = [
-            (name, self.recipe.evaluation.split, self.recipe.evaluation.n) for name in self.recipe.evaluation.tasks
-        ]
-        for stage in self.recipe.stages.values():
-            if isinstance(stage, PretrainStage) and stage.probe:
-                asked.append((stage.probe, "probe", stage.probe_n))
-        return [p.prompt for name, split, n in asked for p in self.family(name).problems(split, n)]
+        stages = [stage for stage in self.recipe.stages.values() if isinstance(stage, PretrainStage) and stage.probe]
+        probes = [text for stage in stages for text in self._prompts(str(stage.probe), "probe", stage.probe_n)]
+        return self.questions() + probes
+
+    def questions(self) -> list[str]:
+        """The questions of every evaluation."""
+        asked = self.recipe.evaluation
+        return [text for task in asked.tasks for text in self._prompts(task, asked.split, asked.n)]
+
+    def _prompts(self, task: str, split: str, n: int) -> list[str]:
+        return [problem.prompt for problem in self.family(task).problems(split, n)]

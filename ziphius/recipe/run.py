@@ -20,7 +20,7 @@ from ziphius.disk.checksum import crc32_of
 from ziphius.ledger.clock import Clock
 from ziphius.ledger.folder import DONE, EVALUATION, LISTED, evaluation_key, read_json, stage_key, write_json
 from ziphius.recipe import stages as work
-from ziphius.recipe.bills import bill, measured_energy, stage_energy
+from ziphius.recipe.bills import bill, devices_of, measured_energy, stage_energy
 from ziphius.recipe.digests import Digests
 from ziphius.recipe.identity import Identity, evaluation_identity, stage_identity
 from ziphius.recipe.inputs import check_inputs
@@ -138,8 +138,8 @@ def _run_part(
 
     With `bases`, those are taken from there and the rest learns without thinking.
     """
-    machine = bill(world, "", "", 0.0)
-    about = {"device": machine.device, "devices": machine.devices, "dollars_per_hour": recipe.price.dollars_per_hour}
+    device, devices = devices_of(world)
+    about = {"device": device, "devices": devices, "dollars_per_hour": recipe.price.dollars_per_hour}
     clock = Clock(run if world.is_main else None, about, began)
     job = Job(recipe, world, thinking=bases is None, peak_flops=peaks, clock=clock)
     try:

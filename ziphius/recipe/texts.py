@@ -94,12 +94,10 @@ def not_held_out(job: Job, base: Path) -> int:
     Lessons never hold them: they are made from problems of another split.
     """
     known = read_json(base / _HELD_OUT)
-    asked = job.recipe.evaluation
     if known is None or not any(corpus.weight and corpus.path for corpus in job.recipe.corpora.values()):
         return 0
     held = set(known)
-    problems = [p for task in asked.tasks for p in job.family(task).problems(asked.split, asked.n)]
-    return sum(_short(problem.prompt) not in held for problem in problems)
+    return sum(_short(question) not in held for question in job.questions())
 
 
 def _short(question: str) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import ziphius
+from ziphius.disk.write import is_alive
 from ziphius.tasks.base import TaskError, Verdict
 from ziphius.tasks.verifier import Check
 from ziphius.tasks.worker import HEADER, REASON
@@ -152,18 +153,8 @@ def sweep() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*-*"):
         owner = folder.name.removeprefix(SCRATCH).split("-")[0]
         with suppress(OSError):
-            if owner.isdigit() and folder.stat().st_uid == os.getuid() and not _alive(int(owner)):
+            if owner.isdigit() and folder.stat().st_uid == os.getuid() and not is_alive(int(owner)):
                 shutil.rmtree(folder)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
 
 
 def _ready(pipe: int, event: int, end: float) -> bool:

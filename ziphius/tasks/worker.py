@@ -32,6 +32,7 @@ RETIRE_S = 3600.0  # of processor time; computer algebra keeps what it has seen,
 
 
 def main() -> None:
+    """Entry of the process; its one argument says where it may write, what it may read and who started it."""
     start = json.loads(sys.argv[1])
     jobs, replies = _channels()
     layers = confine(Path(start["scratch"]), map(Path, start["reads"]), start["memory_bytes"])

@@ -6,6 +6,7 @@ comes as several documents, cut at a line's end, and JSON rows above `ROW` are r
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,14 +36,14 @@ class FileReader(Reader, Protocol):
         """Where to read for a sample: (from, until) in places, for about `length` bytes at each byte offset."""
 
 
-class ByteReader:
+class ByteReader(ABC):
     """What readers share whose places are byte offsets."""
 
     whole_lines = False  # whether a document is never a part of a line
 
+    @abstractmethod
     def documents(self, file: BinaryIO, path: Path, place: int) -> Iterator[tuple[str, int]]:
         """The documents of an open file that stands at `place`; `path` is for errors."""
-        raise NotImplementedError
 
     def __call__(self, path: Path, place: int) -> Iterator[tuple[str, int]]:
         with open(path, "rb") as file:
