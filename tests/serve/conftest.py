@@ -7,11 +7,11 @@ import pytest
 import uvicorn
 from hypothesis import settings
 
-from ziphius.serve.app import make_app
-from ziphius.serve.ask import Limits
-from ziphius.serve.runner import Runner
-from ziphius.serve.service import Service
-from ziphius.serve.settings import ServeSettings
+from ziphius.serve.dialogue.ask import Limits
+from ziphius.serve.wire.app import make_app
+from ziphius.serve.wire.runner import Runner
+from ziphius.serve.wire.service import Service
+from ziphius.serve.wire.settings import ServeSettings
 from ziphius.text.tokenizer import Tokenizer, train_tokenizer
 
 settings.register_profile("ziphius", deadline=None)  # a busy machine must not fail a test

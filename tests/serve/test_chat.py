@@ -172,8 +172,8 @@ def test_calls_that_must_come_or_must_be_right(tokenizer, fields, accepted, refu
     import re
 
     from ziphius.engine.grammar import Grammars
-    from ziphius.serve.schema import ChatRequest
-    from ziphius.serve.tools import tool_settings
+    from ziphius.serve.contracts.chat import ChatRequest
+    from ziphius.serve.dialogue.tools import tool_settings
 
     named = fields.get("tool_choice")
     if named == "rise":
@@ -275,7 +275,7 @@ def test_an_answer_that_is_cut_off_says_so(scripted):
 def test_the_price_stands_on_the_answer(serve, tokenizer):
     from datetime import date
 
-    from ziphius.serve.price import Rate
+    from ziphius.serve.contracts.price import Rate
 
     engine = ScriptedEngine(lambda _: tokenizer.encode("hm</think>four" + tokens.EOS), delay=0.01)
     server = serve(engine, rate=Rate.of(3600.0, "deepseek-r1", date(2025, 3, 1)))

@@ -43,7 +43,7 @@ def engine(tokenizer):
 @pytest.fixture
 def page(browser, tokenizer, engine):
     """The page of a running service; the test fails on an error in its console."""
-    from ziphius.serve.price import Rate
+    from ziphius.serve.contracts.price import Rate
 
     with running(tokenizer, engine, context=4096, rate=Rate(0.09)) as server:
         context = browser.new_context()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ziphius.serve.parse import ReplyParser
+from ziphius.serve.dialogue.parse import ReplyParser
 from ziphius.text import tokens
 
 

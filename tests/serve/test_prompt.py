@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from ziphius.serve.prompt import Prompts, ReplyMemory
-from ziphius.serve.schema import Message
+from ziphius.serve.contracts.messages import Message
+from ziphius.serve.dialogue.prompt import Prompts, ReplyMemory
 from ziphius.text import tokens
 from ziphius.text.tokenizer import Tokenizer
 

@@ -8,7 +8,7 @@ import pytest
 
 from ziphius.engine.request import Request
 from ziphius.engine.settings import SamplingSettings
-from ziphius.serve.runner import Runner
+from ziphius.serve.wire.runner import Runner
 
 from .scripted import ScriptedEngine
 

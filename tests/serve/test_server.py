@@ -20,8 +20,8 @@ from ziphius.cli import main
 from ziphius.engine.engine import Engine
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
-from ziphius.serve.parse import ReplyParser
-from ziphius.serve.terminal import converse
+from ziphius.serve.dialogue.parse import ReplyParser
+from ziphius.serve.terminal.converse import converse
 
 MAIN = "import sys; sys.argv[0] = 'ziphius'; from ziphius.cli import main; main()"
 
@@ -193,9 +193,7 @@ def test_the_terminal_talks_to_a_service_and_to_a_folder(served, folder, capsys)
 
 
 def test_what_cannot_be_answered_does_not_end_the_conversation(folder, monkeypatch, capsys):
-    from ziphius.serve import terminal
-
-    monkeypatch.setattr(terminal, "_remember_lines", lambda: None)
+    monkeypatch.setattr("ziphius.serve.terminal.converse._remember_lines", lambda: None)
     for settings, says in (({"max_tokens": 9999}, "max_tokens adds 9999"), ({"temperature": 3}, "temperature: Input")):
         spoken = iter(["how deep?", "and wide?"])
         monkeypatch.setattr("builtins.input", lambda _, spoken=spoken: next(spoken, ""))
@@ -205,10 +203,10 @@ def test_what_cannot_be_answered_does_not_end_the_conversation(folder, monkeypat
 
 def test_ctrl_c_stops_the_answer_and_not_the_conversation(folder, monkeypatch, capsys):
     """The second line is asked after the first answer was stopped, and nothing of it stays in the engine."""
-    from ziphius.serve import local, terminal
+    from ziphius.serve.terminal import local
 
     engines, spoken = [], iter(["how deep?", "and wide?"])
-    monkeypatch.setattr(terminal, "_remember_lines", lambda: None)
+    monkeypatch.setattr("ziphius.serve.terminal.converse._remember_lines", lambda: None)
     monkeypatch.setattr("builtins.input", lambda _: next(spoken, ""))
     monkeypatch.setattr(local, "Engine", lambda *rest: engines.append(Engine(*rest)) or engines[-1])
     push = ReplyParser.push

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ziphius.engine.engine import Engine
 from ziphius.engine.request import Request
-from ziphius.engine.settings import EngineSettings
+from ziphius.engine.settings import EngineSettings, SamplingSettings
 from ziphius.model.transformer import Transformer
 from ziphius.text.tokenizer import Tokenizer
 
@@ -66,3 +66,8 @@ def engine_for(
     size = EngineSettings().block_size
     settings = EngineSettings(blocks=rows * -(-longest // size), max_rows=rows, speculation="off")
     return Engine(model, tokenizer, settings)
+
+
+def try_once(engine: Engine, token: int) -> None:
+    """One short request, so that the first to ask need not wait for what is built or loaded on first use."""
+    complete(engine, [Request([token], SamplingSettings(max_new_tokens=2, ignore_eos=True))])

@@ -55,7 +55,7 @@ def serve(
 
     Example: `ziphius serve runs/r1-cpu-seed0 --dollars-per-hour 0.09 --price-list deepseek-r1`
     """
-    from ziphius.serve.settings import read_pairs
+    from ziphius.serve.wire.settings import read_pairs
 
     given: dict[str, Any] = {"host": host, "port": port, "name": name, "keys": keys, "price_list": price_list}
     given |= {
@@ -93,7 +93,7 @@ def chat(
 
     Example: `ziphius chat runs/r1-cpu-seed0` or `ziphius chat http://127.0.0.1:8000`
     """
-    from ziphius.serve.terminal import converse
+    from ziphius.serve.terminal.converse import converse
 
     settings = {"temperature": temperature, "max_tokens": max_new_tokens, "seed": seed}
     converse(model, question, {k: v for k, v in settings.items() if v is not None}, thinking, weights, api_key)
@@ -107,7 +107,7 @@ def key(
 
     Example: `ziphius key keys.txt ada`
     """
-    from ziphius.serve.auth import new_key
+    from ziphius.serve.wire.keys import new_key
 
     print(new_key(file, name))
 

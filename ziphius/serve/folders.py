@@ -6,10 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ziphius.engine.request import Request
-from ziphius.engine.settings import SamplingSettings
 from ziphius.ledger.folder import read_json
-from ziphius.serve.runner import Samples
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -36,10 +33,3 @@ def machine_price(folder: Path) -> float:
     run = run_of(folder)
     recipe = read_json(run / "recipe.json") if run else None
     return float(recipe.get("price", {}).get("dollars_per_hour", 0.0)) if recipe else 0.0
-
-
-def try_once(engine: Samples, token: int) -> None:
-    """One short request, so that the first to ask need not wait for what is built or loaded on first use."""
-    engine.add(Request([token], SamplingSettings(max_new_tokens=2, ignore_eos=True)))
-    while engine.has_work:
-        engine.step()

@@ -16,16 +16,17 @@ import uvicorn
 
 from ziphius.checkpoint.device import load_on, pick_device
 from ziphius.checkpoint.folder import model_folder
+from ziphius.engine.complete import try_once
 from ziphius.engine.engine import Engine
 from ziphius.engine.settings import EngineSettings
-from ziphius.serve.app import make_app
-from ziphius.serve.ask import Limits
-from ziphius.serve.auth import Keys
-from ziphius.serve.folders import machine_price, run_of, sampling_defaults, try_once
-from ziphius.serve.price import Rate
-from ziphius.serve.runner import Runner
-from ziphius.serve.service import Service
-from ziphius.serve.settings import ServeSettings
+from ziphius.serve.contracts.price import Rate
+from ziphius.serve.dialogue.ask import Limits
+from ziphius.serve.folders import machine_price, run_of, sampling_defaults
+from ziphius.serve.wire.app import make_app
+from ziphius.serve.wire.keys import Keys
+from ziphius.serve.wire.runner import Runner
+from ziphius.serve.wire.service import Service
+from ziphius.serve.wire.settings import ServeSettings
 from ziphius.text.tokenizer import Tokenizer
 
 

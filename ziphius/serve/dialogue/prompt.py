@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
-from ziphius.serve.schema import AssistantMessage, Message, plain_message
+from ziphius.serve.contracts.messages import AssistantMessage, Message, plain_message
 from ziphius.text import tokens
 from ziphius.text.tokenizer import Tokenizer
 

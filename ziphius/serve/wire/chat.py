@@ -11,12 +11,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ziphius.serve.answer import Answer, Choice, News, TokenLog, respond
-from ziphius.serve.ask import chat_request
-from ziphius.serve.errors import ApiError
-from ziphius.serve.parse import CallDelta, ReplyParser
-from ziphius.serve.prompt import Prompt
-from ziphius.serve.reply import (
+from ziphius.serve.contracts.chat import ChatRequest
+from ziphius.serve.contracts.errors import ApiError
+from ziphius.serve.contracts.messages import CalledFunction
+from ziphius.serve.contracts.reply import (
     ChatChoice,
     ChatCompletion,
     ChatMessage,
@@ -25,10 +23,13 @@ from ziphius.serve.reply import (
     TokenLogprob,
     TopLogprob,
 )
-from ziphius.serve.schema import CalledFunction, ChatRequest
-from ziphius.serve.service import Service
-from ziphius.serve.stream import DONE, KEEP_ALIVE, event
-from ziphius.serve.tools import tool_settings
+from ziphius.serve.dialogue.ask import chat_request
+from ziphius.serve.dialogue.parse import CallDelta, ReplyParser
+from ziphius.serve.dialogue.prompt import Prompt
+from ziphius.serve.dialogue.tools import tool_settings
+from ziphius.serve.wire.answer import Answer, Choice, News, TokenLog, respond
+from ziphius.serve.wire.service import Service
+from ziphius.serve.wire.stream import DONE, KEEP_ALIVE, event
 from ziphius.text.tokenizer import Tokenizer
 
 

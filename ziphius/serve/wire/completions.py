@@ -11,15 +11,15 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ziphius.serve.answer import Answer, Choice, TokenLog, respond
-from ziphius.serve.ask import completion_request
-from ziphius.serve.errors import ApiError
-from ziphius.serve.parse import Delta, Part
-from ziphius.serve.reply import TextChoice, TextCompletion, TextLogprobs
-from ziphius.serve.schema import CompletionRequest
-from ziphius.serve.service import Service
-from ziphius.serve.stops import StopTail
-from ziphius.serve.stream import DONE, KEEP_ALIVE, event
+from ziphius.serve.contracts.completions import CompletionRequest
+from ziphius.serve.contracts.errors import ApiError
+from ziphius.serve.contracts.reply import TextChoice, TextCompletion, TextLogprobs
+from ziphius.serve.dialogue.ask import completion_request
+from ziphius.serve.dialogue.parse import Delta, Part
+from ziphius.serve.dialogue.stops import StopTail
+from ziphius.serve.wire.answer import Answer, Choice, TokenLog, respond
+from ziphius.serve.wire.service import Service
+from ziphius.serve.wire.stream import DONE, KEEP_ALIVE, event
 from ziphius.text.detokenise import Detokeniser
 from ziphius.text.tokenizer import Tokenizer
 

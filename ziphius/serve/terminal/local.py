@@ -14,16 +14,17 @@ from pydantic import ValidationError
 
 from ziphius.checkpoint.device import load_on, pick_device
 from ziphius.checkpoint.folder import model_folder
+from ziphius.engine.complete import try_once
 from ziphius.engine.engine import Engine
 from ziphius.engine.settings import EngineSettings
 from ziphius.model.formats import Weights
-from ziphius.serve.ask import Limits, chat_request
-from ziphius.serve.errors import ApiError, of_validation
-from ziphius.serve.folders import sampling_defaults, try_once
-from ziphius.serve.parse import Delta, ReplyParser
-from ziphius.serve.prompt import Prompts
-from ziphius.serve.schema import ChatRequest
-from ziphius.serve.terminal import Kind
+from ziphius.serve.contracts.chat import ChatRequest
+from ziphius.serve.contracts.errors import ApiError, of_validation
+from ziphius.serve.dialogue.ask import Limits, chat_request
+from ziphius.serve.dialogue.parse import Delta, ReplyParser
+from ziphius.serve.dialogue.prompt import Prompts
+from ziphius.serve.folders import sampling_defaults
+from ziphius.serve.terminal.source import Kind
 from ziphius.text.tokenizer import Tokenizer
 
 

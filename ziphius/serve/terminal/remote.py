@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-from ziphius.serve.terminal import Kind
+from ziphius.serve.terminal.source import Kind
 
 
 class Remote:

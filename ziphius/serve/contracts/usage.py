@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
-from ziphius.serve.price import Rate
+from ziphius.serve.contracts.price import Rate
 
 
 class Frozen(BaseModel):

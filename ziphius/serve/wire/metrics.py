@@ -8,9 +8,9 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from ziphius.serve.price import Rate
-from ziphius.serve.runner import Runner
-from ziphius.serve.usage import Tally, Usage
+from ziphius.serve.contracts.price import Rate
+from ziphius.serve.contracts.usage import Tally, Usage
+from ziphius.serve.wire.runner import Runner
 
 _FIRST = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 _TOKEN = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)

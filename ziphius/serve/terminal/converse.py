@@ -5,25 +5,13 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 from rich.console import Console
 
 from ziphius.model.formats import Weights
-
-Kind = Literal["reasoning", "content", "note"]
-
-
-class Source(Protocol):
-    """Where answers come from."""
-
-    what: str
-
-    def reply(self, messages: list[dict[str, str]], thinking: bool) -> Iterator[tuple[Kind, str]]:
-        """The pieces of an answer as they come; closing the iterator stops the work."""
-        ...
+from ziphius.serve.terminal.source import Source
 
 
 def converse(
@@ -62,10 +50,10 @@ def converse(
 def open_source(model: str, settings: dict[str, Any], weights: Weights, api_key: str | None) -> Source:
     """The service at an address, or the model in a folder."""
     if model.startswith(("http://", "https://")):
-        from ziphius.serve.remote import Remote
+        from ziphius.serve.terminal.remote import Remote
 
         return Remote(model, settings, api_key)
-    from ziphius.serve.local import Local
+    from ziphius.serve.terminal.local import Local
 
     return Local(Path(model), settings, weights)
 

@@ -13,14 +13,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
-from ziphius.serve import gate, page
-from ziphius.serve.chat import complete_chat
-from ziphius.serve.completions import complete_text
-from ziphius.serve.errors import ApiError, ErrorBody, of_validation
-from ziphius.serve.reply import ChatCompletion, Health, ModelCard, ModelList, TextCompletion
-from ziphius.serve.schema import ChatRequest, CompletionRequest
-from ziphius.serve.service import Service
-from ziphius.serve.stream import ClientLeft
+from ziphius.serve.contracts.chat import ChatRequest
+from ziphius.serve.contracts.completions import CompletionRequest
+from ziphius.serve.contracts.errors import ApiError, ErrorBody, of_validation
+from ziphius.serve.contracts.reply import ChatCompletion, Health, ModelCard, ModelList, TextCompletion
+from ziphius.serve.wire import gate, page
+from ziphius.serve.wire.chat import complete_chat
+from ziphius.serve.wire.completions import complete_text
+from ziphius.serve.wire.service import Service
+from ziphius.serve.wire.stream import ClientLeft
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 413, 422, 429, 500, 503)

@@ -9,14 +9,14 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from ziphius.serve.ask import Limits
-from ziphius.serve.auth import Keys
-from ziphius.serve.errors import ApiError
-from ziphius.serve.metrics import Metrics
-from ziphius.serve.price import Rate
-from ziphius.serve.prompt import Prompts
-from ziphius.serve.runner import Runner
-from ziphius.serve.settings import ServeSettings
+from ziphius.serve.contracts.errors import ApiError
+from ziphius.serve.contracts.price import Rate
+from ziphius.serve.dialogue.ask import Limits
+from ziphius.serve.dialogue.prompt import Prompts
+from ziphius.serve.wire.keys import Keys
+from ziphius.serve.wire.metrics import Metrics
+from ziphius.serve.wire.runner import Runner
+from ziphius.serve.wire.settings import ServeSettings
 from ziphius.text.tokenizer import Tokenizer
 
 _log = logging.getLogger("ziphius.serve")

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from ziphius.serve.schema import CalledFunction
-from ziphius.serve.usage import Usage
+from ziphius.serve.contracts.messages import CalledFunction
+from ziphius.serve.contracts.usage import Usage
 
 
 class TopLogprob(BaseModel):

@@ -10,9 +10,9 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ziphius.serve.auth import is_loopback
-from ziphius.serve.errors import ApiError
-from ziphius.serve.service import Service
+from ziphius.serve.contracts.errors import ApiError
+from ziphius.serve.wire.keys import is_loopback
+from ziphius.serve.wire.service import Service
 
 _log = logging.getLogger("ziphius.serve")
 _GUARDED = ("/v1", "/metrics")

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ziphius.engine.settings import JSON_WHITESPACE, Constraint
-from ziphius.serve.errors import ApiError
-from ziphius.serve.schema import AnyFormat, ChatRequest, JsonSchemaFormat, NamedTool, Tool
+from ziphius.serve.contracts.chat import ChatRequest
+from ziphius.serve.contracts.errors import ApiError
+from ziphius.serve.contracts.formats import AnyFormat, JsonSchemaFormat
+from ziphius.serve.contracts.tools import NamedTool, Tool
 from ziphius.text import tokens
 from ziphius.text.tokenizer import Tokenizer
 

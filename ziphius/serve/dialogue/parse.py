@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ziphius.serve.stops import StopTail
+from ziphius.serve.dialogue.stops import StopTail
 from ziphius.text import tokens
 from ziphius.text.detokenise import Detokeniser
 from ziphius.text.tokenizer import Tokenizer

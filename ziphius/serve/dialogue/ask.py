@@ -9,9 +9,12 @@ from typing import Any
 
 from ziphius.engine.request import Request
 from ziphius.engine.settings import Constraint, SamplingSettings
-from ziphius.serve.errors import ApiError
-from ziphius.serve.prompt import Prompt
-from ziphius.serve.schema import ChatRequest, CompletionRequest, GrammarFormat, JsonSchemaFormat, RegexFormat, Sampling
+from ziphius.serve.contracts.chat import ChatRequest
+from ziphius.serve.contracts.completions import CompletionRequest
+from ziphius.serve.contracts.errors import ApiError
+from ziphius.serve.contracts.formats import GrammarFormat, JsonSchemaFormat, RegexFormat
+from ziphius.serve.contracts.sampling import Sampling
+from ziphius.serve.dialogue.prompt import Prompt
 
 # The share of an answer's tokens that thinking may take, so that the answer always has room.
 EFFORT = {"minimal": 1 / 8, "low": 1 / 4, "medium": 1 / 2, "high": 3 / 4, "xhigh": 7 / 8, "max": 15 / 16}

@@ -13,16 +13,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive
 
 from ziphius.engine.request import Request, Update
-from ziphius.serve.errors import ApiError
-from ziphius.serve.parse import Delta, Part
-from ziphius.serve.runner import Ticket
-from ziphius.serve.service import Service
-from ziphius.serve.stream import EventStream, unless_client_leaves, with_errors
-from ziphius.serve.usage import Tally, Usage
+from ziphius.serve.contracts.errors import ApiError
+from ziphius.serve.contracts.usage import Tally, Usage
+from ziphius.serve.dialogue.parse import Delta, Part
+from ziphius.serve.wire.runner import Ticket
+from ziphius.serve.wire.service import Service
+from ziphius.serve.wire.stream import EventStream, unless_client_leaves, with_errors
 
 
 class Parser(Protocol):
-    """Tokens in, deltas out; `ziphius.serve.parse.ReplyParser` is one."""
+    """Tokens in, deltas out; `ziphius.serve.dialogue.parse.ReplyParser` is one."""
 
     reasoning_tokens: int
 

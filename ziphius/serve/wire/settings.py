@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ziphius.model.formats import Weights
-from ziphius.serve.auth import is_loopback
+from ziphius.serve.wire.keys import is_loopback
 
 
 class ServeSettings(BaseModel):

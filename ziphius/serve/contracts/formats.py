@@ -1,0 +1,39 @@
+"""The form that an answer must have. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ziphius.serve.contracts.strict import Strict
+
+
+class AnyFormat(Strict):
+    type: Literal["text", "json_object"]
+
+
+class JsonSchema(Strict):
+    name: str
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(Strict):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+class RegexFormat(Strict):
+    type: Literal["regex"]
+    pattern: str = Field(min_length=1)
+
+
+class GrammarFormat(Strict):
+    """A Lark grammar, as llguidance reads it."""
+
+    type: Literal["grammar"]
+    grammar: str = Field(min_length=1)
+
+
+ResponseFormat = Annotated[AnyFormat | JsonSchemaFormat | RegexFormat | GrammarFormat, Field(discriminator="type")]
