@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -12,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ziphius.serve.contracts.chat import ChatRequest
-from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.contracts.messages import CalledFunction
 from ziphius.serve.contracts.reply import (
     ChatChoice,
@@ -23,78 +21,40 @@ from ziphius.serve.contracts.reply import (
     TokenLogprob,
     TopLogprob,
 )
-from ziphius.serve.dialogue.ask import chat_request
 from ziphius.serve.dialogue.parse import CallDelta, ReplyParser
-from ziphius.serve.dialogue.prompt import Prompt
-from ziphius.serve.dialogue.tools import tool_settings
-from ziphius.serve.wire.answer import Answer, Choice, News, TokenLog, respond
+from ziphius.serve.wire.answer import Choice, News, TokenLog, respond
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.stream import DONE, KEEP_ALIVE, event
+from ziphius.serve.wire.turn import Turn, begin_turn
 from ziphius.text.tokenizer import Tokenizer
 
 
 async def complete_chat(service: Service, asked: ChatRequest, request: Request, owner: str) -> Response:
     """The answer, whole or as a stream. Raises ApiError for what cannot be answered."""
-    service.check_model(asked.model)
-    prompt = await asyncio.to_thread(_prompt, service, asked)  # a long one takes seconds, which others must not wait
-    tools = tool_settings(asked, service.tokenizer)
-    user_id = service.tokenizer.user_id  # a model that goes on with the next question has ended its turn
-    engine_request = chat_request(asked, prompt, service.limits, [user_id], tools)
-    ends = [service.tokenizer.eos_id, *engine_request.settings.stop_token_ids]
-    choices = [
-        Choice(
-            index,
-            ReplyParser(
-                service.tokenizer, bool(prompt.thinking), tools=bool(asked.tools), stops=asked.stops, ends=ends
-            ),
-            bool(asked.logprobs),
-        )
-        for index in range(engine_request.samples)
-    ]
-    name = f"chatcmpl-{secrets.token_hex(12)}"
-    about: dict[str, Any] = {"path": "/v1/chat/completions", "id": name, "owner": owner, "user": asked.user}
-    if service.settings.log_prompts:
-        about["prompt"] = service.tokenizer.decode(prompt.ids)
-    answer = Answer(service, choices, about)
-    head = {"id": name, "created": int(time.time()), "model": asked.model}
+    turn = await begin_turn(service, asked, owner, "/v1/chat/completions", f"chatcmpl-{secrets.token_hex(12)}")
+    head = {"id": turn.name, "created": int(time.time()), "model": asked.model}
     head |= {"system_fingerprint": service.runner.fingerprint}
 
     def whole() -> ChatCompletion:
-        _remember(service, answer, prompt)
-        made = [_choice(service.tokenizer, choice) for choice in choices]
-        return ChatCompletion(**head, choices=made, usage=answer.usage)
+        turn.remember()
+        made = [_choice(service.tokenizer, choice) for choice in turn.answer.choices]
+        return ChatCompletion(**head, choices=made, usage=turn.answer.usage)
 
-    usage_apart = asked.stream_options is not None and asked.stream_options.include_usage
-    events = _stream(service, answer, prompt, head, usage_apart) if asked.stream else None
-    return await respond(answer, [engine_request], request.receive, events, whole)
-
-
-def _prompt(service: Service, asked: ChatRequest) -> Prompt:
-    thinking = None
-    if asked.thinking is not None:
-        thinking = asked.thinking.type == "enabled"
-    elif asked.reasoning_effort is not None:
-        thinking = asked.reasoning_effort != "none"
-    tools = [tool.model_dump(exclude_none=True) for tool in asked.tools or []]
-    try:
-        return service.prompts.chat(asked.messages, thinking, tools)
-    except ValueError as error:
-        raise ApiError(422, str(error), param="messages") from None
-    except RecursionError:
-        raise ApiError(422, "tools: the parameters are nested too deeply", param="tools") from None
+    events = _stream(turn, head) if asked.stream else None
+    return await respond(turn.answer, [turn.request], request.receive, events, whole)
 
 
-async def _stream(
-    service: Service, answer: Answer, prompt: Prompt, head: dict[str, Any], usage_apart: bool
-) -> AsyncGenerator[str, None]:
+async def _stream(turn: Turn, head: dict[str, Any]) -> AsyncGenerator[str, None]:
     """The chunks: the role, then thinking, answer and calls as they come, the end with the usage, `[DONE]`."""
+    options, answer = turn.asked.stream_options, turn.answer
+    usage_apart = options is not None and options.include_usage
     head = head | {"object": "chat.completion.chunk"} | ({"usage": None} if usage_apart else {})
 
     def chunk(index: int, delta: dict[str, Any], logs: Any = None, finish: str | None = None, **more: Any) -> str:
         choice = {"index": index, "delta": delta, "logprobs": logs, "finish_reason": finish}
         return event(head | {"choices": [choice]} | more)
 
-    opening = {"content": None, "reasoning_content": ""} if prompt.thinking else {"content": ""}
+    opening = {"content": None, "reasoning_content": ""} if turn.prompt.thinking else {"content": ""}
     yield "".join(chunk(choice.index, {"role": "assistant"} | opening) for choice in answer.choices)
     open_choices = len(answer.choices)
     async for pieces in answer.news():
@@ -102,7 +62,7 @@ async def _stream(
             yield KEEP_ALIVE
         texts = []
         for news in pieces:
-            for delta, logs in _deltas(service.tokenizer, news):
+            for delta, logs in _deltas(turn.service.tokenizer, news):
                 texts.append(chunk(news.choice.index, delta, logs))
             if news.finish_reason is not None:
                 open_choices -= 1
@@ -110,7 +70,7 @@ async def _stream(
                 texts.append(chunk(news.choice.index, {}, None, news.finish_reason, **more))
         if texts:
             yield "".join(texts)
-    _remember(service, answer, prompt)
+    turn.remember()
     if usage_apart:
         yield event(head | {"choices": [], "usage": answer.usage.model_dump()})
     yield DONE
@@ -173,15 +133,3 @@ def _logprobs(tokenizer: Tokenizer, logs: Sequence[TokenLog]) -> ChoiceLogprobs:
 def _named(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
     spelled = tokenizer.token_bytes(token)
     return {"token": spelled.decode("utf-8", "replace"), "logprob": max(logprob, -9999.0), "bytes": list(spelled)}
-
-
-def _remember(service: Service, answer: Answer, prompt: Prompt) -> None:
-    """Keep the tokens of what was written, so that the next turn reads them as they are and finds them in the cache."""
-    for choice in answer.choices:
-        assert isinstance(choice.parser, ReplyParser)
-        for text, ids in choice.parser.written():
-            if prompt.begun and text == choice.parser.content:
-                text, ids = prompt.begun + text, [*service.prompts.plain_ids(prompt.begun), *ids]
-            service.prompts.memory.keep(prompt.turn, text, ids)
-    if service.settings.log_prompts:
-        answer.about["answer"] = [choice.parser.content for choice in answer.choices]  # type: ignore[attr-defined]

@@ -1,0 +1,89 @@
+"""A turn of a conversation under way, whatever API it was asked through."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ziphius.engine.request import Request
+from ziphius.serve.contracts.chat import ChatRequest
+from ziphius.serve.contracts.errors import ApiError
+from ziphius.serve.dialogue.ask import chat_request
+from ziphius.serve.dialogue.parse import ReplyParser
+from ziphius.serve.dialogue.prompt import Prompt
+from ziphius.serve.dialogue.tools import tool_settings
+from ziphius.serve.wire.answer import Answer, Choice
+from ziphius.serve.wire.service import Service
+
+
+@dataclass
+class Turn:
+    """What was asked, the prompt made of it, the engine's request, and the answer that `respond` has it give."""
+
+    service: Service
+    name: str
+    asked: ChatRequest
+    prompt: Prompt
+    request: Request
+    answer: Answer
+
+    @property
+    def parsers(self) -> Sequence[ReplyParser]:
+        """What each choice has said so far."""
+        return [choice.parser for choice in self.answer.choices if isinstance(choice.parser, ReplyParser)]
+
+    def remember(self) -> None:
+        """Keep the tokens of what was written, so that the next turn reads them as they are and finds them in the
+        cache."""
+        prompts, begun = self.service.prompts, self.prompt.begun
+        for parser in self.parsers:
+            for text, ids in parser.written():
+                if begun and text == parser.content:
+                    text, ids = begun + text, [*prompts.plain_ids(begun), *ids]
+                prompts.memory.keep(self.prompt.turn, text, ids)
+        if self.service.settings.log_prompts:
+            self.answer.about["answer"] = [parser.content for parser in self.parsers]
+
+
+async def begin_turn(service: Service, asked: ChatRequest, owner: str, path: str, name: str) -> Turn:
+    """A place taken for the turn, which `respond` gives back. Raises ApiError for what cannot be answered.
+
+    `path` is the API's, for the log and the metrics; `name` the answer's.
+    """
+    service.check_model(asked.model)
+    prompt = await asyncio.to_thread(_prompt, service, asked)  # a long one takes seconds, which others must not wait
+    tools = tool_settings(asked, service.tokenizer)
+    user_id = service.tokenizer.user_id  # a model that goes on with the next question has ended its turn
+    request = chat_request(asked, prompt, service.limits, [user_id], tools)
+    ends = [service.tokenizer.eos_id, *request.settings.stop_token_ids]
+    choices = [
+        Choice(
+            index,
+            ReplyParser(
+                service.tokenizer, bool(prompt.thinking), tools=bool(asked.tools), stops=asked.stops, ends=ends
+            ),
+            bool(asked.logprobs),
+        )
+        for index in range(request.samples)
+    ]
+    about: dict[str, Any] = {"path": path, "id": name, "owner": owner, "user": asked.user}
+    if service.settings.log_prompts:
+        about["prompt"] = service.tokenizer.decode(prompt.ids)
+    return Turn(service, name, asked, prompt, request, Answer(service, choices, about))
+
+
+def _prompt(service: Service, asked: ChatRequest) -> Prompt:
+    thinking = None
+    if asked.thinking is not None:
+        thinking = asked.thinking.type == "enabled"
+    elif asked.reasoning_effort is not None:
+        thinking = asked.reasoning_effort != "none"
+    tools = [tool.model_dump(exclude_none=True) for tool in asked.tools or []]
+    try:
+        return service.prompts.chat(asked.messages, thinking, tools)
+    except ValueError as error:
+        raise ApiError(422, str(error), param="messages") from None
+    except RecursionError:
+        raise ApiError(422, "tools: the parameters are nested too deeply", param="tools") from None
