@@ -1,0 +1,298 @@
+"""One constraint as the engine sees it: a process that holds it, and what follows one answer there."""
+
+from __future__ import annotations
+
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from itertools import count
+
+import numpy as np
+
+from ziphius.engine.grammar.frames import Ask, Compile, Drop, Reply, pack, split, unpack_reply
+from ziphius.engine.grammar.lanes import Abandoned
+from ziphius.engine.grammar.library import View, name_of
+from ziphius.engine.grammar.nursery import Nursery
+from ziphius.engine.settings import Constraint
+
+_CHUNK = 1 << 18
+_GLANCE_S = 0.05
+_SLACK, _SLACK_S = 10.0, 10.0
+
+
+class GrammarError(Exception):
+    """A constraint that its own tokens broke, or that grew past its limits."""
+
+
+class TooLong(ValueError):
+    """A constraint that takes longer to prepare than it may."""
+
+
+class Form:
+    """A process with one constraint in it, and the answers that follow it. Prepared by one thread; then the engine's.
+
+    `users` are the answers and the requests to come that need it; `peak` bytes it has taken of memory, at most.
+    `broken` says why it is of no more use.
+    """
+
+    def __init__(
+        self, nursery: Nursery, constraint: Constraint, vocab_size: int, mib: int, outgrown: Callable[[], None]
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.users = 0
+        self.peak = 0
+        self.broken: str | None = None
+        self.first = View(False, b"")
+        self._nursery, self._outgrown = nursery, outgrown
+        self._name, self._mib = name_of(constraint.kind), mib
+        self._seconds = 0.0
+        self._numbers = count(1)
+        self._asking: dict[int, Matcher] = {}
+        self._outbox, self._inbox = bytearray(), bytearray()
+        self._ending = threading.Lock()
+        self._copy, self.channel = nursery.bear()
+        self.channel.setblocking(False)
+
+    def prepare(self, constraint: Constraint, seconds: float, limit: float, abandoned: threading.Event) -> None:
+        """Have it read, within `seconds` of processor time, and each later token within `limit`.
+
+        Raises ValueError for what cannot be used (TooLong where it is the time), Abandoned.
+        """
+        self._seconds = seconds
+        self._send(pack(Compile(constraint.kind, constraint.text, seconds, limit)))
+        end = time.monotonic() + self.patience
+        while not (replies := self._receive()) and self.broken is None:
+            if abandoned.is_set():
+                self.end("nobody waits for it")
+                raise Abandoned
+            if time.monotonic() > end:
+                self.end(self._over_time())
+                raise TooLong(f"the {self._name} cannot be used: {self.broken}")
+            _poll([self], _GLANCE_S)
+        if self.broken is not None:
+            kind = TooLong if self.broken == self._over_time() else ValueError
+            raise kind(f"the {self._name} cannot be used: {self.broken}")
+        self._seconds = limit
+        self.peak = replies[0].peak
+        if replies[0].error is not None:
+            self.end(replies[0].error)
+            raise ValueError(replies[0].error)
+        self.first = replies[0].views[0]
+
+    def matcher(self, release: Callable[[Form], None]) -> Matcher:
+        """Follows one more answer; gives itself back by `release`."""
+        return Matcher(self, next(self._numbers), release)
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which a process that has not answered will not: its limit is of processor time, of which it
+        may get little on a busy machine."""
+        return _SLACK * self._seconds + _SLACK_S
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has said all that it was asked for."""
+        return not self._asking
+
+    @property
+    def interest(self) -> int:
+        """What to poll its channel for."""
+        return select.POLLIN | (select.POLLOUT if self._outbox else 0)
+
+    def ask(self, matcher: Matcher, question: Ask) -> None:
+        self._asking[question.matcher] = matcher
+        self._send(pack(question))
+
+    def drop(self, number: int) -> None:
+        self._asking.pop(number, None)
+        self._send(pack(Drop(number)))
+
+    def exchange(self) -> None:
+        """Send and hear what can be at once."""
+        self._send(b"")
+        for reply in self._receive():
+            matcher = self._asking.get(reply.matcher)
+            if matcher is not None and matcher.hear(reply):
+                del self._asking[reply.matcher]
+            if reply.peak > self.peak:
+                self.peak = reply.peak
+                self._outgrown()
+
+    def end(self, why: str) -> None:
+        """Kill the process; who still needs it is told why. Any thread may; the first reason stands."""
+        with self._ending:
+            if self.broken is None:
+                self._nursery.bury(self._copy)
+                self.broken = why
+
+    def close(self) -> None:
+        """Let go of it, which nobody uses."""
+        self.end("nobody uses it")
+        self.channel.close()
+
+    def _send(self, data: bytes) -> None:
+        self._outbox += data
+        while self._outbox and self.broken is None:
+            try:
+                del self._outbox[: self.channel.send(self._outbox)]
+            except BlockingIOError:
+                return
+            except OSError:
+                self._fail()
+
+    def _receive(self) -> list[Reply]:
+        while self.broken is None:
+            try:
+                data = self.channel.recv(_CHUNK)
+            except BlockingIOError:
+                break
+            except OSError:
+                data = b""
+            if not data:
+                self._fail()
+                break
+            self._inbox += data
+            if len(data) < _CHUNK:
+                break
+        try:
+            return [unpack_reply(body) for body in split(self._inbox)]
+        except ValueError:
+            self.end("its process gave a reply that is none")
+            return []
+
+    def _fail(self) -> None:
+        """It has ended by itself."""
+        with self._ending:
+            if self.broken is None:
+                code = self._nursery.bury(self._copy)
+                self.broken = self._over_time() if code == -signal.SIGPROF else self._over_memory()
+
+    def _over_time(self) -> str:
+        return f"it takes more than {self._seconds:g} s of processor time; make it shorter"
+
+    def _over_memory(self) -> str:
+        return f"it takes more than {self._mib} MiB of memory, or breaks the library that reads it; make it shorter"
+
+
+class Matcher:
+    """What may follow the part of an answer seen so far, as far as the process has said: `ask`, then `gather`."""
+
+    def __init__(self, form: Form, number: int, release: Callable[[Form], None]) -> None:
+        self.form, self._number, self._release = form, number, release
+        self._turn = 0
+        self._until = 0.0
+        self._error: str | None = None
+        self._closed = False
+        self._taken: list[int] = []  # beyond the first view
+        self._drafts: list[int] = []
+        self._views = [form.first]  # of the place before the drafts, and behind each of them
+
+    @property
+    def asked(self) -> bool:
+        """Whether the answer to a question is still to come, if it comes at all."""
+        return not self._views and self._error is None
+
+    @property
+    def waits(self) -> bool:
+        """Whether the answer to a question is still to come. Raises GrammarError where none will."""
+        failed = self._error or self.form.broken
+        if failed is not None:
+            raise GrammarError(f"the constraint failed: {failed}")
+        if self.asked and time.monotonic() > self._until:
+            self.form.end("its process does not answer")
+            return self.waits
+        return self.asked
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is known that nothing more can follow."""
+        view = self._view()
+        return view is not None and view.stopped
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known what may come now."""
+        return self._view() is not None
+
+    def ask(self, drafts: Sequence[int]) -> None:
+        """Have the process look at this place and behind each of `drafts`, unless it has or does."""
+        drafts = list(drafts)
+        if (not drafts and self._view() is not None) or (drafts == self._drafts and not self._taken):
+            return
+        self._turn += 1
+        question = Ask(self._number, self._turn, self._taken, drafts)
+        self._views, self._taken, self._drafts = [], [], drafts
+        self._until = time.monotonic() + self.form.patience
+        self.form.ask(self, question)
+
+    def hear(self, reply: Reply) -> bool:
+        """Take in a reply; whether it is the one waited for."""
+        if reply.turn != self._turn:
+            return False
+        self._error, self._views = reply.error, reply.views
+        return True
+
+    def allowed(self) -> np.ndarray:
+        """bool [W]."""
+        bits = np.frombuffer(self._known().bits, np.uint8)
+        return np.unpackbits(bits, count=self.form.vocab_size, bitorder="little").astype(bool)
+
+    def accepts(self, token: int) -> bool:
+        view = self._known()
+        return not view.stopped and bool(view.bits[token // 8] >> token % 8 & 1)
+
+    def advance(self, token: int) -> None:
+        self._taken.append(token)
+
+    def retreat(self) -> None:
+        self._taken.pop()
+
+    def close(self) -> None:
+        """The answer has ended."""
+        if not self._closed:
+            self._closed = True
+            self.form.drop(self._number)
+            self._release(self.form)
+
+    def _view(self) -> View | None:
+        behind = len(self._taken)
+        if behind < len(self._views) and self._taken == self._drafts[:behind]:
+            return self._views[behind]
+        return None
+
+    def _known(self) -> View:
+        view = self._view()
+        if view is None:
+            raise AssertionError("ask, and gather, before")
+        return view
+
+
+def gather(matchers: Sequence[Matcher], seconds: float) -> None:
+    """Hear what the processes say, until all `matchers` have their answers or `seconds` are over."""
+    end = time.monotonic() + seconds
+    listen(matchers, 0.0)
+    while any(map(_is_open, matchers)) and (left := end - time.monotonic()) > 0:
+        listen(matchers, left)
+
+
+def listen(matchers: Iterable[Matcher], seconds: float) -> None:
+    """Wait until one of the processes says something, at most `seconds`, and take that in."""
+    forms = list({matcher.form: None for matcher in matchers if _is_open(matcher)})
+    if forms and seconds:
+        _poll(forms, seconds)
+    for form in forms:
+        form.exchange()
+
+
+def _is_open(matcher: Matcher) -> bool:
+    return matcher.asked and matcher.form.broken is None
+
+
+def _poll(forms: Sequence[Form], seconds: float) -> None:
+    """Until one of them says something, at most so long."""
+    poll = select.poll()
+    for form in forms:
+        poll.register(form.channel, form.interest)
+    poll.poll(seconds * 1000)
