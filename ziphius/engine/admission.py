@@ -69,7 +69,7 @@ class Admission:
         constraint = request.settings.constraint
         if self._grammars is None or constraint is None:
             return nullcontext()
-        return self._grammars.held(constraint, abandoned=abandoned)
+        return self._grammars.held(constraint, request.owner, abandoned)
 
     def _check(self, request: Request) -> None:
         settings, room, vocabulary = request.settings, self.config.max_position_embeddings, self.config.vocab_size

@@ -155,4 +155,5 @@ class Engine:
             accepted_drafts=sequence.accepted,
             drafted=sequence.drafted,
             error=sequence.error,
+            refused=sequence.refused,
         )

@@ -40,6 +40,7 @@ class Forms:
                 sequence.late = course.waits
             except GrammarError as error:
                 sequence.break_off(str(error))
+                sequence.refused = True
                 continue
             if sequence.late:
                 sequence.was_late = True

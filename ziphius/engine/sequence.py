@@ -49,6 +49,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     stop_string: str | None = None
     error: str | None = None
+    refused: bool = False  # whether its own constraint is to blame for the error
 
     @property
     def rank(self) -> tuple[int, int, int]:
