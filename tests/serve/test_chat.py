@@ -184,7 +184,7 @@ def test_calls_that_must_come_or_must_be_right(tokenizer, fields, accepted, refu
     tools = [{"type": "function", "function": function} for function in functions]
     asked = ChatRequest.model_validate(ASK | {"tools": tools} | fields)
     constraint = tool_settings(asked, tokenizer)["constraint"]
-    begun, _ = compiled(library_tokenizer(tokenizer, tokenizer.vocab_size), constraint.kind, constraint.text)
+    origin, _ = compiled(library_tokenizer(tokenizer, tokenizer.vocab_size), constraint.kind, constraint.text)
 
     def accepts(text):
         marked = f"{tokens.CALL_BEGIN}\\1{tokens.TOOL_SEP}\\2{tokens.CALL_END}"
@@ -192,7 +192,7 @@ def test_calls_that_must_come_or_must_be_right(tokenizer, fields, accepted, refu
         before, begun, after = calls.partition(tokens.CALL_BEGIN)
         if begun:
             calls = f"{before}{tokens.CALLS_BEGIN}{begun}{after}{tokens.CALLS_END}"
-        matcher, ids = begun.deep_copy(), tokenizer.encode(calls)
+        matcher, ids = origin.deep_copy(), tokenizer.encode(calls)
         return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
 
     assert [text for text in accepted + refused if accepts(text)] == accepted

@@ -50,6 +50,7 @@ class Form:
         self._seconds = 0.0
         self._numbers = count(1)
         self._asking: dict[int, Matcher] = {}
+        self._owed = 0  # replies, also those that nobody waits for any more
         self._outbox, self._inbox = bytearray(), bytearray()
         self._ending = threading.Lock()
         self._copy, self.channel = nursery.bear()
@@ -71,6 +72,7 @@ class Form:
                 self.end(self._over_time())
                 raise TooLong(f"the {self._name} cannot be used: {self.broken}")
             _poll([self], _GLANCE_S)
+            self._send(b"")
         if self.broken is not None:
             kind = TooLong if self.broken == self._over_time() else ValueError
             raise kind(f"the {self._name} cannot be used: {self.broken}")
@@ -94,7 +96,7 @@ class Form:
     @property
     def idle(self) -> bool:
         """Whether it has said all that it was asked for."""
-        return not self._asking
+        return not self._owed
 
     @property
     def interest(self) -> int:
@@ -103,6 +105,7 @@ class Form:
 
     def ask(self, matcher: Matcher, question: Ask) -> None:
         self._asking[question.matcher] = matcher
+        self._owed += 1
         self._send(pack(question))
 
     def drop(self, number: int) -> None:
@@ -113,6 +116,7 @@ class Form:
         """Send and hear what can be at once."""
         self._send(b"")
         for reply in self._receive():
+            self._owed -= 1
             matcher = self._asking.get(reply.matcher)
             if matcher is not None and matcher.hear(reply):
                 del self._asking[reply.matcher]

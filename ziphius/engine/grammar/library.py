@@ -17,6 +17,7 @@ from ziphius.text.tokenizer import Tokenizer
 
 _NAMES = {"json": "JSON form", "json_schema": "JSON schema", "regex": "regular expression", "grammar": "grammar"}
 _LONGEST_REASON = 300  # characters
+_REHEARSED = 3  # tokens
 _EMBEDDED = re.compile(r"%json\s*(?={)")
 
 
@@ -87,9 +88,26 @@ def _begun(tokenizer: LLTokenizer, grammar: str, name: str) -> tuple[LLMatcher, 
         raise ValueError(f"the {name} cannot be used: {_reason(matcher.get_error())}")
     begun = matcher.deep_copy()
     try:
-        return matcher, _view(begun)
+        first = _view(begun)
     except ValueError as error:
         raise ValueError(f"the {name} cannot be used: no answer has it ({error})") from None
+    try:
+        _rehearse(begun, first)
+    except ValueError as error:
+        raise ValueError(f"the {name} cannot be used: it fails within a few tokens ({error})") from None
+    return matcher, first
+
+
+def _rehearse(matcher: LLMatcher, view: View) -> None:
+    """Take the highest tokens that may come, which are seldom control tokens: what fails soon is better known now.
+
+    Raises ValueError where it does.
+    """
+    for _ in range(_REHEARSED):
+        if view.stopped or not any(view.bits):
+            return
+        take(matcher, int.from_bytes(view.bits, "little").bit_length() - 1)
+        view = _view(matcher)
 
 
 def _view(matcher: LLMatcher) -> View:

@@ -90,6 +90,9 @@ class Grammars:
         """The form, if there is one, with one user more; else it is for the caller to prepare."""
         with self._change:
             while True:
+                if (form := self._forms.get(key)) is not None and not form.users:
+                    form.exchange()  # it may have been killed in its sleep
+                    self._tidy()
                 if (form := self._forms.get(key)) is not None:
                     if form.broken is not None:
                         raise ValueError(f"the constraint failed: {form.broken}")
