@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count
+from weakref import WeakMethod
 
 import numpy as np
 
@@ -45,7 +46,7 @@ class Form:
         self.peak = 0
         self.broken: str | None = None
         self.first = View(False, b"")
-        self._nursery, self._outgrown = nursery, outgrown
+        self._nursery, self._outgrown = nursery, WeakMethod(outgrown)  # a store's last user ends all of it at once
         self._name, self._mib = name_of(constraint.kind), mib
         self._seconds = 0.0
         self._numbers = count(1)
@@ -122,7 +123,8 @@ class Form:
                 del self._asking[reply.matcher]
             if reply.peak > self.peak:
                 self.peak = reply.peak
-                self._outgrown()
+                if (outgrown := self._outgrown()) is not None:
+                    outgrown()
 
     def end(self, why: str) -> None:
         """Kill the process; who still needs it is told why. Any thread may; the first reason stands."""

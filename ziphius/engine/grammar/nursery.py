@@ -38,6 +38,7 @@ class Nursery:
         self._lock = threading.Lock()
         self._control: socket.socket | None = None
         self._end: weakref.finalize | None = None
+        self.pid: int | None = None  # of the first process, once there is one
 
     def bear(self) -> tuple[Copy, socket.socket]:
         """A new copy, and the socket to talk to it. Raises RuntimeError where none can be started."""
@@ -85,6 +86,7 @@ class Nursery:
             )
         finally:
             theirs.close()
+        self.pid = process.pid
         self._end = weakref.finalize(self, _end, control, process)
         try:
             control.settimeout(_START_LIMIT_S)
