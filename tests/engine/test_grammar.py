@@ -217,7 +217,7 @@ def test_what_nobody_waits_for_stops_at_once(tokenizer):
 
 def test_memory_is_bounded_by_bytes(tokenizer):
     """What is unused goes when the cache is full; what is in use, when all together is, the largest first."""
-    settings = EngineSettings(grammar_cache_mib=20, grammars_mib=40)
+    settings = EngineSettings(grammar_cache_mib=20, grammars_mib=64)
     grammars = Grammars(tokenizer, tokenizer.vocab_size, settings)
     for n in range(12):
         with grammars.held(regex(f"[a-z]{{{n},30}}")):
@@ -225,11 +225,11 @@ def test_memory_is_bounded_by_bytes(tokenizer):
         assert grammars.bytes <= 20 * MIB
     assert grammars.bytes > 0
     small_one = grammars.matchers(DIGITS, 1)
-    words = "|".join(f"w{n * 7919 % 100003}" for n in range(5_000))
+    words = "|".join(f"w{n * 7919 % 100003}" for n in range(40_000))
     large = grammars.matchers(regex(words), 1)
     assert large[0].form.peak > small_one[0].form.peak
-    more = [grammars.matchers(regex(f"[A-Z]{{{n},9}}"), 1)[0] for n in range(8)]
-    assert grammars.bytes <= 40 * MIB
+    more = [grammars.matchers(regex(f"[A-Z]{{{n},9}}"), 1)[0] for n in range(4)]
+    assert grammars.bytes <= 64 * MIB
     assert large[0].form.broken is not None
     assert small_one[0].form.broken is None
     for matcher in [*small_one, *large, *more]:

@@ -7,7 +7,7 @@ import threading
 from contextlib import AbstractContextManager, nullcontext
 
 from ziphius.engine.course import Course
-from ziphius.engine.grammar.form import Matcher
+from ziphius.engine.grammar.matcher import Matcher
 from ziphius.engine.grammar.store import Grammars
 from ziphius.engine.random import sample_key
 from ziphius.engine.request import Request

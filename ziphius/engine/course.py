@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ziphius.engine.grammar.form import Matcher
+from ziphius.engine.grammar.matcher import Matcher
 
 
 class Demand(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from contextlib import suppress
 
-from ziphius.engine.grammar.form import GrammarError, Matcher, gather, listen
+from ziphius.engine.grammar.matcher import GrammarError, Matcher, gather, listen
 from ziphius.engine.sequence import Sequence
 
 _PATIENCE_S = 0.02  # of a step, with those that were never late

@@ -1,4 +1,4 @@
-"""One constraint as the engine sees it: a process that holds it, and what follows one answer there."""
+"""One constraint as the engine sees it: a process that holds it, asked and heard without waiting."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
+from typing import Protocol
 from weakref import WeakMethod
-
-import numpy as np
 
 from ziphius.engine.grammar.frames import Ask, Compile, Drop, Reply, pack, split, unpack_reply
 from ziphius.engine.grammar.lanes import Abandoned
@@ -23,12 +22,14 @@ _GLANCE_S = 0.05
 _SLACK, _SLACK_S = 10.0, 10.0
 
 
-class GrammarError(Exception):
-    """A constraint that its own tokens broke, or that grew past its limits."""
-
-
 class TooLong(ValueError):
     """A constraint that takes longer to prepare than it may."""
+
+
+class Listener(Protocol):
+    """Who asks: `hear` says whether the reply is the one waited for."""
+
+    def hear(self, reply: Reply) -> bool: ...
 
 
 class Form:
@@ -50,7 +51,7 @@ class Form:
         self._name, self._mib = name_of(constraint.kind), mib
         self._seconds = 0.0
         self._numbers = count(1)
-        self._asking: dict[int, Matcher] = {}
+        self._asking: dict[int, Listener] = {}
         self._owed = 0  # replies, also those that nobody waits for any more
         self._outbox, self._inbox = bytearray(), bytearray()
         self._ending = threading.Lock()
@@ -72,7 +73,7 @@ class Form:
             if time.monotonic() > end:
                 self.end(self._over_time())
                 raise TooLong(f"the {self._name} cannot be used: {self.broken}")
-            _poll([self], _GLANCE_S)
+            poll_all([self], _GLANCE_S)
             self._send(b"")
         if self.broken is not None:
             kind = TooLong if self.broken == self._over_time() else ValueError
@@ -84,9 +85,9 @@ class Form:
             raise ValueError(replies[0].error)
         self.first = replies[0].views[0]
 
-    def matcher(self, release: Callable[[Form], None]) -> Matcher:
-        """Follows one more answer; gives itself back by `release`."""
-        return Matcher(self, next(self._numbers), release)
+    def number(self) -> int:
+        """For one more answer to follow."""
+        return next(self._numbers)
 
     @property
     def patience(self) -> float:
@@ -104,8 +105,8 @@ class Form:
         """What to poll its channel for."""
         return select.POLLIN | (select.POLLOUT if self._outbox else 0)
 
-    def ask(self, matcher: Matcher, question: Ask) -> None:
-        self._asking[question.matcher] = matcher
+    def ask(self, listener: Listener, question: Ask) -> None:
+        self._asking[question.matcher] = listener
         self._owed += 1
         self._send(pack(question))
 
@@ -118,8 +119,8 @@ class Form:
         self._send(b"")
         for reply in self._receive():
             self._owed -= 1
-            matcher = self._asking.get(reply.matcher)
-            if matcher is not None and matcher.hear(reply):
+            listener = self._asking.get(reply.matcher)
+            if listener is not None and listener.hear(reply):
                 del self._asking[reply.matcher]
             if reply.peak > self.peak:
                 self.peak = reply.peak
@@ -182,123 +183,9 @@ class Form:
         return f"it takes more than {self._mib} MiB of memory, or breaks the library that reads it; make it shorter"
 
 
-class Matcher:
-    """What may follow the part of an answer seen so far, as far as the process has said: `ask`, then `gather`."""
-
-    def __init__(self, form: Form, number: int, release: Callable[[Form], None]) -> None:
-        self.form, self._number, self._release = form, number, release
-        self._turn = 0
-        self._until = 0.0
-        self._error: str | None = None
-        self._closed = False
-        self._taken: list[int] = []  # beyond the first view
-        self._drafts: list[int] = []
-        self._views = [form.first]  # of the place before the drafts, and behind each of them
-
-    @property
-    def asked(self) -> bool:
-        """Whether the answer to a question is still to come, if it comes at all."""
-        return not self._views and self._error is None
-
-    @property
-    def waits(self) -> bool:
-        """Whether the answer to a question is still to come. Raises GrammarError where none will."""
-        failed = self._error or self.form.broken
-        if failed is not None:
-            raise GrammarError(f"the constraint failed: {failed}")
-        if self.asked and time.monotonic() > self._until:
-            self.form.end("its process does not answer")
-            return self.waits
-        return self.asked
-
-    @property
-    def finished(self) -> bool:
-        """Whether it is known that nothing more can follow."""
-        view = self._view()
-        return view is not None and view.stopped
-
-    @property
-    def known(self) -> bool:
-        """Whether it is known what may come now."""
-        return self._view() is not None
-
-    def ask(self, drafts: Sequence[int]) -> None:
-        """Have the process look at this place and behind each of `drafts`, unless it has or does."""
-        drafts = list(drafts)
-        if (not drafts and self._view() is not None) or (drafts == self._drafts and not self._taken):
-            return
-        self._turn += 1
-        question = Ask(self._number, self._turn, self._taken, drafts)
-        self._views, self._taken, self._drafts = [], [], drafts
-        self._until = time.monotonic() + self.form.patience
-        self.form.ask(self, question)
-
-    def hear(self, reply: Reply) -> bool:
-        """Take in a reply; whether it is the one waited for."""
-        if reply.turn != self._turn:
-            return False
-        self._error, self._views = reply.error, reply.views
-        return True
-
-    def allowed(self) -> np.ndarray:
-        """bool [W]."""
-        bits = np.frombuffer(self._known().bits, np.uint8)
-        return np.unpackbits(bits, count=self.form.vocab_size, bitorder="little").astype(bool)
-
-    def accepts(self, token: int) -> bool:
-        view = self._known()
-        return not view.stopped and bool(view.bits[token // 8] >> token % 8 & 1)
-
-    def advance(self, token: int) -> None:
-        self._taken.append(token)
-
-    def retreat(self) -> None:
-        self._taken.pop()
-
-    def close(self) -> None:
-        """The answer has ended."""
-        if not self._closed:
-            self._closed = True
-            self.form.drop(self._number)
-            self._release(self.form)
-
-    def _view(self) -> View | None:
-        behind = len(self._taken)
-        if behind < len(self._views) and self._taken == self._drafts[:behind]:
-            return self._views[behind]
-        return None
-
-    def _known(self) -> View:
-        view = self._view()
-        if view is None:
-            raise AssertionError("ask, and gather, before")
-        return view
-
-
-def gather(matchers: Sequence[Matcher], seconds: float) -> None:
-    """Hear what the processes say, until all `matchers` have their answers or `seconds` are over."""
-    end = time.monotonic() + seconds
-    listen(matchers, 0.0)
-    while any(map(_is_open, matchers)) and (left := end - time.monotonic()) > 0:
-        listen(matchers, left)
-
-
-def listen(matchers: Iterable[Matcher], seconds: float) -> None:
-    """Wait until one of the processes says something, at most `seconds`, and take that in."""
-    forms = list({matcher.form: None for matcher in matchers if _is_open(matcher)})
-    if forms and seconds:
-        _poll(forms, seconds)
-    for form in forms:
-        form.exchange()
-
-
-def _is_open(matcher: Matcher) -> bool:
-    return matcher.asked and matcher.form.broken is None
-
-
-def _poll(forms: Sequence[Form], seconds: float) -> None:
+def poll_all(forms: Sequence[Form], seconds: float) -> None:
     """Until one of them says something, at most so long."""
-    poll = select.poll()
+    found = select.poll()
     for form in forms:
-        poll.register(form.channel, form.interest)
-    poll.poll(seconds * 1000)
+        found.register(form.channel, form.interest)
+    found.poll(seconds * 1000)

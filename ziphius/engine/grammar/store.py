@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 
-from ziphius.engine.grammar.form import Form, Matcher, TooLong
+from ziphius.engine.grammar.form import Form, TooLong
 from ziphius.engine.grammar.lanes import Abandoned, Lane
+from ziphius.engine.grammar.matcher import Matcher
 from ziphius.engine.grammar.nursery import Nursery
 from ziphius.engine.grammar.process import Birth
 from ziphius.engine.settings import Constraint, EngineSettings
@@ -56,7 +57,7 @@ class Grammars:
         with self.held(constraint) as form:
             with self._change:
                 form.users += count
-            return [form.matcher(self._release) for _ in range(count)]
+            return [Matcher(form, self._release) for _ in range(count)]
 
     @property
     def bytes(self) -> int:
