@@ -2,8 +2,9 @@
 
 `ziphius serve` runs a 1M network of random weights (the shape of recipes/r1-cpu.toml), with two keys. A victim asks
 short questions with one of them, one after the other: 4 tokens, streamed, greedy. A stranger with the other key, from
-another address of this machine, runs the attacks of bench/attacks.py in a process of its own, one after the other. For each is printed: the victim's time to first token (p50, p95, worst), its errors, the service's memory at its
-peak and afterwards, its open files, and what the stranger was told. Two more services run under some of the attacks: one
+another address of this machine, runs the attacks of bench/attacks.py in a process of its own, one after the other.
+For each is printed: the victim's time to first token (p50, p95, worst), its errors, the service's memory at its peak
+and afterwards, its open files, and what the stranger was told. Two more services run under some of the attacks: one
 with 64 file descriptors, and one whose log nobody reads.
 
 It fails (exit 1) if the victim ever waits longer than 1 s, gets an error or another answer than without the stranger,
@@ -346,10 +347,9 @@ def main() -> int:
         console.print(f"{len(faults)} lines of the log are no short JSON, such as {faults[0]!r}", markup=False)
     write_results("strangers", options, {"services": found, "log_faults": faults[:5]})
     wrong = [row["attack"] for one in found.values() for row in one["rows"] if row["wrong"]]
-    console.print(
-        f"{'Held.' if not (wrong or faults) else 'Did not hold: ' + ', '.join([*wrong, *(['log'] if faults else [])])}"
-    )
-    return 1 if wrong or faults else 0
+    wrong += ["the log"] if faults else []
+    console.print(f"Did not hold: {', '.join(wrong)}" if wrong else "Held.")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
