@@ -11,7 +11,7 @@ It fails (exit 1) if the victim ever waits longer than 1 s, gets an error or ano
 if memory stays more than 256 MiB above where it was, if files stay open, if the log holds a line that is no JSON or
 longer than 8 kB, or if the service does not end up healthy in the process that was started.
 
-    pip install -c constraints.txt -e .[serve]
+    pip install -c constraints.txt -e .[serve] psutil
     python bench/strangers.py                  # about eight minutes on two cores
     python bench/strangers.py --quick          # two seconds an attack; --only numbers,silent_sockets for some
 
