@@ -237,6 +237,19 @@ def test_memory_is_bounded_by_bytes(tokenizer):
     assert grammars.bytes <= 20 * MIB
 
 
+def test_what_nobody_uses_is_kept_for_a_while_only(grammars, monkeypatch):
+    monkeypatch.setattr("ziphius.engine.grammar.store._KEPT_S", 0.3)
+    with grammars.held(DIGITS) as first:
+        pass
+    with grammars.held(DIGITS) as second:
+        assert second is first
+        time.sleep(0.7)
+        assert grammars.bytes
+    found = copies(grammars)
+    assert vanish(found)
+    assert grammars.bytes == 0
+
+
 def test_no_process_outlives_an_engine_or_its_own_process(tokenizer):
     code = (
         "import os, pickle, sys; from ziphius.engine.grammar.store import *;"

@@ -90,8 +90,8 @@ class EngineSettings(BaseModel):
       on this machine and for these answers, or none.
     - `batch_invariant`: see below.
     - `grammar_seconds` of processor time a constraint may take to prepare, and again to say what may come next;
-      `grammar_mib` of memory. Those that nobody uses are kept up to `grammar_cache_mib`; all together may take
-      `grammars_mib`, beyond which the largest goes. A constraint that breaks a limit fails its own requests alone.
+      `grammar_mib` of memory. Those that nobody uses are kept for seconds, up to `grammar_cache_mib`; all together may
+      take `grammars_mib`, beyond which the largest goes. One that breaks a limit fails its own requests alone.
 
     What is guaranteed: with a seed, an answer's random numbers depend on seed, sample and place alone, and drafts,
     chunks, preemption, cached prefixes and neighbours change nothing in what is asked of the network. What remains is

@@ -35,8 +35,8 @@ class Listener(Protocol):
 class Form:
     """A process with one constraint in it, and the answers that follow it. Prepared by one thread; then the engine's.
 
-    `users` are the answers and the requests to come that need it; `peak` bytes it has taken of memory, at most.
-    `broken` says why it is of no more use.
+    `users` are the answers and the requests to come that need it, the last of which went `left_at`. `peak` bytes of
+    memory it has taken, at most. `broken` says why it is of no more use.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Form:
     ) -> None:
         self.vocab_size = vocab_size
         self.users = 0
+        self.left_at = 0.0
         self.peak = 0
         self.broken: str | None = None
         self.first = View(False, b"")

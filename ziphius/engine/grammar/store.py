@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
+from weakref import WeakMethod
 
 from ziphius.engine.grammar.form import Form, TooLong
 from ziphius.engine.grammar.lanes import Abandoned, Lane
@@ -20,6 +22,7 @@ _COPY_BYTES = 4 << 20  # of a process's memory that are its own before it reads 
 _QUICK, _QUICK_S, _QUICK_CHARACTERS = 4, 0.25, 1 << 14
 _REFUSALS = 1024  # remembered, so that what is asked for again and again is refused at once
 _GLANCE_S = 0.05
+_KEPT_S = 5.0  # what is in use is asked for again within seconds; the rest costs little to prepare anew
 
 Key = bytes
 
@@ -28,7 +31,7 @@ class Grammars:
     """Thread-safe but for the matchers, which belong to the engine's thread.
 
     A constraint is first tried in the lane of the quick; one that is long, or that does not pass in `_QUICK_S` seconds,
-    waits its turn in the lane of the slow, where one at a time is read.
+    waits its turn in the lane of the slow, where one at a time is read. What nobody uses is kept a few seconds.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, settings: EngineSettings) -> None:
@@ -39,6 +42,7 @@ class Grammars:
         self._forms: OrderedDict[Key, Form] = OrderedDict()  # those unused for longest come first
         self._pending: set[Key] = set()
         self._refused: OrderedDict[Key, str] = OrderedDict()
+        self._timer: threading.Timer | None = None
 
     @contextmanager
     def held(self, constraint: Constraint, owner: str = "", abandoned: threading.Event | None = None) -> Iterator[Form]:
@@ -129,18 +133,33 @@ class Grammars:
     def _release(self, form: Form) -> None:
         with self._change:
             form.users -= 1
+            form.left_at = time.monotonic()
             self._tidy()
 
     def _outgrown(self) -> None:
         with self._change:
             self._tidy()
 
+    def _expire(self) -> None:
+        with self._change:
+            self._timer = None
+            self._tidy()
+
+    def _wind(self) -> None:
+        """Look again when the next of what is unused has been so for long."""
+        if self._timer is None and any(not form.users for form in self._forms.values()):
+            expire = WeakMethod(self._expire)
+            self._timer = threading.Timer(_KEPT_S, _call, [expire])
+            self._timer.daemon = True
+            self._timer.start()
+
     def _tidy(self) -> None:
         """Let go of what is of no more use, then of what has been unused for longest, until the rest fits. Where it is
         what is in use that does not fit, the largest goes: its requests fail, not those of others."""
         settings = self._settings
         for key, form in list(self._forms.items()):
-            if not form.users and (form.broken is not None or not form.idle):
+            stale = time.monotonic() - form.left_at > _KEPT_S
+            if not form.users and (stale or form.broken is not None or not form.idle):
                 self._forget(key)
         unused = [key for key, form in self._forms.items() if not form.users]
         total = sum(map(_size, self._forms.values()))
@@ -151,6 +170,7 @@ class Grammars:
             size = _size(self._forms[key])
             kept, total = kept - size, total - size
             self._forget(key)
+        self._wind()
         used = sorted((form for form in self._forms.values() if form.broken is None), key=_size)
         while used and total > settings.grammars_mib << 20:
             largest = used.pop()
@@ -171,3 +191,8 @@ def _key(constraint: Constraint) -> Key:
 def _size(form: Form) -> int:
     """Bytes of memory; nothing of a process that has ended."""
     return 0 if form.broken is not None else _COPY_BYTES + form.peak
+
+
+def _call(method: WeakMethod[Callable[[], None]]) -> None:
+    if (bound := method()) is not None:
+        bound()
