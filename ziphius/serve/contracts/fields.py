@@ -10,12 +10,20 @@ from ziphius.serve.contracts.lenient import Refused
 
 _CACHE = "the prefix cache finds what it can by itself"
 _TIER = "there is one tier"
+_AS_WRITTEN = "the answer is shown as it was written, without its end token"
 _TEXT_ONLY = "the model reads and writes text alone"
 _NOT_DONE = "this way of drawing tokens is not offered"
 _FORM = "ask for a form by response_format"
 _BEAMS = "only beam search, which is refused, would read it"
 
 # What changes nothing in the answer: name → why.
+PART_IGNORED: dict[str, str] = {"prompt_cache_breakpoint": _CACHE, "cache_control": _CACHE}
+ANSWER_IGNORED: dict[str, str] = {
+    "annotations": "it is about an answer that was given",
+    "parsed": "it repeats the content",
+    "reasoning": "thinking of earlier turns is not shown to the model again",
+    "reasoning_details": "thinking of earlier turns is not shown to the model again",
+}
 IGNORED: dict[str, str] = {
     "store": "nothing is stored",
     "service_tier": _TIER,
@@ -24,9 +32,8 @@ IGNORED: dict[str, str] = {
     "prompt_cache_retention": _CACHE,
     "prompt_cache_options": _CACHE,
     "cache_salt": _CACHE,
-    "skip_special_tokens": "the answer is shown as it was written, without its end token",
-    "spaces_between_special_tokens": "the answer is shown as it was written",
-    "include_stop_str_in_output": "the answer ends before the stop string",
+    "skip_special_tokens": _AS_WRITTEN,
+    "spaces_between_special_tokens": _AS_WRITTEN,
     "detokenize": "answers are text",
     "length_penalty": _BEAMS,
     "early_stopping": _BEAMS,
@@ -38,14 +45,13 @@ CHAT_IGNORED: dict[str, str] = IGNORED | {
     "include_reasoning": "thinking always stands apart in reasoning_content",
     "separate_reasoning": "thinking always stands apart in reasoning_content",
     "reasoning_format": "thinking always stands apart in reasoning_content",
-    "add_special_tokens": "the template says which special tokens there are",
     "models": "there is one model",
 }
-COMPLETION_IGNORED: dict[str, str] = IGNORED | {
-    "add_special_tokens": "a prompt of text begins with the begin token, one of ids is taken as it is",
-}
+COMPLETION_IGNORED: dict[str, str] = IGNORED
 
 # What would change the answer and is not done, unless its value asks for nothing.
+ANSWER_REFUSED: dict[str, Refused] = {"audio": Refused(_TEXT_ONLY)}
+CUSTOM_REFUSED: dict[str, Refused] = {"custom": Refused("custom tools are not offered; describe a function")}
 REFUSED: dict[str, Refused] = {
     "best_of": Refused("more answers than are sent back are not drawn; use n", (1,)),
     "use_beam_search": Refused(_NOT_DONE),
@@ -58,6 +64,7 @@ REFUSED: dict[str, Refused] = {
     "logits_processors": Refused("code of the client's is not run"),
     "bad_words": Refused("use logit_bias"),
     "allowed_token_ids": Refused("use logit_bias, or response_format"),
+    "include_stop_str_in_output": Refused("the answer ends before the stop string"),
     "truncate_prompt_tokens": Refused("a prompt is read whole or not at all", (-1,)),
     "prompt_logprobs": Refused("use /v1/completions with echo and logprobs", ()),
     "return_token_ids": Refused("answers are text; /tokenize gives the ids of a text"),
@@ -84,6 +91,7 @@ CHAT_REFUSED: dict[str, Refused] = REFUSED | {
     "web_search_options": Refused("the server searches nothing; offer a tool that does", ()),
     "thinking_budget": Refused("it is called thinking.budget_tokens here", ()),
     "chat_template": Refused("the folder's template is used"),
+    "add_special_tokens": Refused("the template says which special tokens there are", (False,)),
     "documents": Refused("put them into a message"),
     "input": Refused("it is called messages here", ()),
     "prompt": Refused("it is called messages here; a text is continued by /v1/completions", ()),
@@ -92,5 +100,6 @@ CHAT_REFUSED: dict[str, Refused] = REFUSED | {
 }
 COMPLETION_REFUSED: dict[str, Refused] = REFUSED | {
     "messages": Refused("it is called prompt here; a conversation is answered by /v1/chat/completions", ()),
+    "add_special_tokens": Refused("a text begins with the begin token; send ids to begin without it", (True,)),
     "prompt_embeds": Refused("a prompt is text or token ids"),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,8 @@ class AnyFormat(Lenient):
 
 
 class JsonSchema(Lenient):
+    ignored: ClassVar = {"description": "the form is kept by a grammar; the model is not told of it"}
+
     name: str
     schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None

@@ -11,7 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ziphius.serve.contracts.lenient import Lenient, Refused
+from ziphius.serve.contracts.fields import ANSWER_IGNORED, ANSWER_REFUSED, CUSTOM_REFUSED, PART_IGNORED
+from ziphius.serve.contracts.lenient import Lenient
 
 # Types of content parts, and where their text stands. Thinking of earlier turns is not shown to the model again.
 _TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
@@ -19,6 +20,8 @@ _THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
 
 
 class TextPart(Lenient):
+    ignored: ClassVar = PART_IGNORED
+
     type: Literal["text"]
     text: str
 
@@ -63,7 +66,7 @@ class CalledFunction(Lenient):
 class ToolCall(Lenient):
     """A call that the model made in an earlier turn; `arguments` is JSON in a string."""
 
-    refused: ClassVar = {"custom": Refused("custom tools are not offered; describe a function")}
+    refused: ClassVar = CUSTOM_REFUSED
 
     id: str | None = None
     type: Literal["function"] | None = "function"
@@ -89,6 +92,9 @@ class AssistantMessage(Lenient):
     `reasoning_content` of an earlier answer is not shown to the model again, as DeepSeek has it; that of a prefix
     begins the thinking. A `refusal` stands for the content where there is none.
     """
+
+    ignored: ClassVar = ANSWER_IGNORED
+    refused: ClassVar = ANSWER_REFUSED
 
     role: Literal["assistant"]
     content: Text | None = None

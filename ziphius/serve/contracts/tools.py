@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ziphius.serve.contracts.lenient import Lenient, Refused
+from ziphius.serve.contracts.fields import CUSTOM_REFUSED
+from ziphius.serve.contracts.lenient import Lenient
 
 
 class Function(Lenient):
@@ -19,7 +20,7 @@ class Function(Lenient):
 
 
 class Tool(Lenient):
-    refused: ClassVar = {"custom": Refused("custom tools are not offered; describe a function")}
+    refused: ClassVar = CUSTOM_REFUSED
 
     type: Literal["function"]
     function: Function
