@@ -20,6 +20,7 @@ from ziphius.serve.contracts.reply import (
     MadeFunction,
     TokenLogprob,
     TopLogprob,
+    written,
 )
 from ziphius.serve.dialogue.parse import CallDelta, ReplyParser
 from ziphius.serve.wire.answer import Choice, News, TokenLog, naming_ignored, respond
@@ -140,4 +141,4 @@ def _logprobs(tokenizer: Tokenizer, logs: Sequence[TokenLog]) -> ChoiceLogprobs:
 
 def _named(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
     spelled = tokenizer.token_bytes(token)
-    return {"token": spelled.decode("utf-8", "replace"), "logprob": max(logprob, -9999.0), "bytes": list(spelled)}
+    return {"token": spelled.decode("utf-8", "replace"), "logprob": written(logprob), "bytes": list(spelled)}
