@@ -51,7 +51,7 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 class Sampling(Lenient):
     """What both kinds of completion share. What is left out comes from the folder's generation_config.json.
 
-    -1 as `top_k` or as the longest answer means that there is no limit, as with other servers.
+    As with other servers, -1 as `top_k` switches it off, and as the longest answer is as good as left out.
     """
 
     minds_slips: ClassVar = True
