@@ -155,11 +155,11 @@ def test_settings_reach_the_server(page, engine):
 
 
 def test_a_refusal_is_shown_and_announced(page):
-    page.evaluate("localStorage.setItem('ziphius.settings', '{\"max_tokens\": \"99999\"}')")
+    page.evaluate("localStorage.setItem('ziphius.settings', '{\"temperature\": \"9\"}')")
     page.reload()
     ask(page, "hello")
-    expect(page.get_by_role("alert")).to_contain_text("lower max_tokens")
-    expect(page.get_by_role("status")).to_contain_text("lower max_tokens")
+    expect(page.get_by_role("alert")).to_contain_text("less than or equal to 2")
+    expect(page.get_by_role("status")).to_contain_text("less than or equal to 2")
 
 
 def test_phone_width(page):

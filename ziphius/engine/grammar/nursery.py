@@ -34,7 +34,7 @@ class Nursery:
     where it was killed. It ends when this object or this process does. Thread-safe."""
 
     def __init__(self, birth: Birth) -> None:
-        self._birth = pickle.dumps(birth)
+        self._birth = birth
         self._lock = threading.Lock()
         self._control: socket.socket | None = None
         self._end: weakref.finalize | None = None
@@ -90,7 +90,8 @@ class Nursery:
         self._end = weakref.finalize(self, _end, control, process)
         try:
             control.settimeout(_START_LIMIT_S)
-            control.sendall(struct.pack("<Q", len(self._birth)) + self._birth)
+            birth = pickle.dumps(self._birth)
+            control.sendall(struct.pack("<Q", len(birth)) + birth)
             self._number(control)
         except OSError as error:
             self._stop()

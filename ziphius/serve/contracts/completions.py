@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field, model_validator
 
+from ziphius.serve.contracts.fields import COMPLETION_IGNORED, COMPLETION_REFUSED
 from ziphius.serve.contracts.sampling import MAX_CHOICES, Sampling
 
 
@@ -12,6 +15,9 @@ class CompletionRequest(Sampling):
 
     `prompt` is a text, its token ids, or a list of either. In texts the special tokens are read as such.
     """
+
+    ignored: ClassVar = COMPLETION_IGNORED
+    refused: ClassVar = COMPLETION_REFUSED
 
     prompt: str | list[str] | list[int] | list[list[int]]
     suffix: str | None = None
@@ -22,6 +28,8 @@ class CompletionRequest(Sampling):
     def _agrees(self) -> CompletionRequest:
         if not self.prompts:
             raise ValueError("prompt is an empty list")
+        if self.max_tokens == 0:
+            raise ValueError("max_tokens is 0; a continuation needs one token at least")
         if len(self.prompts) * (self.n or 1) > MAX_CHOICES:
             raise ValueError(f"{len(self.prompts)} prompts × n exceed {MAX_CHOICES} answers; send fewer at once")
         if self.suffix is not None and not all(isinstance(prompt, str) for prompt in self.prompts):
