@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,10 +52,7 @@ async def begin_turn(service: Service, asked: ChatRequest, owner: str, path: str
     `path` is the API's, for the log and the metrics; `name` the answer's.
     """
     service.check_model(asked.model)
-    prompt = await asyncio.to_thread(_prompt, service, asked)  # a long one takes seconds, which others must not wait
-    tools = tool_settings(asked, service.tokenizer)
-    user_id = service.tokenizer.user_id  # a model that goes on with the next question has ended its turn
-    request = chat_request(asked, prompt, service.limits, [user_id], tools)
+    prompt, request = await service.lanes.run(_prepare, service, asked)
     ends = [service.tokenizer.eos_id, *request.settings.stop_token_ids]
     choices = [
         Choice(
@@ -70,8 +66,16 @@ async def begin_turn(service: Service, asked: ChatRequest, owner: str, path: str
     ]
     about: dict[str, Any] = {"path": path, "id": name, "owner": owner, "user": asked.user}
     if service.settings.log_prompts:
-        about["prompt"] = service.tokenizer.decode(prompt.ids)
+        about["prompt"] = await service.lanes.run(service.tokenizer.decode, prompt.ids)
     return Turn(service, name, asked, prompt, request, Answer(service, choices, about))
+
+
+def _prepare(service: Service, asked: ChatRequest) -> tuple[Prompt, Request]:
+    """What takes as long as the conversation is."""
+    prompt = _prompt(service, asked)
+    tools = tool_settings(asked, service.tokenizer)
+    user_id = service.tokenizer.user_id  # a model that goes on with the next question has ended its turn
+    return prompt, chat_request(asked, prompt, service.limits, [user_id], tools)
 
 
 def _prompt(service: Service, asked: ChatRequest) -> Prompt:
