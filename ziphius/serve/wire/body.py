@@ -16,7 +16,9 @@ from starlette.responses import Response
 from ziphius.serve.contracts.errors import ApiError, of_validation
 from ziphius.serve.wire.lanes import LARGE, Lanes
 
-_MOST_FIELDS = 256  # of the body itself; the APIs know some fifty
+_MOST_FIELDS = 256  # of the body, or of one message or tool in it; the APIs know some fifty
+_MOST_FAULTS = 1000
+_BRACKETS = 100_000  # that any request may have, and some for each token that the model reads
 _NOT_JSON = "the body must be a JSON object, sent as Content-Type: application/json"
 
 
@@ -61,14 +63,21 @@ class _Read(Request):
 def read(raw: bytes, adapter: TypeAdapter[Any], context: int) -> Any:
     """The object that a body spells. Raises ApiError: 400 for what is no JSON, or more than any context holds, 422."""
     with _no_collection(len(raw)):
+        _check_brackets(raw, context)
         body = _parse(raw)
-        _check_length(body, context)
         try:
+            _check_length(body, context)
             return adapter.validate_python(body)
         except ValidationError as error:
-            raise of_validation(error.errors(include_url=False, include_input=False)) from None
+            faults = error.error_count()
+            first = error.errors(include_url=False, include_input=False) if faults <= _MOST_FAULTS else []
         except RecursionError:
             raise ApiError(422, "the body is nested too deeply", code="nested_too_deeply") from None
+        finally:
+            body.clear()  # here and now: a refusal's traceback would hold it until some collection
+    if not first:
+        raise ApiError(422, f"{faults:,} things are wrong with the body, too many to name", code="too_many_faults")
+    raise of_validation(first)
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
@@ -89,10 +98,21 @@ def _parse(raw: bytes) -> dict[str, Any]:
     return body
 
 
+def _check_brackets(raw: bytes, context: int) -> None:
+    """A list takes two bytes of a body and a hundred of memory; nothing that the model could read has so many."""
+    brackets = raw.count(b"[") + raw.count(b"{")
+    if brackets > _BRACKETS + 8 * context:
+        raise ApiError(
+            422, f"the body holds {brackets:,} lists and objects, more than a request to this model can need",
+            code="too_many_parts",
+        )  # fmt: skip
+
+
 def _check_length(body: dict[str, Any], context: int) -> None:
     """What no context can hold is refused before anything is made of it."""
-    if len(body) > _MOST_FIELDS:
-        raise ApiError(422, f"the body has {len(body)} fields; no request has more than {_MOST_FIELDS}")
+    for where in (body, *(entry for value in body.values() if isinstance(value, list) for entry in value[:context])):
+        if isinstance(where, dict) and len(where) > _MOST_FIELDS:
+            raise ApiError(422, f"{len(where):,} fields are at one place; no request has more than {_MOST_FIELDS} there")
     for name, value in body.items():
         if isinstance(value, list) and len(value) > context:
             raise ApiError(

@@ -91,6 +91,8 @@ async def complete_text(service: Service, asked: CompletionRequest, request: Req
 
 def _prepare(service: Service, asked: CompletionRequest) -> tuple[list[list[int]], list[EngineRequest]]:
     """What takes as long as the prompts are."""
+    for prompt in asked.prompts:
+        service.check_length([prompt] if isinstance(prompt, str) else [], "prompt")
     try:
         prompts = [service.prompts.text(prompt, asked.suffix) for prompt in asked.prompts]
     except ValueError as error:

@@ -8,6 +8,7 @@ after each that is as long as the piece took.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ T = TypeVar("T")
 LARGE = 64 * 2**10  # bytes
 _TINY = 4 * 2**10  # bytes that are read sooner than a thread is woken
 _LONGEST_PAUSE = 1.0
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Lanes:
                 done.exception()  # whoever asked may be gone
             loop.call_later(min(loop.time() - began, _LONGEST_PAUSE), self._next)
 
-        working = loop.run_in_executor(self._large, work)
+        working = loop.run_in_executor(self._large, _tidied, work)
         working.add_done_callback(ended)
         return await asyncio.shield(working)
 
@@ -110,3 +112,12 @@ class Lanes:
                 turn.set_result(None)
                 return
         self._taken = False
+
+
+def _tidied(work: Callable[[], T]) -> T:
+    """What `work` returns; the memory that it took and freed goes back to the system, where the C library can."""
+    try:
+        return work()
+    finally:
+        if _TRIM is not None:
+            _TRIM(0)

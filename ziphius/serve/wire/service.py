@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +89,17 @@ class Service:
         self.metrics.count_request(path if path in self.paths else "other", status)
         if asks.has_key:
             self.metrics.count_key(asks.owner)
+
+    def check_length(self, texts: Sequence[str], param: str) -> None:
+        """Raises ApiError (400) for texts that must have more tokens than the model reads, before they are counted."""
+        characters, longest = sum(map(len, texts)), self.tokenizer.longest_token
+        if longest is not None and characters > longest * self.limits.context:
+            raise ApiError(
+                400,
+                f"{param} has {characters:,} characters, which are more than {self.limits.context} tokens, all that "
+                f"the model reads and writes: shorten {param}",
+                param=param, code="context_length_exceeded",
+            )  # fmt: skip
 
     def refuse(self, path: str, error: ApiError) -> None:
         """Count a request that is turned away, and write down why."""

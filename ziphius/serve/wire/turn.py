@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,9 @@ def _prompt(service: Service, asked: ChatRequest) -> Prompt:
         thinking = asked.thinking.type == "enabled"
     elif asked.reasoning_effort is not None:
         thinking = asked.reasoning_effort != "none"
+    service.check_length([message.content or "" for message in asked.messages], "messages")
     tools = [tool.model_dump(exclude_none=True) for tool in asked.tools or []]
+    service.check_length([json.dumps(tool, ensure_ascii=False, separators=(",", ":")) for tool in tools], "tools")
     try:
         return service.prompts.chat(asked.messages, thinking, tools)
     except ValueError as error:
