@@ -47,10 +47,12 @@ def serve(tokenizer):
 
 
 @contextlib.contextmanager
-def running(tokenizer, engine, context=512, defaults=None, rate=None, keys=None, **options):
+def running(tokenizer, engine, context=512, defaults=None, rate=None, keys=None, allowances=None, **options):
     chosen = ServeSettings(**{"name": "tiny", "port": 0, "drain_seconds": 5} | options)
     limits = Limits(context, tokenizer.vocab_size, chosen.max_tokens, defaults or {"temperature": 0.6, "top_p": 0.95})
-    more = {key: value for key, value in (("rate", rate), ("keys", keys)) if value is not None}
+    more = {
+        key: value for key, value in (("rate", rate), ("keys", keys), ("allowances", allowances)) if value is not None
+    }
     service = Service(chosen, tokenizer, Runner(engine), limits, **more)
     server = Server(service, socket.create_server(("127.0.0.1", 0), backlog=512))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)

@@ -112,7 +112,9 @@ def _check_length(body: dict[str, Any], context: int) -> None:
     """What no context can hold is refused before anything is made of it."""
     for where in (body, *(entry for value in body.values() if isinstance(value, list) for entry in value[:context])):
         if isinstance(where, dict) and len(where) > _MOST_FIELDS:
-            raise ApiError(422, f"{len(where):,} fields are at one place; no request has more than {_MOST_FIELDS} there")
+            raise ApiError(
+                422, f"{len(where):,} fields are at one place; no request has more than {_MOST_FIELDS} there"
+            )
     for name, value in body.items():
         if isinstance(value, list) and len(value) > context:
             raise ApiError(

@@ -80,8 +80,8 @@ class Door:
             except OSError as error:  # no file left, or the client is gone already
                 if error.errno not in _GONE:
                     self.turn_away("no_file_left", "", error=str(error), open=len(self.open))
-                    self._give_way(self.open)
-                    await asyncio.sleep(_BREATH)
+                    self.most = max(1, min(self.most, len(self.open) - _SPARE // 2))
+                    await asyncio.sleep(0 if self._give_way(self.open) else _BREATH)
                 continue
             try:
                 if self._has_room(str(where[0])):
@@ -97,7 +97,10 @@ class Door:
             same = {connection for connection in self.open if connection.address == address}
             if not self._give_way(same, limit="per address", most=self.most_per_address):
                 return False
-        return len(self.open) < self.most or self._give_way(self.open, limit="in all", most=self.most)
+        while len(self.open) >= self.most:
+            if not self._give_way(self.open, limit="in all", most=self.most):
+                return False
+        return True
 
     def _give_way(self, among: set[Guarded], **about: Any) -> bool:
         """Close the connection that has waited longest without asking, those that never asked before all others."""

@@ -41,7 +41,6 @@ class Gate:
             headers = Headers(scope=scope)
             self._check_host(headers)
             asks = self._who(scope, headers)
-            asking.set(asks)
             scope.setdefault("state", {})["owner"] = asks.owner
             await self._read(body, headers, receive, asks.party)
             asking.set(replace(asks, size=body.size))
@@ -92,9 +91,11 @@ class Gate:
                 401, "no valid API key: send one as `Authorization: Bearer KEY`, or as `x-api-key: KEY`",
                 code="invalid_api_key",
             )  # fmt: skip
+        asks = replace(asks, owner=key.name, has_key=True)
+        asking.set(asks)  # what is refused from here on is in the key's name
         if scope["method"] == "POST":
             self.service.allowances.enter(key)
-        return replace(asks, owner=key.name, has_key=True)
+        return asks
 
     async def _read(self, body: _Body, headers: Headers, receive: Receive, party: str) -> None:
         """Take in the body as it comes. Raises ApiError for one that is too large, or too slow."""

@@ -7,6 +7,7 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+import httptools
 from starlette.responses import JSONResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -36,6 +37,7 @@ class Guarded(HttpToolsProtocol):
         self._begun = False  # a byte of the next request is here
         self._headers_bytes = 0  # of the headers that the parser has made out
         self._idle_bytes = 0  # that came since the parser made out anything: of one endless header, say
+        self._declined = b""  # the headers of a request without the offer of another protocol that they held
         self._stalled: float | None = None  # since when the client has taken nothing of what is sent
         self._refusal: ApiError | None = None
 
@@ -80,10 +82,21 @@ class Guarded(HttpToolsProtocol):
         if not self._begun:
             self._begun, self.since = True, time.monotonic()
         self._idle_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._feed(data)
         if self._idle_bytes > self.door.settings.max_header_bytes and not self.transport.is_closing():
             self._refusal = self._too_large()
-            self.send_400_response("")
+            self.send_400_response("endless headers")
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            rest = data[offer.args[0] :]
+            self.parser = httptools.HttpRequestParser(self)
+            self._feed(self._declined + rest)
+        except httptools.HttpParserError:
+            self.send_400_response("this is not HTTP/1.1")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -103,7 +116,8 @@ class Guarded(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._idle_bytes = 0
-        super().on_message_complete()
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     def _count(self, size: int) -> None:
         """Bytes of the headers (or of the trailers), which may all have come in one piece."""
@@ -114,12 +128,17 @@ class Guarded(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._idle_bytes = 0
-        upgrade = self.parser.should_upgrade()
-        if upgrade and (self.parser.get_method() == b"CONNECT" or self._get_upgrade() == b"websocket"):
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
+            return
+        method = self.parser.get_method()
+        if method == b"CONNECT" or self._get_upgrade() == b"websocket":
             self._refuse(ApiError(400, "this server speaks plain HTTP/1.1: no WebSocket, no tunnel", code="no_upgrade"))
-        super().on_headers_complete()
-        if upgrade:  # an offer to speak something else, which is declined; the parser reads nothing behind it
-            self.cycle.keep_alive = False
+        # Java's client, for one, offers to go on in HTTP/2. Declined, the same request is read once more without the
+        # offer, for the parser takes whatever follows one for the new protocol.
+        kept = [pair for pair in self.headers if pair[0] not in (b"upgrade", b"connection", b"http2-settings")]
+        lines = [b"%b %b HTTP/1.1\r\n" % (method, self.url), *(b"%b: %b\r\n" % pair for pair in kept)]
+        self._declined = b"".join([*lines, b"connection: close\r\n\r\n"])
 
     def on_response_complete(self) -> None:
         self.has_asked, self._begun, self.since = True, bool(self.pipeline), time.monotonic()
@@ -128,14 +147,11 @@ class Guarded(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """What uvicorn calls for a request that is none: a refusal in the API's form, and the end of the connection."""
         error = self._refusal or ApiError(400, "this is not HTTP/1.1", code="bad_request")
-        if self._refusal is None or msg:  # else `overdue` says so
+        if msg:  # else `overdue` says so
             self.door.turn_away(error.code or "bad_request", self.address)
         if self.cycle is None or self.cycle.response_complete:  # else it would stand in the middle of an answer
             self.transport.write(response(error))
         self.transport.close()
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """An upgrade that is declined is nothing to write about."""
 
     def _refuse(self, error: ApiError) -> None:
         self._refusal = error
