@@ -169,6 +169,6 @@ def export(
 def _need_packages() -> None:
     from importlib.util import find_spec
 
-    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
+    missing = [name for name in ("fastapi", "uvicorn", "httptools", "prometheus_client") if find_spec(name) is None]
     if missing:
         raise ValueError(f"serving needs {', '.join(missing)}: pip install 'ziphius[serve]'")
