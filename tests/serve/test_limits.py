@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from tests.serve.scripted import ScriptedEngine
-from ziphius.serve.wire.keys import Keys, is_loopback, new_key
+from ziphius.serve.wire.keys import is_loopback
 from ziphius.serve.wire.settings import ServeSettings
 
 STREAM = {"stream": True}
@@ -39,42 +39,7 @@ def error_of(response, status):
     return error
 
 
-# Keys
-
-
-def test_keys_are_hashed_and_checked(tmp_path, serve, endless):
-    path = tmp_path / "keys"
-    key, other = new_key(path, "ada"), new_key(path, "bo")
-    assert key not in path.read_text()
-    assert path.stat().st_mode & 0o777 == 0o600
-    keys = Keys.load(path)
-    assert (keys.owner(f"Bearer {key}"), keys.owner(f"bearer {other}")) == ("ada", "bo")
-    for wrong in (None, "", key, f"Basic {key}", f"Bearer {key}x", "Bearer ", "Bearer \udc80"):
-        assert keys.owner(wrong) is None
-    server = serve(endless, keys=keys)
-    assert error_of(server.ask(max_tokens=3), 401)["code"] == "invalid_api_key"
-    assert error_of(server.http.get("/metrics"), 401)
-    assert server.http.get("/health").status_code == 200
-    server.http.headers["Authorization"] = f"Bearer {key}"
-    assert server.ask(max_tokens=3).status_code == 200
-
-
-def test_a_wrong_file_of_keys_names_the_line(tmp_path):
-    path = tmp_path / "keys"
-    with pytest.raises(ValueError, match="no such file of keys"):
-        Keys.load(path)
-    path.write_text("# none\n")
-    with pytest.raises(ValueError, match="holds no key"):
-        Keys.load(path)
-    path.write_text("\nada sha256:12\n")
-    with pytest.raises(ValueError, match=r"keys:2: a line is `name sha256:` and 64 hex digits"):
-        Keys.load(path)
-    path.unlink()
-    new_key(path, "ada")
-    with pytest.raises(ValueError, match="has a key called 'ada' already"):
-        new_key(path, "ada")
-    with pytest.raises(ValueError, match="use one word"):
-        new_key(path, "a b")
+# Addresses
 
 
 def test_a_public_address_without_keys_is_refused(tmp_path):
@@ -161,8 +126,8 @@ def nested(depth):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"messages": [{"role": "user", "content": "a\ud800b"}]}, r"\ud800, one half of a surrogate pair"),
-        ({"\udfff": 1}, r"\udfff, one half of a surrogate pair"),
+        ({"messages": [{"role": "user", "content": "a\ud800b"}]}, "one half of a surrogate pair"),
+        ({"\udfff": 1}, "one half of a surrogate pair"),
         (nested(300), "nested too deeply"),
     ],
 )
@@ -213,7 +178,7 @@ def test_limits_of_body_and_tokens(serve, endless):
     assert error_of(post(iter([b"x" * 999] * 3), **json_type), 413)  # no Content-Length to tell
     assert "not JSON" in error_of(post(b"{", **json_type), 400)["message"]
     assert "must be a JSON object" in error_of(post(b"[]", **json_type), 400)["message"]
-    assert error_of(post(b"[" * 1900, **json_type), 400)
+    assert "nested too deeply" in error_of(post(b"[" * 1900, **json_type), 422)["message"]
     assert error_of(post(b"\xff\xfe{}", **json_type), 400)
     long = [{"role": "user", "content": "zq" * 400}]
     assert error_of(server.ask(messages=long), 400)["code"] == "context_length_exceeded"

@@ -84,8 +84,8 @@ class ChatRequest(Sampling):
         return self
 
     def _read_functions(self) -> None:
-        if self.functions is None and self.function_call is None:
-            return
+        if self._old_calls or (self.functions is None and self.function_call is None):
+            return  # a request that has been read may be looked at again
         if self.tools or self.tool_choice is not None:
             raise ValueError("functions and tools say the same thing; give one of them")
         self.tools = [Tool(type="function", function=function) for function in self.functions or []]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -79,21 +78,6 @@ class Sampling(Lenient):
     user_id: str | None = None
     safety_identifier: str | None = None
     metadata: dict[str, Any] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_text(cls, body: Any) -> Any:
-        """JSON can spell half of a surrogate pair, which is no character and which nothing behind this can write."""
-        if not isinstance(body, dict):
-            return body
-        try:
-            json.dumps(body, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            half = error.object[error.start]
-            raise ValueError(f"the body holds \\u{ord(half):04x}, one half of a surrogate pair alone") from None
-        except RecursionError:
-            raise ValueError("the body is nested too deeply") from None
-        return body
 
     @model_validator(mode="before")
     @classmethod

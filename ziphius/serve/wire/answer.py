@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pydantic import BaseModel
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive
 
 from ziphius.engine.request import Request, Update
@@ -168,6 +168,12 @@ class Answer:
         return news
 
     @property
+    def weight(self) -> int:
+        """About how many bytes the whole answer has as JSON."""
+        logs = sum(len(log.top) + 1 for choice in self.choices for log in choice.logs)
+        return 8 * self.tally.completion + 100 * logs
+
+    @property
     def usage(self) -> Usage:
         assert self._ticket is not None
         return self.tally.usage(self.service.rate, self._ticket.seconds)
@@ -190,7 +196,9 @@ class Answer:
         used = self.usage if self._ticket is not None else None
         self.service.metrics.count(seconds, self._first, self.tally, used)
         if not refused:
-            self.service.metrics.count_request(self.about["path"], self.status)
+            self.service.count_request(self.about["path"], self.status)
+        tokens = self.tally.prompt + self.tally.completion if used is not None else 0
+        self.service.charge(self.about["owner"], tokens, used.ziphius.dollars if used is not None else 0.0)
         self.service.log(
             self.about
             | {
@@ -220,14 +228,23 @@ async def respond(
         if events is not None:
             return EventStream(with_errors(events), answer.close, answer.service.settings.write_seconds)
         await unless_client_leaves(_collect(answer), receive)
-        made = whole()
+        made = await answer.service.lanes.run(lambda: as_json(whole()), size=answer.weight)
     except BaseException as error:
         if isinstance(error, ApiError):
             answer.status = error.status
         answer.close(refused=isinstance(error, ApiError))
         raise
     answer.close()
-    return JSONResponse(made.model_dump())
+    return Response(made, media_type="application/json")
+
+
+def as_json(made: BaseModel) -> bytes:
+    """An answer as JSON. Choices are written one by one, so that other threads run between them."""
+    choices = getattr(made, "choices", None)
+    if choices is None:
+        return made.model_dump_json().encode()
+    head = made.model_dump_json(exclude={"choices"}).removesuffix("}")
+    return f'{head},"choices":[{",".join(choice.model_dump_json() for choice in choices)}]}}'.encode()
 
 
 def naming_ignored(response: Response, left_out: Sequence[str]) -> Response:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
@@ -18,13 +19,14 @@ from ziphius.serve.contracts.completions import CompletionRequest
 from ziphius.serve.contracts.errors import ApiError, ErrorBody, of_validation
 from ziphius.serve.contracts.reply import ChatCompletion, Health, ModelCard, ModelList, TextCompletion
 from ziphius.serve.wire import gate, page
+from ziphius.serve.wire.body import route_class
 from ziphius.serve.wire.chat import complete_chat
 from ziphius.serve.wire.completions import complete_text
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.stream import ClientLeft
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 404, 413, 422, 429, 500, 503)
+    status: {"model": ErrorBody} for status in (400, 401, 404, 413, 415, 422, 429, 500, 503)
 }
 _STREAMED: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {}}, "description": "Whole, or as a stream"}
@@ -37,13 +39,21 @@ def make_app(service: Service) -> FastAPI:
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         service.runner.start(asyncio.get_running_loop())
+        keeping = asyncio.create_task(service.allowances.keep())
         try:
             yield
         finally:
             service.runner.stop()
+            service.lanes.close()
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+            service.allowances.save()
 
     app = FastAPI(title="Ziphius", version=version("ziphius"), lifespan=life, docs_url=None, redoc_url=None)
+    app.router.route_class = route_class(service.lanes, service.limits.context)
     app.add_middleware(gate.Gate, service=service)
+    if service.settings.cors:
+        _let_pages_of_others_in(app, service.settings.cors)
     _handle_errors(app, service)
     page.mount(app)
 
@@ -85,12 +95,27 @@ def make_app(service: Service) -> FastAPI:
         """Prometheus's text form."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    service.paths = frozenset(getattr(route, "path", "") for route in app.routes)
     return app
+
+
+def _let_pages_of_others_in(app: FastAPI, origins: Sequence[str]) -> None:
+    """A browser asks before it sends a key or JSON for another site's page; the question itself carries no key.
+
+    Cookies are never asked for, so that no page can use what the browser remembers.
+    """
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "HEAD", "POST"],
+        allow_headers=["*"],
+        expose_headers=["Retry-After"],
+    )
 
 
 def _handle_errors(app: FastAPI, service: Service) -> None:
     def refuse(request: Request, error: ApiError) -> Response:
-        service.refuse(gate.known(request.url.path), error)
+        service.refuse(request.url.path, error)
         return gate.answer(error)
 
     @app.exception_handler(ApiError)

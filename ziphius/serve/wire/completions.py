@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ziphius.engine.request import Request as EngineRequest
 from ziphius.serve.contracts.completions import CompletionRequest
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.contracts.reply import TextChoice, TextCompletion, TextLogprobs, written
@@ -62,11 +62,7 @@ class TextParser:
 async def complete_text(service: Service, asked: CompletionRequest, request: Request, owner: str) -> Response:
     """The continuations, whole or as a stream. Raises ApiError for what cannot be answered."""
     service.check_model(asked.model)
-    try:
-        prompts = [await asyncio.to_thread(service.prompts.text, prompt, asked.suffix) for prompt in asked.prompts]
-    except ValueError as error:
-        raise ApiError(422, str(error), param="prompt") from None
-    requests = [completion_request(asked, ids, service.limits) for ids in prompts]
+    prompts, requests = await service.lanes.run(_prepare, service, asked)
     ends = [service.tokenizer.eos_id, *(asked.stop_token_ids or [])]
     choices: list[Choice] = []
     for ids, prompt in zip(prompts, asked.prompts, strict=True):
@@ -93,6 +89,17 @@ async def complete_text(service: Service, asked: CompletionRequest, request: Req
     events = _stream(service, answer, head, asked.usage_apart) if asked.stream else None
     response = await respond(answer, requests, request.receive, events, whole)
     return naming_ignored(response, asked.left_out)
+
+
+def _prepare(service: Service, asked: CompletionRequest) -> tuple[list[list[int]], list[EngineRequest]]:
+    """What takes as long as the prompts are."""
+    for prompt in asked.prompts:
+        service.check_length([prompt] if isinstance(prompt, str) else [], "prompt")
+    try:
+        prompts = [service.prompts.text(prompt, asked.suffix) for prompt in asked.prompts]
+    except ValueError as error:
+        raise ApiError(422, str(error), param="prompt") from None
+    return prompts, [completion_request(asked, ids, service.limits) for ids in prompts]
 
 
 async def _stream(

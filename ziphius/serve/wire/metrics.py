@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
+from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from ziphius.serve.contracts.price import Rate
@@ -32,10 +33,30 @@ class Metrics:
         self._first = histogram("ziphius_first_token_seconds", "Time to first token", buckets=_FIRST)
         self._token = histogram("ziphius_token_seconds", "Mean time a token after the first", buckets=_TOKEN)
         self._whole = histogram("ziphius_request_seconds", "Time of a whole request", buckets=_WHOLE)
+        self._keys = counter("ziphius_key_requests", "Requests by key", ["key"])
+        self._key_tokens = counter("ziphius_key_tokens", "Tokens of prompts and answers by key", ["key"])
+        self._key_dollars = counter("ziphius_key_dollars", "Cost of requests by key", ["key"])
         self.registry.register(_EngineNumbers(runner, rate))
 
     def count_request(self, path: str, status: int) -> None:
         self._requests.labels(path, str(status)).inc()
+
+    def count_key(self, name: str) -> None:
+        """Count a request of the key called `name`: one of the file's, which are not many."""
+        self._keys.labels(name).inc()
+
+    def charge_key(self, name: str, tokens: int, dollars: float) -> None:
+        self._key_tokens.labels(name).inc(tokens)
+        self._key_dollars.labels(name).inc(dollars)
+
+    def watch_connections(self, door: Connections) -> None:
+        """Tell of the connections that are open and of those that had to go."""
+        self.registry.register(_ConnectionNumbers(door))
+
+    def watch_log(self, dropped: Callable[[], int]) -> None:
+        """Tell of the lines of the log that nobody read."""
+        counter = Gauge("ziphius_log_lines_dropped", "Lines of the log that nobody read", registry=self.registry)
+        counter.set_function(dropped)
 
     def count(self, seconds: float, first: float | None, tally: Tally, used: Usage | None) -> None:
         """Count what a request that was taken in used until its end."""
@@ -54,6 +75,32 @@ class Metrics:
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
+
+
+class Connections(Protocol):
+    """What `ziphius.serve.wire.door.Door` tells."""
+
+    @property
+    def open(self) -> Collection[object]: ...
+    @property
+    def most(self) -> int: ...
+    @property
+    def turned_away(self) -> Mapping[str, int]: ...
+
+
+class _ConnectionNumbers:
+    def __init__(self, door: Connections) -> None:
+        self._door = door
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("ziphius_connections", "Connections that are open", len(self._door.open))
+        yield GaugeMetricFamily("ziphius_connections_limit", "As many may be open", self._door.most)
+        away = CounterMetricFamily(
+            "ziphius_connections_turned_away", "Connections closed, by reason", labels=["reason"]
+        )
+        for reason, times in sorted(self._door.turned_away.items()):
+            away.add_metric([reason], times)
+        yield away
 
 
 class _EngineNumbers:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,10 @@ from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.contracts.price import Rate
 from ziphius.serve.dialogue.ask import Limits
 from ziphius.serve.dialogue.prompt import Prompts
-from ziphius.serve.wire.keys import Keys
+from ziphius.serve.wire.allowances import Allowances
+from ziphius.serve.wire.keys import Keys, WatchedKeys
+from ziphius.serve.wire.lanes import Lanes, asking
+from ziphius.serve.wire.log import say
 from ziphius.serve.wire.metrics import Metrics
 from ziphius.serve.wire.runner import Runner
 from ziphius.serve.wire.settings import ServeSettings
@@ -24,20 +27,23 @@ _log = logging.getLogger("ziphius.serve")
 
 @dataclass
 class Service:
-    """One model being served. `draining`: no new requests, those under way go on."""
+    """One model being served. `draining`: no new requests, those under way go on. `paths`: those of the API."""
 
     settings: ServeSettings
     tokenizer: Tokenizer
     runner: Runner
     limits: Limits
     rate: Rate = field(default_factory=Rate)
-    keys: Keys = field(default_factory=Keys)
+    keys: Keys | WatchedKeys = field(default_factory=Keys)
+    allowances: Allowances = field(default_factory=Allowances)
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
+    paths: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.prompts = Prompts(self.tokenizer)
         self.metrics = Metrics(self.runner, self.rate)
+        self.lanes = Lanes()
         self._active = 0
         self._seconds = 1.0  # a request's, smoothed
 
@@ -77,13 +83,41 @@ class Service:
                 param="model", code="model_not_found",
             )  # fmt: skip
 
+    def count_request(self, path: str, status: int) -> None:
+        """Count a request by path and status; a path that is none of the API's must not make labels without end."""
+        asks = asking.get()
+        self.metrics.count_request(path if path in self.paths else "other", status)
+        if asks.has_key:
+            self.metrics.count_key(asks.owner)
+
+    def check_length(self, texts: Sequence[str], param: str) -> None:
+        """Raises ApiError (400) for texts that must have more tokens than the model reads, before they are counted."""
+        characters, longest = sum(map(len, texts)), self.tokenizer.longest_token
+        if longest is not None and characters > longest * self.limits.context:
+            raise ApiError(
+                400,
+                f"{param} has {characters:,} characters, which are more than {self.limits.context} tokens, all that "
+                f"the model reads and writes: shorten {param}",
+                param=param, code="context_length_exceeded",
+            )  # fmt: skip
+
     def refuse(self, path: str, error: ApiError) -> None:
         """Count a request that is turned away, and write down why."""
-        self.metrics.count_request(path, error.status)
-        self.log({"path": path, "status": error.status, "code": error.code, "param": error.param})
+        asks = asking.get()
+        self.count_request(path, error.status)
+        self.log(
+            {"path": path, "status": error.status, "code": error.code, "param": error.param}
+            | {"owner": asks.owner, "client": asks.address}
+        )
+
+    def charge(self, owner: str, tokens: int, dollars: float) -> None:
+        """Write what a request used on its key's account; there is none where no keys are asked for."""
+        if asking.get().has_key:
+            self.allowances.count(owner, tokens, dollars)
+            self.metrics.charge_key(owner, tokens, dollars)
 
     def log(self, event: dict[str, Any]) -> None:
         """One line of JSON; prompts and answers are in it only where the settings ask for them."""
         if not self.settings.log_prompts:
             event = {key: value for key, value in event.items() if key not in ("prompt", "answer")}
-        _log.info(json.dumps(event, ensure_ascii=False))
+        say(_log, event)
