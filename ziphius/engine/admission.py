@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from typing import Any
 
 from ziphius.engine.course import Course
 from ziphius.engine.grammar import Grammars, Matcher
@@ -15,6 +16,8 @@ from ziphius.model.config import ModelConfig
 from ziphius.text import tokens
 from ziphius.text.detokenise import Detokeniser, StopStrings
 from ziphius.text.tokenizer import Tokenizer
+
+_MOST_SAMPLES = 2**16
 
 
 class Admission:
@@ -44,12 +47,14 @@ class Admission:
                 key=sample_key(seed, sample),
                 shaped=_is_bound(request),
                 plain=not (_is_bound(request) or _needs_text(settings) or settings.logprobs is not None),
-                course=self._course(request),
-                watch=StopStrings(settings.stop) if settings.stop else None,
-                detokeniser=Detokeniser(self.tokenizer) if settings.stop and self.tokenizer is not None else None,
+                **self._followers(request),
             )
             for sample in range(request.samples)
         ]
+
+    def rewind(self, sequence: Sequence) -> None:
+        """Make one whole again whose step failed: its last whole token is its last."""
+        sequence.rewind(**self._followers(sequence.request))
 
     def prepare(self, settings: SamplingSettings) -> None:
         """Read a constraint, which may take long, so that `sequences` need not; any thread may call it.
@@ -62,8 +67,8 @@ class Admission:
     def _check(self, request: Request) -> None:
         settings, room, vocabulary = request.settings, self.config.max_position_embeddings, self.config.vocab_size
         length, limit = len(request.prompt), len(request.prompt) + settings.max_new_tokens
-        if request.samples < 1:
-            raise ValueError(f"samples is {request.samples}; it must be at least 1")
+        if not 1 <= request.samples <= _MOST_SAMPLES:
+            raise ValueError(f"samples is {request.samples}; it must be 1 to {_MOST_SAMPLES}")
         if not length or limit > room:
             raise ValueError(
                 f"the prompt has {length} tokens and may grow by {settings.max_new_tokens}; "
@@ -87,6 +92,15 @@ class Admission:
             return
         if self.tokenizer.inner.token_to_id(tokens.END_THINK) is None:
             raise ValueError(f"a thinking budget needs the token {tokens.END_THINK}, which this tokenizer lacks")
+
+    def _followers(self, request: Request) -> dict[str, Any]:
+        """What follows the tokens of a sample from its first one on."""
+        settings, tokenizer = request.settings, self.tokenizer
+        return {
+            "course": self._course(request),
+            "watch": StopStrings(settings.stop) if settings.stop else None,
+            "detokeniser": Detokeniser(tokenizer) if settings.stop and tokenizer is not None else None,
+        }
 
     def _course(self, request: Request) -> Course | None:
         settings, tokenizer = request.settings, self.tokenizer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,7 +18,8 @@ class Request:
     `thinking` says that the prompt leaves a thinking block open, so that the answer begins after `</think>`; None, that
     the model may open one itself with its very first token; False, that there is none.
     `samples` continuations are drawn, which share the prompt's memory. A higher `priority` goes first. Without
-    `stream`, a sample comes back in one piece when it ends.
+    `stream`, a sample comes back in one piece when it ends. Where several `owner`s want more than there is, each gets
+    an equal share.
     """
 
     prompt: Sequence[int]
@@ -27,6 +28,7 @@ class Request:
     thinking: bool | None = None
     samples: int = 1
     stream: bool = True
+    owner: str = ""
 
 
 @dataclass(slots=True)
@@ -60,7 +62,8 @@ class EngineStats:
     """The engine's state and its counts since it was made.
 
     Blocks are `used` by running samples, `cached` for later ones, or free. `hit_tokens` of the prompts were found in
-    the prefix cache, `miss_tokens` were not. Of `drafted_tokens`, `accepted_tokens` were right.
+    the prefix cache, `miss_tokens` were not. Of `drafted_tokens`, `accepted_tokens` were right. `owners` has the samples
+    of each owner: how many run, and how many wait.
     """
 
     blocks_total: int
@@ -75,6 +78,7 @@ class EngineStats:
     drafted_tokens: int
     accepted_tokens: int
     steps: int
+    owners: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def acceptance(self) -> float | None:

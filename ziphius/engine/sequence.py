@@ -44,6 +44,7 @@ class Sequence:
     drafted: int = 0
     accepted: int = 0
     reported: int = 0  # generated tokens that an update has told of
+    closed: bool = False  # whether an update has told its end
     finish_reason: FinishReason | None = None
     stop_string: str | None = None
     error: str | None = None
@@ -52,6 +53,10 @@ class Sequence:
     def rank(self) -> tuple[int, int, int]:
         """Its place in the order of service: priority first, then arrival."""
         return -self.request.priority, self.id, self.sample
+
+    @property
+    def owner(self) -> str:
+        return self.request.owner
 
     @property
     def generated(self) -> int:
@@ -91,6 +96,21 @@ class Sequence:
                 self.watch.look_on()
             self.stop_string = self.watch.found
         return self.stop_string is not None or (course.matcher is not None and course.matcher.finished)
+
+    def rewind(self, course: Course | None, watch: StopStrings | None, detokeniser: Detokeniser | None) -> None:
+        """Back to its last whole token, as one that waits and of which nothing was read. What follows its tokens is
+        given anew and led through them."""
+        whole = min(self.generated, len(self.logprobs))
+        if self.request.settings.logprobs is not None:
+            whole = min(whole, len(self.top_logprobs))
+        said, logprobs = self.tokens[self.prompt_length :][:whole], self.logprobs
+        del self.tokens[self.prompt_length :], self.top_logprobs[whole:]
+        self.row, self.computed, self.registered, self.drafting = -1, 0, 0, 0
+        self.blocks, self.digests, self.drafts, self.logprobs = [], [], [], []
+        self.course, self.watch, self.detokeniser, self.answered = course, watch, detokeniser, False
+        self.finish_reason = self.stop_string = None
+        for token, logprob in zip(said, logprobs, strict=False):
+            self.append(token, logprob)
 
     # --- blocks ------------------------------------------------------------------------------------------------------
 
