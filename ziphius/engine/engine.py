@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from ziphius.engine.admission import Admission
 from ziphius.engine.blocks import BlockPool
+from ziphius.engine.faults import is_fault
 from ziphius.engine.fingerprint import fingerprint
 from ziphius.engine.request import EngineStats, Request, Update
 from ziphius.engine.scheduler import Scheduler
@@ -207,7 +208,9 @@ class Engine:
     def _rewind(self, sequence: Sequence) -> None:
         try:
             self._admission.rewind(sequence)
-        except Exception as error:
+        except BaseException as error:
+            if not is_fault(error):
+                raise
             sequence.break_off(f"the answer so far cannot be followed any more: {error}")
 
     def fail(self, sequence: Sequence, error: str) -> None:

@@ -6,6 +6,7 @@ import logging
 import time
 
 from ziphius.engine.engine import Engine
+from ziphius.engine.faults import is_fault
 from ziphius.engine.request import EngineStats, Request, Update
 from ziphius.engine.sequence import Sequence
 from ziphius.engine.settings import SamplingSettings
@@ -48,14 +49,16 @@ class Recovery:
 
     @property
     def has_work(self) -> bool:
-        return self.engine.has_work or self._error is not None
+        return self.engine.has_work or self._error is not None or self._trial_id is not None
 
     def prepare(self, request: Request) -> None:
         """See `Engine.prepare`. Raises RuntimeError where the library behind it fails."""
         try:
             self.engine.prepare(request)
+        except ValueError:
+            raise
         except BaseException as error:
-            if isinstance(error, ValueError) or not is_fault(error):
+            if not is_fault(error):
                 raise
             _report("a constraint could not be read", error)
             raise RuntimeError(f"the constraint could not be read: {error}") from error
@@ -66,10 +69,12 @@ class Recovery:
             raise RuntimeError(self.broken)
         try:
             return self.engine.add(request)
+        except ValueError:
+            raise
         except BaseException as error:
-            if isinstance(error, ValueError) or not is_fault(error):
-                raise
             self._error = error
+            if not is_fault(error):
+                raise
             _report("a request could not be taken", error)
             raise RuntimeError(f"the request could not be taken: {error}") from error
 
@@ -94,9 +99,9 @@ class Recovery:
                 self._judge()
             self.engine.advance()
         except BaseException as error:
+            self._error = error
             if not is_fault(error):
                 raise
-            self._error = error
             _report("a step of the engine failed", error)
         return self.engine.updates()
 
@@ -163,12 +168,6 @@ class Recovery:
                 if sequence.id != id:
                     self.engine.fail(sequence, self.broken)
         self.engine.take_part(self.engine.samples(id))
-
-
-def is_fault(error: BaseException) -> bool:
-    """Whether something went wrong, rather than that somebody wants an end. A panic of a library in Rust is no
-    `Exception`."""
-    return not isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
 
 
 def _report(what: str, error: BaseException) -> None:

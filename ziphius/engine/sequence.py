@@ -103,14 +103,18 @@ class Sequence:
         whole = min(self.generated, len(self.logprobs))
         if self.request.settings.logprobs is not None:
             whole = min(whole, len(self.top_logprobs))
-        said, logprobs = self.tokens[self.prompt_length :][:whole], self.logprobs
-        del self.tokens[self.prompt_length :], self.top_logprobs[whole:]
+        tokens, logprobs = self.tokens[: self.prompt_length + whole], self.logprobs[:whole]
+        del self.top_logprobs[whole:]
         self.row, self.computed, self.registered, self.drafting = -1, 0, 0, 0
-        self.blocks, self.digests, self.drafts, self.logprobs = [], [], [], []
+        self.blocks, self.digests, self.drafts = [], [], []
         self.course, self.watch, self.detokeniser, self.answered = course, watch, detokeniser, False
         self.finish_reason = self.stop_string = None
-        for token, logprob in zip(said, logprobs, strict=False):
-            self.append(token, logprob)
+        try:
+            self.tokens, self.logprobs = tokens[: self.prompt_length], []
+            for token, logprob in zip(tokens[self.prompt_length :], logprobs, strict=True):
+                self.append(token, logprob)
+        finally:  # nothing that was said is lost, should one that follows fail
+            self.tokens, self.logprobs = tokens, logprobs
 
     # --- blocks ------------------------------------------------------------------------------------------------------
 

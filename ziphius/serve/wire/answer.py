@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from pydantic import BaseModel
@@ -86,7 +86,8 @@ class Answer:
     """One request from its acceptance to its end. `close` must be called, whatever happens; it may be called twice."""
 
     def __init__(self, service: Service, choices: Sequence[Choice], about: dict[str, Any]) -> None:
-        """Raises ApiError (429, 503) where there is no room for another request. `about` goes into the log."""
+        """Raises ApiError (429, 503) where there is no room for another request. `about` goes into the log; it
+        names the `owner`."""
         self.service, self.choices, self.about = service, choices, about
         self.tally = Tally(0)
         self.status = 200
@@ -95,14 +96,15 @@ class Answer:
         self._first: float | None = None
         self._streamed = False
         self._closed = False
-        service.enter()
+        self.owner: str = about["owner"]
+        service.enter(self.owner, len(choices))
 
     async def begin(self, requests: Sequence[Request]) -> None:
         """Hand the engine its part. Raises ApiError for what it refuses."""
         self._streamed = requests[0].stream
         self.tally.prompt = sum(len(request.prompt) for request in requests)
         try:
-            self._ticket = await self.service.runner.submit(requests)
+            self._ticket = await self.service.runner.submit([replace(r, owner=self.owner) for r in requests])
         except ValueError as error:
             raise ApiError(400, str(error), code="invalid_request") from None
         except RuntimeError as error:
@@ -174,9 +176,11 @@ class Answer:
         if not finished and self.status == 200:
             self.status = 499  # nginx's number for a client that went away
         seconds = time.monotonic() - self._began
-        self.service.leave(seconds, finished)
+        self.service.leave(self.owner, len(self.choices), seconds, finished)
         used = self.usage if self._ticket is not None else None
         self.service.metrics.count(seconds, self._first, self.tally, used)
+        if self._ticket is not None:
+            self.service.metrics.count_owner(self.owner, self.tally, self._ticket.seconds)
         if not refused:
             self.service.metrics.count_request(self.about["path"], self.status)
         self.service.log(

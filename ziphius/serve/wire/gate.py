@@ -19,7 +19,8 @@ _GUARDED = ("/v1", "/metrics")
 
 
 class Gate:
-    """ASGI middleware. Leaves the name behind the key in `scope["state"]["owner"]`, and the body read."""
+    """ASGI middleware. Leaves the name behind the key, or without keys the address, in `scope["state"]["owner"]`, and
+    the body read."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service = app, service
@@ -70,7 +71,7 @@ class Gate:
         owner = self.service.keys.owner(headers.get("authorization"))
         if owner is None:
             raise ApiError(401, "no valid API key: send one as `Authorization: Bearer KEY`", code="invalid_api_key")
-        return owner
+        return owner if self.service.keys.hashes else (scope.get("client") or ("anyone",))[0]
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         limit = self.service.settings.max_body_bytes

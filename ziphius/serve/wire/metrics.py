@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter as Tallies
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -20,7 +21,9 @@ _WHOLE = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 class Metrics:
     """Counters of requests, and the engine's own numbers at the moment they are asked for."""
 
-    def __init__(self, runner: Runner, rate: Rate) -> None:
+    def __init__(self, runner: Runner, rate: Rate, owners: frozenset[str]) -> None:
+        """`owners` have numbers of their own; all others are `anyone`, for addresses would make labels without end."""
+        self._owners = owners
         self.registry = CollectorRegistry()
         counter = partial(Counter, registry=self.registry)
         histogram = partial(Histogram, registry=self.registry)
@@ -29,10 +32,12 @@ class Metrics:
         self._answer = counter("ziphius_completion_tokens", "Tokens written, by part", ["part"])
         self._dollars = counter("ziphius_request_dollars", "Cost of the requests' shares of the engine's time")
         self._listed = counter("ziphius_list_price_dollars", "What the same tokens cost by the price list")
+        self._owned = counter("ziphius_owner_tokens", "Prompt tokens not in the cache, and those written", ["owner"])
+        self._worked = counter("ziphius_owner_seconds", "Shares of the engine's time", ["owner"])
         self._first = histogram("ziphius_first_token_seconds", "Time to first token", buckets=_FIRST)
         self._token = histogram("ziphius_token_seconds", "Mean time a token after the first", buckets=_TOKEN)
         self._whole = histogram("ziphius_request_seconds", "Time of a whole request", buckets=_WHOLE)
-        self.registry.register(_EngineNumbers(runner, rate))
+        self.registry.register(_EngineNumbers(runner, rate, self._label))
 
     def count_request(self, path: str, status: int) -> None:
         self._requests.labels(path, str(status)).inc()
@@ -52,6 +57,15 @@ class Metrics:
             self._dollars.inc(used.ziphius.dollars)
             self._listed.inc(used.ziphius.list_price.dollars if used.ziphius.list_price else 0.0)
 
+    def count_owner(self, owner: str, tally: Tally, seconds: float) -> None:
+        """Count what a request took of the engine for whom it was."""
+        label = self._label(owner)
+        self._owned.labels(label).inc(tally.prompt - tally.cached + tally.completion)
+        self._worked.labels(label).inc(seconds)
+
+    def _label(self, owner: str) -> str:
+        return owner if owner in self._owners else "anyone"
+
     def text(self) -> bytes:
         return generate_latest(self.registry)
 
@@ -59,8 +73,8 @@ class Metrics:
 class _EngineNumbers:
     """The engine's state as Prometheus metrics."""
 
-    def __init__(self, runner: Runner, rate: Rate) -> None:
-        self._runner, self._rate = runner, rate
+    def __init__(self, runner: Runner, rate: Rate, label: Callable[[str], str]) -> None:
+        self._runner, self._rate, self._label = runner, rate, label
 
     def collect(self) -> Iterator[Metric]:
         stats = self._runner.stats
@@ -83,3 +97,11 @@ class _EngineNumbers:
             ("engine_busy_seconds", self._runner.busy_seconds, "Time the engine worked"),
         ):
             yield CounterMetricFamily(f"ziphius_{name}", what, value=value)
+        samples: Tallies[tuple[str, str]] = Tallies()
+        for owner, (running, waiting) in stats.owners.items():
+            samples[self._label(owner), "running"] += running
+            samples[self._label(owner), "waiting"] += waiting
+        family = GaugeMetricFamily("ziphius_owner_samples", "Samples by owner and state", labels=["owner", "state"])
+        for labels, count in samples.items():
+            family.add_metric(labels, count)
+        yield family
