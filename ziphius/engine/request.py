@@ -62,8 +62,8 @@ class EngineStats:
     """The engine's state and its counts since it was made.
 
     Blocks are `used` by running samples, `cached` for later ones, or free. `hit_tokens` of the prompts were found in
-    the prefix cache, `miss_tokens` were not. Of `drafted_tokens`, `accepted_tokens` were right. `owners` has the samples
-    of each owner: how many run, and how many wait.
+    the prefix cache, `miss_tokens` were not. Of `drafted_tokens`, `accepted_tokens` were right. `owners` has how many
+    samples of each owner run, and how many wait.
     """
 
     blocks_total: int

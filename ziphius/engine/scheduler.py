@@ -29,9 +29,9 @@ class Piece:
 class Scheduler:
     """Waiting and running sequences, both in order of rank, and the blocks between them.
 
-    Who needs a block takes it from the owner with the most, whose lowest sample then waits and is read anew later; where
-    that is itself, it rests for a step. With one owner, the highest always goes on, so all end. Orders of magnitude:
-    arXiv 2309.06180 (paging), 2308.16369 (prompts in chunks beside answers).
+    Who needs a block takes it from the owner with the most, whose lowest sample then waits and is read anew later;
+    where that is itself, it rests for a step. With one owner, the highest always goes on, so all end. Orders of
+    magnitude: arXiv 2309.06180 (paging), 2308.16369 (prompts in chunks beside answers).
 
     Between owners the tokens of prompts, the rows and the blocks are shared: the prompts of the owner who has had least
     come first, and an owner who has fewer rows, or not half the blocks, of another takes them from that one's lowest.
@@ -106,12 +106,7 @@ class Scheduler:
         budget -= sum(piece.count for piece in plan.values())
         if prompt_tokens is not None:
             budget = min(budget, prompt_tokens)
-        for sequence in sorted(readers, key=self._turn):
-            if sequence.row >= 0:
-                self.subject = sequence
-                budget -= self._read(sequence, budget, lookahead, plan)
-        if not self.is_closed(False):
-            self._admit(budget, lookahead, plan)
+        self._read_prompts(readers, budget, lookahead, plan)
         self.subject = None
         return list(plan.values())
 
@@ -185,11 +180,11 @@ class Scheduler:
         self.shares.charge(sequence.owner, count)
         return count
 
-    def _admit(self, budget: int, lookahead: int, plan: dict[Sequence, Piece]) -> None:
-        """Let in who waits, while the step has tokens left or somebody has to yield. Who finds no room keeps what there
-        is from those behind it, but not from an owner who has little."""
+    def _read_prompts(self, readers: list[Sequence], budget: int, lookahead: int, plan: dict[Sequence, Piece]) -> None:
+        """Go on with prompts and let in who waits, while the step has tokens left or somebody has to yield. Who finds
+        no room keeps what there is from those behind it, but not from an owner who has little."""
         queues: dict[str, deque[Sequence]] = {}
-        for sequence in self.waiting:
+        for sequence in readers if self.is_closed(False) else readers + self.waiting:
             queues.setdefault(sequence.owner, deque()).append(sequence)
         crowded = False
         while queues and (budget > 0 or self.shares.uneven()):
@@ -197,6 +192,10 @@ class Scheduler:
             sequence = self.subject = queues[owner].popleft()
             if not queues[owner]:
                 del queues[owner]
+            if sequence in readers:
+                if sequence.row >= 0:
+                    budget -= self._read(sequence, budget, lookahead, plan)
+                continue
             if sequence.cached_tokens < 0 and sequence.id in self._reading:
                 continue
             if not crowded or self._has_little(sequence):
