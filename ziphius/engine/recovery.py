@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from contextlib import AbstractContextManager
 
 from ziphius.engine.engine import Engine
 from ziphius.engine.faults import is_fault
@@ -51,17 +53,9 @@ class Recovery:
     def has_work(self) -> bool:
         return self.engine.has_work or self._error is not None or self._trial_id is not None
 
-    def prepare(self, request: Request) -> None:
-        """See `Engine.prepare`. Raises RuntimeError where the library behind it fails."""
-        try:
-            self.engine.prepare(request)
-        except ValueError:
-            raise
-        except BaseException as error:
-            if not is_fault(error):
-                raise
-            _report("a constraint could not be read", error)
-            raise RuntimeError(f"the constraint could not be read: {error}") from error
+    def prepared(self, request: Request, abandoned: threading.Event) -> AbstractContextManager[object]:
+        """See `Engine.prepared`."""
+        return self.engine.prepared(request, abandoned)
 
     def add(self, request: Request) -> int:
         """See `Engine.add`. Raises RuntimeError for a request that could not be taken, whoever's fault it is."""

@@ -41,7 +41,7 @@ class Update:
     where that is 0), before penalties, biases, constraints and cuts; `top_logprobs`, where asked for, the likeliest
     tokens of the same distribution, best first. `cached_tokens` of the prompt were found in the prefix cache.
     `drafted` and `accepted_drafts` count the sample's speculation so far. `error` says what went wrong with finish
-    reason `error`.
+    reason `error`, and `refused` that it was the request's own constraint.
     """
 
     id: int
@@ -55,6 +55,7 @@ class Update:
     accepted_drafts: int = 0
     drafted: int = 0
     error: str | None = None
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

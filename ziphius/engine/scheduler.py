@@ -93,8 +93,8 @@ class Scheduler:
         budget = self.max_batch_tokens
         readers = []
         for sequence in list(self.running):
-            if sequence.row < 0:
-                continue  # preempted just now
+            if sequence.row < 0 or sequence.late:
+                continue  # preempted just now, or sits the step out
             self.subject = sequence
             if not sequence.decodes:
                 readers.append(sequence)

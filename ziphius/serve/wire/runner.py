@@ -13,18 +13,19 @@ from functools import partial
 from typing import Protocol
 
 from ziphius.engine.request import EngineStats, Request, Update
+from ziphius.serve.wire.hold import Prepares, hold
 
 _log = logging.getLogger("ziphius.serve")
 _AT_ONCE = 256  # updates
 _TRIES = 3  # of an order that fails
 
 
-class Samples(Protocol):
+class Samples(Prepares, Protocol):
     """What the service needs of `ziphius.engine.recovery.Recovery`."""
 
     broken: str | None
 
-    def prepare(self, request: Request) -> None: ...
+
     def add(self, request: Request) -> int: ...
     def step(self) -> list[Update]: ...
     def cancel(self, id: int) -> None: ...
@@ -127,11 +128,10 @@ class Runner:
         """Hand requests to the engine. Raises ValueError for what it cannot serve, RuntimeError where it fails."""
         if self.broken is not None:
             raise RuntimeError(self.broken)
-        for request in requests:
-            if request.settings.constraint is not None:
-                await asyncio.to_thread(self.engine.prepare, request)
+        release = await hold(self.engine, requests)
         ticket = Ticket(requests, self.busy_seconds, self._tokens)
         accepted: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
+        accepted.add_done_callback(lambda _: release())
         self._order(lambda: self._add(ticket, accepted))
         try:
             return await asyncio.shield(accepted)
