@@ -163,8 +163,7 @@ class Mines:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # thrown while a generator closes
-@pytest.mark.parametrize("speculation", ["off", 2])
-@pytest.mark.parametrize("event", ["call", "c_call"])
+@pytest.mark.parametrize(("event", "speculation"), [("call", "off"), ("call", 2), ("c_call", "off")])
 def test_an_exception_in_any_function_hurts_no_other(tokenizer, speculation, event, caplog):
     torch.set_num_threads(1)
     caplog.set_level(logging.CRITICAL + 1, "ziphius")
