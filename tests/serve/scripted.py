@@ -21,6 +21,7 @@ class ScriptedEngine:
         self.script, self.pace, self.delay = script, pace, delay
         self.fingerprint = "fp_0123456789"
         self.failing: Exception | None = None
+        self.broken: str | None = None
         self.requests: list[Request] = []
         self.cancelled: list[int] = []
         self.steps = self.made = self.read = 0

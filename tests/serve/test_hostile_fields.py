@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.serve.conftest import running
 from ziphius.engine.engine import Engine
+from ziphius.engine.recovery import Recovery
 from ziphius.engine.settings import EngineSettings
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
@@ -57,7 +58,7 @@ def server(tokenizer):
     model = Transformer(config)
     model.init_weights(torch.Generator().manual_seed(0))
     engine = Engine(model, tokenizer, EngineSettings(max_rows=8, batch_invariant=True))
-    with running(tokenizer, engine, context=128, max_tokens=4) as server:
+    with running(tokenizer, Recovery(engine, tokenizer.bos_id), context=128, max_tokens=4) as server:
         yield server
 
 

@@ -274,26 +274,16 @@ def test_comments_keep_a_waiting_stream_open(serve, tokenizer):
 # Failures and the end
 
 
-def test_a_failure_of_the_engine_ends_what_is_under_way_and_nothing_more(serve, endless, caplog):
+def test_an_engine_that_is_broken_says_so_until_it_is_well(serve, endless):
     server = serve(endless)
-    results = []
-    asking = threading.Thread(target=lambda: results.append(server.ask(max_tokens=400)))
-    asking.start()
-    until(lambda: endless.has_work)
-    with caplog.at_level(logging.CRITICAL, "ziphius.serve"):
-        endless.failing = RuntimeError("out of whales")
-        asking.join(10)
-    assert "out of whales" in error_of(results[0], 500)["message"]
+    endless.broken = "no whales"
+    refused = server.ask(max_tokens=3)
+    assert "no whales" in error_of(refused, 503)["message"]
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert server.http.get("/health").json() == {"status": "failed"}
+    endless.broken = None
     assert server.ask(max_tokens=3).status_code == 200
     assert server.http.get("/health").json() == {"status": "ok"}
-
-
-def test_an_engine_that_fails_again_and_again_is_given_up(serve, endless):
-    server = serve(endless)
-    endless.step = lambda: (_ for _ in ()).throw(RuntimeError("no whales"))
-    codes = {server.ask(max_tokens=3).status_code for _ in range(6)}
-    assert codes == {500, 503}
-    assert server.http.get("/health").status_code == 503
 
 
 def test_a_bug_in_one_request_hurts_no_other(serve, endless, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from ziphius.engine.course import Course
 from ziphius.engine.grammar.matcher import Matcher
@@ -18,6 +19,8 @@ from ziphius.model.config import ModelConfig
 from ziphius.text import tokens
 from ziphius.text.detokenise import Detokeniser, StopStrings
 from ziphius.text.tokenizer import Tokenizer
+
+_MOST_SAMPLES = 2**16
 
 
 class Admission:
@@ -54,12 +57,17 @@ class Admission:
                 key=sample_key(seed, sample),
                 shaped=_is_bound(request),
                 plain=not (_is_bound(request) or _needs_text(settings) or settings.logprobs is not None),
-                course=self._course(request, matcher),
-                watch=StopStrings(settings.stop) if settings.stop else None,
-                detokeniser=Detokeniser(self.tokenizer) if settings.stop and self.tokenizer is not None else None,
+                **self._followers(request, matcher),
             )
             for sample, matcher in enumerate(matchers)
         ]
+
+    def rewind(self, sequence: Sequence) -> None:
+        """Make one whole again whose step failed: its last whole token is its last."""
+        matcher = None if sequence.course is None else sequence.course.matcher
+        if matcher is not None:
+            matcher.restart()
+        sequence.rewind(**self._followers(sequence.request, matcher))
 
     def prepared(self, request: Request, abandoned: threading.Event) -> AbstractContextManager[object]:
         """Within it, `sequences` need not read the request's constraint, which may take seconds; any thread may enter.
@@ -74,8 +82,8 @@ class Admission:
     def _check(self, request: Request) -> None:
         settings, room, vocabulary = request.settings, self.config.max_position_embeddings, self.config.vocab_size
         length, limit = len(request.prompt), len(request.prompt) + settings.max_new_tokens
-        if request.samples < 1:
-            raise ValueError(f"samples is {request.samples}; it must be at least 1")
+        if not 1 <= request.samples <= _MOST_SAMPLES:
+            raise ValueError(f"samples is {request.samples}; it must be 1 to {_MOST_SAMPLES}")
         if not length or limit > room:
             raise ValueError(
                 f"the prompt has {length} tokens and may grow by {settings.max_new_tokens}; "
@@ -99,6 +107,15 @@ class Admission:
             return
         if self.tokenizer.inner.token_to_id(tokens.END_THINK) is None:
             raise ValueError(f"a thinking budget needs the token {tokens.END_THINK}, which this tokenizer lacks")
+
+    def _followers(self, request: Request, matcher: Matcher | None) -> dict[str, Any]:
+        """What follows the tokens of a sample from its first one on."""
+        settings, tokenizer = request.settings, self.tokenizer
+        return {
+            "course": self._course(request, matcher),
+            "watch": StopStrings(settings.stop) if settings.stop else None,
+            "detokeniser": Detokeniser(tokenizer) if settings.stop and tokenizer is not None else None,
+        }
 
     def _course(self, request: Request, matcher: Matcher | None) -> Course | None:
         settings, tokenizer = request.settings, self.tokenizer

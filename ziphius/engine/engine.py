@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 
 from ziphius.engine.admission import Admission
 from ziphius.engine.blocks import BlockPool
+from ziphius.engine.faults import is_fault
 from ziphius.engine.fingerprint import fingerprint
-from ziphius.engine.request import EngineStats, FinishReason, Request, Update
+from ziphius.engine.request import EngineStats, Request, Update
 from ziphius.engine.scheduler import Scheduler
 from ziphius.engine.sequence import Sequence
 from ziphius.engine.settings import EngineSettings
@@ -53,18 +55,18 @@ class Engine:
         """Queue a request; its id. Raises ValueError for what cannot be served."""
         sequences = self._admission.sequences(self._next_id, request)
         self.stepper.disturb()
-        self._requests[self._next_id] = sequences
         for sequence in sequences:
             self.scheduler.add(sequence)
-        self._next_id += 1
-        return self._next_id - 1
+        id, self._next_id = self._next_id, self._next_id + 1
+        self._requests[id] = sequences
+        return id
 
     def cancel(self, id: int) -> None:
         """End a request; its blocks are free at once. The next step's updates say so. Unknown ids are let be."""
         self.stepper.disturb()
         for sequence in self._requests.get(id, [])[:]:
-            self._finish(sequence, "cancelled")
-            self._notices.append(self._update(sequence))
+            sequence.finish_reason = "cancelled"
+            self._end(sequence)
 
     @property
     def has_work(self) -> bool:
@@ -87,13 +89,13 @@ class Engine:
         return self._fingerprint
 
     def stats(self) -> EngineStats:
-        scheduler, pool = self.scheduler, self.scheduler.pool
+        scheduler, pool, shares = self.scheduler, self.scheduler.pool, self.scheduler.shares
         return EngineStats(
             blocks_total=pool.total,
             blocks_used=pool.used,
             blocks_cached=pool.cached,
             running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
+            waiting=shares.samples.total() - len(scheduler.running),
             preemptions=scheduler.preemptions,
             hit_tokens=scheduler.hit_tokens,
             miss_tokens=scheduler.miss_tokens,
@@ -101,33 +103,42 @@ class Engine:
             drafted_tokens=self.stepper.pace.drafted,
             accepted_tokens=self.stepper.pace.accepted,
             steps=self.stepper.steps,
+            owners={
+                owner: (shares.rows[owner], samples - shares.rows[owner]) for owner, samples in shares.samples.items()
+            },
         )
 
     # --- a step ------------------------------------------------------------------------------------------------------
 
+    def step(self) -> list[Update]:
+        """One pass of the network for what is running, and what it brought."""
+        self.advance()
+        return self.updates()
+
+    def advance(self) -> None:
+        """A step whose news wait for `updates`."""
+        for sequence in self.stepper.step():
+            if sequence.finish_reason is not None:
+                self._end(sequence)
+            elif sequence.request.stream:
+                self._tell(sequence)
+
     def updates(self) -> list[Update]:
-        """What there is to say without a step: the ends of cancelled requests."""
+        """What there is to say: what steps have brought, and the ends of cancelled requests."""
         notices, self._notices = self._notices, []
         return notices
 
-    def step(self) -> list[Update]:
-        """One pass of the network for what is running, and what it brought."""
-        updates = self.updates()
-        for sequence in self.stepper.step():
-            if sequence.finish_reason is not None:
-                self._finish(sequence, sequence.finish_reason)
-                updates.append(self._update(sequence))
-            elif sequence.request.stream:
-                updates.append(self._update(sequence))
-        return updates
+    def _end(self, sequence: Sequence) -> None:
+        """Say that it has ended, and free what it holds."""
+        if sequence.finish_reason == "error":
+            self._cleanse(sequence)
+        self._tell(sequence)
+        self._forget(sequence)
+        self.scheduler.remove(sequence)
 
-    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        sequence.finish_reason = reason
+    def _forget(self, sequence: Sequence) -> None:
         if sequence.course is not None:
             sequence.course.close()
-        if reason == "error":
-            self._cleanse(sequence)
-        self.scheduler.remove(sequence)
         siblings = self._requests[sequence.id]
         siblings.remove(sequence)
         if not siblings:
@@ -140,10 +151,10 @@ class Engine:
         pool.forget(own)
         self.stepper.memory.clear_blocks(own)
 
-    def _update(self, sequence: Sequence) -> Update:
-        """What is new of a sample."""
-        told, sequence.reported = sequence.reported, sequence.generated
-        return Update(
+    def _tell(self, sequence: Sequence) -> None:
+        """Leave word of what is new of a sample; once, wherever a failure may strike."""
+        told, generated = sequence.reported, sequence.generated
+        update = Update(
             id=sequence.id,
             sample=sequence.sample,
             token_ids=sequence.tokens[sequence.prompt_length + told :],
@@ -157,3 +168,59 @@ class Engine:
             error=sequence.error,
             refused=sequence.refused,
         )
+        self._notices.append(update)
+        sequence.reported, sequence.closed = generated, sequence.finish_reason is not None
+
+    # --- after a step that failed ------------------------------------------------------------------------------------
+
+    def under_way(self) -> list[Sequence]:
+        """All samples that have not ended."""
+        return [sequence for samples in self._requests.values() for sequence in samples]
+
+    def samples(self, id: int) -> list[Sequence]:
+        """Those of a request that have not ended."""
+        return self._requests.get(id, [])[:]
+
+    def involved(self) -> tuple[Sequence | None, list[Sequence]]:
+        """The sample that the failed step was about when it failed, where that is known; all that were in it."""
+        subject = self.scheduler.subject
+        return subject, [s for s in self.under_way() if s.row >= 0 or s is subject]
+
+    def take_part(self, only: Collection[Sequence] | None) -> None:
+        """Let these samples alone go on, while all others stand aside; None: let all."""
+        self.stepper.disturb()
+        self.scheduler.take_part(only)
+
+    def restore(self) -> None:
+        """Put every sample back into the queue with its last whole token, whatever a step or another call has left.
+
+        What was said stays said, and the prefix cache stays. They are read anew and go on to the same tokens, for draws
+        depend on seed, sample and place alone.
+        """
+        everyone = self.under_way()
+        self.stepper.disturb()
+        spoiled = {block for sequence in everyone if sequence.error is not None for block in sequence.blocks}
+        self.stepper.memory.clear_blocks(self.scheduler.clear(spoiled))
+        for sequence in everyone:
+            if not sequence.closed and sequence.error is None:
+                self._rewind(sequence)
+            if sequence.closed:
+                self._forget(sequence)
+            elif sequence.finish_reason is not None:
+                self._tell(sequence)
+                self._forget(sequence)
+            else:
+                self.scheduler.add(sequence)
+
+    def _rewind(self, sequence: Sequence) -> None:
+        try:
+            self._admission.rewind(sequence)
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            sequence.break_off(f"the answer so far cannot be followed any more: {error}")
+
+    def fail(self, sequence: Sequence, error: str) -> None:
+        """End one sample with an error."""
+        sequence.break_off(error)
+        self._end(sequence)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -63,7 +63,8 @@ class EngineStats:
     """The engine's state and its counts since it was made.
 
     Blocks are `used` by running samples, `cached` for later ones, or free. `hit_tokens` of the prompts were found in
-    the prefix cache, `miss_tokens` were not. Of `drafted_tokens`, `accepted_tokens` were right.
+    the prefix cache, `miss_tokens` were not. Of `drafted_tokens`, `accepted_tokens` were right. `owners` has how many
+    samples of each owner run, and how many wait.
     """
 
     blocks_total: int
@@ -78,6 +79,7 @@ class EngineStats:
     drafted_tokens: int
     accepted_tokens: int
     steps: int
+    owners: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def acceptance(self) -> float | None:

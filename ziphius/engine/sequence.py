@@ -47,6 +47,7 @@ class Sequence:
     drafted: int = 0
     accepted: int = 0
     reported: int = 0  # generated tokens that an update has told of
+    closed: bool = False  # whether an update has told its end
     finish_reason: FinishReason | None = None
     stop_string: str | None = None
     error: str | None = None
@@ -56,6 +57,10 @@ class Sequence:
     def rank(self) -> tuple[int, int, int]:
         """Its place in the order of service: priority first, then arrival."""
         return -self.request.priority, self.id, self.sample
+
+    @property
+    def owner(self) -> str:
+        return self.request.owner
 
     @property
     def generated(self) -> int:
@@ -105,6 +110,26 @@ class Sequence:
                 self.watch.look_on()
             self.stop_string = self.watch.found
         return self.stop_string is not None or course.finished
+
+    def rewind(self, course: Course | None, watch: StopStrings | None, detokeniser: Detokeniser | None) -> None:
+        """Back to its last whole token, as one that waits and of which nothing was read. What follows its tokens is
+        given anew and led through them."""
+        whole = min(self.generated, len(self.logprobs))
+        if self.request.settings.logprobs is not None:
+            whole = min(whole, len(self.top_logprobs))
+        tokens, logprobs = self.tokens[: self.prompt_length + whole], self.logprobs[:whole]
+        del self.top_logprobs[whole:]
+        self.row, self.computed, self.registered, self.drafting = -1, 0, 0, 0
+        self.blocks, self.digests, self.drafts = [], [], []
+        self.course, self.watch, self.detokeniser, self.answered = course, watch, detokeniser, False
+        self.finish_reason = self.stop_string = None
+        self.late = False
+        try:
+            self.tokens, self.logprobs = tokens[: self.prompt_length], []
+            for token, logprob in zip(tokens[self.prompt_length :], logprobs, strict=True):
+                self.append(token, logprob)
+        finally:  # nothing that was said is lost, should one that follows fail
+            self.tokens, self.logprobs = tokens, logprobs
 
     # --- blocks ------------------------------------------------------------------------------------------------------
 

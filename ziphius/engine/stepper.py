@@ -18,6 +18,7 @@ from ziphius.engine.forms import Forms
 from ziphius.engine.lockstep import Lockstep
 from ziphius.engine.pace import Pace
 from ziphius.engine.passes import Passes
+from ziphius.engine.reading import Reading
 from ziphius.engine.sampling import Drawn, Sampler
 from ziphius.engine.scheduler import Piece, Scheduler
 from ziphius.engine.sequence import Sequence
@@ -54,6 +55,7 @@ class Stepper:
         self.sampler = Sampler(settings.max_rows, config.vocab_size, weight.device)
         self.drafter = Drafter(self.passes, self.sampler)
         self.pace = Pace(settings, config.num_hidden_layers, config.num_nextn_predict_layers)
+        self.reading = Reading(settings)
         self.forms = Forms()
         self.steps = self.generated = 0
         self._lockstep: Lockstep | None = None
@@ -71,7 +73,7 @@ class Stepper:
             self.steps += 1
             return self._march(lockstep)
         self.forms.rouse()
-        plan = self.scheduler.schedule(lookahead=depth)
+        plan = self.scheduler.schedule(depth, self.reading.tokens())
         news = []
         if plan:
             self.steps += 1
@@ -102,6 +104,7 @@ class Stepper:
         hidden_BD = self.passes.read(lockstep.tokens_B, placement)
         ended = lockstep.take(self.sampler.draw(self.passes.logits(hidden_BD), rows_B, positions_B + 1))
         self.generated += len(rows_B)
+        self.scheduler.shares.charge_rows()
         self.pace.note_step(len(rows_B), time.perf_counter() - began)
         for sequence in lockstep.at_block_start():
             sequence.register(self.scheduler.pool)
@@ -127,6 +130,8 @@ class Stepper:
         read = time.perf_counter()
         if decoding:
             self.pace.note_step(len(hidden_ND), read - began)
+        else:
+            self.reading.note(len(hidden_ND), read - began)
         drafting = [span for span in spans if span.sequence.drafting and span.sequence.error is None]
         if depth and drafting:
             self.drafter.draft(hidden_ND, drafting, depth, self.scheduler.tables_RM)
@@ -184,10 +189,12 @@ class Stepper:
     def _seat(self, depth: int) -> None:
         """Give the settings of those who got a row to the sampler, and see who drafts."""
         for sequence in self.scheduler.seated:
-            if sequence.row >= 0:  # it may have left in a step that failed
+            if sequence.row >= 0:  # it may have been sent back at once
+                self.scheduler.subject = sequence
                 self.sampler.seat(sequence)
                 self.drafter.seat(sequence)
                 sequence.drafting = self.drafter.modules
+        self.scheduler.subject = None
         self.scheduler.seated.clear()
         for sequence in self.scheduler.running:
             sequence.drafting = min(sequence.drafting, depth)
@@ -202,10 +209,12 @@ class Stepper:
             first = target.first + max(target.read, 1) - draws
             length = len(sequence.tokens)
             if sequence.shaped:
+                self.scheduler.subject = sequence
                 bound += self._bounds(sequence, len(index))
             index += range(first, first + draws)
             rows += [sequence.row] * draws
             places += range(length, length + draws)
+        self.scheduler.subject = None
         if index != list(range(len(hidden_ND))):
             hidden_ND = hidden_ND[torch.tensor(index, device=hidden_ND.device)]
         return self.sampler.draw(self.passes.logits(hidden_ND), np.array(rows), np.array(places), bound)
@@ -228,6 +237,7 @@ class Stepper:
         offered, accepted = [], []
         for target in targets:
             sequence, drafts = target.sequence, target.sequence.drafts
+            self.scheduler.subject = sequence
             before = len(sequence.tokens)
             right = self._extend(sequence, drawn, first, target.draws)
             taken = len(sequence.tokens) - before
@@ -242,6 +252,7 @@ class Stepper:
             self.sampler.shaper.count(sequence, sequence.tokens[before:])
             self.generated += taken
             first += target.draws
+        self.scheduler.subject = None
         if offered:
             self.pace.note_drafts(offered, accepted)
 

@@ -15,6 +15,7 @@ from ziphius.checkpoint.device import load_on, pick_device
 from ziphius.checkpoint.folder import model_folder
 from ziphius.engine.complete import try_once
 from ziphius.engine.engine import Engine
+from ziphius.engine.recovery import Recovery
 from ziphius.engine.settings import EngineSettings
 from ziphius.serve.contracts.price import Rate
 from ziphius.serve.dialogue.ask import Limits
@@ -29,6 +30,7 @@ from ziphius.serve.wire.settings import ServeSettings
 from ziphius.text.tokenizer import Tokenizer
 
 _SWITCH = 0.0005  # seconds that a thread may keep the others waiting; Python's own 0.005 adds up over an answer
+_STEP_SECONDS = 0.1  # after so long at most the next to ask gets a part of the engine, where a prompt is being read
 
 
 def launch(folder: Path, given: dict[str, Any]) -> None:
@@ -61,6 +63,7 @@ def split_settings(folder: Path, given: dict[str, Any]) -> tuple[ServeSettings, 
     own.setdefault("name", run.name if run is not None else folder.resolve().name)
     own.setdefault("dollars_per_hour", machine_price(folder))
     engine = {key: value for key, value in given.items() if key in EngineSettings.model_fields}
+    engine.setdefault("step_seconds", _STEP_SECONDS)
     return ServeSettings(**own), EngineSettings(**engine)
 
 
@@ -82,13 +85,13 @@ def make_service(folder: Path, settings: ServeSettings, engine_settings: EngineS
         max_tokens=settings.max_tokens,
         defaults=sampling_defaults(folder),
     )
-    return Service(settings, tokenizer, Runner(engine), limits, rate, keys, allowances)
+    return Service(settings, tokenizer, Runner(Recovery(engine, tokenizer.bos_id)), limits, rate, keys, allowances)
 
 
 def _introduce(server: Server, folder: Path, address: str) -> None:
     service, door = server.service, server.door
     settings, stats = service.settings, service.runner.stats
-    room = stats.blocks_total * service.runner.engine.settings.block_size  # type: ignore[attr-defined]
+    room = stats.blocks_total * service.runner.engine.engine.settings.block_size  # type: ignore[attr-defined]
     body = {"model": settings.name, "messages": [{"role": "user", "content": "Hello"}]}
     key = '-H "Authorization: Bearer $KEY" ' if service.keys.guarded else ""
     where = f"{folder} on {pick_device(settings.device)}"

@@ -89,6 +89,13 @@ class Matcher:
     def retreat(self) -> None:
         self._taken.pop()
 
+    def restart(self) -> None:
+        """Follow the answer from its beginning once more."""
+        if not self._closed:
+            self.form.drop(self._number)
+            self._number, self._error = self.form.number(), None
+            self._taken, self._drafts, self._views = [], [], [self.form.first]
+
     def close(self) -> None:
         """The answer has ended."""
         if not self._closed:

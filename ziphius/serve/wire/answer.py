@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from pydantic import BaseModel
@@ -17,6 +17,7 @@ from ziphius.engine.request import Request, Update
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.contracts.usage import Tally, Usage
 from ziphius.serve.dialogue.parse import Delta, Part
+from ziphius.serve.wire.lanes import asking
 from ziphius.serve.wire.runner import Ticket
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.stream import EventStream, unless_client_leaves, with_errors
@@ -98,7 +99,8 @@ class Answer:
         self._first: float | None = None
         self._streamed = False
         self._closed = False
-        service.enter()
+        self._party = asking.get().party
+        service.enter(self._party, len(choices))
 
     async def begin(self, requests: Sequence[Request]) -> None:
         """Hand the engine its part. Raises ApiError for what it refuses."""
@@ -106,7 +108,7 @@ class Answer:
         self.tally.prompt = sum(len(request.prompt) for request in requests)
         try:
             async with asyncio.timeout(self.service.settings.request_seconds):
-                self._ticket = await self.service.runner.submit(requests)
+                self._ticket = await self.service.runner.submit([replace(r, owner=self._party) for r in requests])
         except TimeoutError:
             raise self._over_time() from None
         except ValueError as error:
@@ -192,9 +194,11 @@ class Answer:
         if not finished and self.status == 200:
             self.status = 499  # nginx's number for a client that went away
         seconds = time.monotonic() - self._began
-        self.service.leave(seconds, finished)
+        self.service.leave(self._party, len(self.choices), seconds, finished)
         used = self.usage if self._ticket is not None else None
         self.service.metrics.count(seconds, self._first, self.tally, used)
+        if self._ticket is not None:
+            self.service.metrics.count_owner(self._party, self.tally, self._ticket.seconds)
         if not refused:
             self.service.count_request(self.about["path"], self.status)
         tokens = self.tally.prompt + self.tally.completion if used is not None else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter as Tallies
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import Protocol
@@ -30,6 +31,8 @@ class Metrics:
         self._answer = counter("ziphius_completion_tokens", "Tokens written, by part", ["part"])
         self._dollars = counter("ziphius_request_dollars", "Cost of the requests' shares of the engine's time")
         self._listed = counter("ziphius_list_price_dollars", "What the same tokens cost by the price list")
+        self._owned = counter("ziphius_owner_tokens", "Prompt tokens not in the cache, and those written", ["owner"])
+        self._worked = counter("ziphius_owner_seconds", "Shares of the engine's time", ["owner"])
         self._first = histogram("ziphius_first_token_seconds", "Time to first token", buckets=_FIRST)
         self._token = histogram("ziphius_token_seconds", "Mean time a token after the first", buckets=_TOKEN)
         self._whole = histogram("ziphius_request_seconds", "Time of a whole request", buckets=_WHOLE)
@@ -72,6 +75,12 @@ class Metrics:
         if used is not None:
             self._dollars.inc(used.ziphius.dollars)
             self._listed.inc(used.ziphius.list_price.dollars if used.ziphius.list_price else 0.0)
+
+    def count_owner(self, owner: str, tally: Tally, seconds: float) -> None:
+        """Count what a request took of the engine for whom it was."""
+        label = _label(owner)
+        self._owned.labels(label).inc(tally.prompt - tally.cached + tally.completion)
+        self._worked.labels(label).inc(seconds)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
@@ -130,3 +139,16 @@ class _EngineNumbers:
             ("engine_busy_seconds", self._runner.busy_seconds, "Time the engine worked"),
         ):
             yield CounterMetricFamily(f"ziphius_{name}", what, value=value)
+        samples: Tallies[tuple[str, str]] = Tallies()
+        for owner, (running, waiting) in stats.owners.items():
+            samples[_label(owner), "running"] += running
+            samples[_label(owner), "waiting"] += waiting
+        family = GaugeMetricFamily("ziphius_owner_samples", "Samples by owner and state", labels=["owner", "state"])
+        for labels, count in samples.items():
+            family.add_metric(labels, count)
+        yield family
+
+
+def _label(party: str) -> str:
+    """A key's name; addresses are `anyone` together, for they would make labels without end."""
+    return party.removeprefix("key ") if party.startswith("key ") else "anyone"

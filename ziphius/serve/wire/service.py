@@ -18,6 +18,7 @@ from ziphius.serve.wire.keys import Keys, WatchedKeys
 from ziphius.serve.wire.lanes import Lanes, asking
 from ziphius.serve.wire.log import say
 from ziphius.serve.wire.metrics import Metrics
+from ziphius.serve.wire.places import Places
 from ziphius.serve.wire.runner import Runner
 from ziphius.serve.wire.settings import ServeSettings
 from ziphius.text.tokenizer import Tokenizer
@@ -44,36 +45,39 @@ class Service:
         self.prompts = Prompts(self.tokenizer)
         self.metrics = Metrics(self.runner, self.rate)
         self.lanes = Lanes()
-        self._active = 0
+        self.requests, self.samples = Places(self.settings.max_requests), Places(self.settings.max_samples)
         self._seconds = 1.0  # a request's, smoothed
 
-    def enter(self) -> None:
-        """Take a place for a request. Raises ApiError: 503 while draining, 429 where there is none left."""
+    def enter(self, owner: str, samples: int) -> None:
+        """Take a place for an owner's request. Raises ApiError: 503 while draining, 429 where there is none left."""
         if self.draining:
             raise ApiError(503, "the server is about to stop; ask again in a while", code="draining", wait=5)
-        if self._active >= self.settings.max_requests:
-            raise ApiError(
-                429,
-                f"{self._active} requests are being answered or wait, which is all there is room for; "
-                "ask again after the seconds in Retry-After",
-                code="too_many_requests",
-                wait=self.wait(),
-            )
-        self._active += 1
+        for places, count, what in ((self.requests, 1, "requests"), (self.samples, samples, "answers")):
+            if not places.has_room(owner, count):
+                raise ApiError(
+                    429,
+                    f"{places.taken[owner]} {what} of yours and {places.total} in all are being written or wait, and "
+                    f"{count} more would be over your part; ask again after the seconds in Retry-After, or for less",
+                    code="too_many_requests",
+                    wait=self.wait(),
+                )
+        self.requests.take(owner)
+        self.samples.take(owner, samples)
 
-    def leave(self, seconds: float, finished: bool) -> None:
+    def leave(self, owner: str, samples: int, seconds: float, finished: bool) -> None:
         """Give the place back after `seconds`."""
-        self._active -= 1
+        self.requests.give_back(owner)
+        self.samples.give_back(owner, samples)
         if finished:
             self._seconds += 0.1 * (seconds - self._seconds)
 
     @property
     def active(self) -> int:
-        return self._active
+        return self.requests.total
 
     def wait(self) -> int:
         """Seconds after which a place is likely to be free, 1 at least."""
-        return max(1, math.ceil(self._seconds / max(1, self._active)))
+        return max(1, math.ceil(self._seconds / max(1, self.active)))
 
     def check_model(self, name: str) -> None:
         """Raises ApiError (404) unless `name` is the model that is served."""

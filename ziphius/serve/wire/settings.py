@@ -22,7 +22,9 @@ class ServeSettings(BaseModel):
     - `keys`: a file of API keys; without one, everybody on this machine may ask, and nobody else unless `open_to_all`.
     - `device` that runs the model: auto (a GPU where there is one), cpu, cuda, cuda:1. `weights` in memory: fp32, bf16,
       int8 (half of bf16's memory and time on a CPU, slightly rounded), or auto, as the folder has them.
-    - `max_requests` are worked on or wait at once; the next is told to come back (429). `max_body_bytes`: 413 beyond.
+    - `max_requests` and `max_samples` (a request has `n` for each prompt) are worked on or wait at once; the next is
+      told to come back (429). Where several ask, by key or else by address, each has an equal part of them.
+      `max_body_bytes`: 413 beyond.
     - `max_tokens`: of an answer whose request does not say.
     - `max_bodies_bytes`: of all bodies larger than 64 KiB that are read or worked on at once, half of it for one key
       (one address where there are no keys): 503 beyond.
@@ -50,6 +52,7 @@ class ServeSettings(BaseModel):
     keys: Path | None = None
     open_to_all: bool = False
     max_requests: int = Field(256, ge=1)
+    max_samples: int = Field(2048, ge=1)
     max_body_bytes: int = Field(4 * 2**20, ge=1)
     max_bodies_bytes: int = Field(64 * 2**20, ge=1)
     max_connections: int | None = Field(None, ge=1)
