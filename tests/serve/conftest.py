@@ -47,10 +47,10 @@ def serve(tokenizer):
 
 
 @contextlib.contextmanager
-def running(tokenizer, engine, context=512, defaults=None, rate=None, keys=None, **options):
+def running(tokenizer, engine, context=512, defaults=None, rate=None, keys=None, examples=None, **options):
     chosen = ServeSettings(**{"name": "tiny", "port": 0, "drain_seconds": 5} | options)
     limits = Limits(context, tokenizer.vocab_size, chosen.max_tokens, defaults or {"temperature": 0.6, "top_p": 0.95})
-    more = {key: value for key, value in (("rate", rate), ("keys", keys)) if value is not None}
+    more = {key: value for key, value in (("rate", rate), ("keys", keys), ("examples", examples)) if value is not None}
     service = Service(chosen, tokenizer, Runner(engine), limits, **more)
     config = uvicorn.Config(
         make_app(service), port=0, log_config=None, timeout_graceful_shutdown=chosen.drain_seconds, loop="asyncio"

@@ -159,7 +159,7 @@ def test_a_refusal_is_shown_and_announced(page):
     page.reload()
     ask(page, "hello")
     expect(page.get_by_role("alert")).to_contain_text("lower max_tokens")
-    expect(page.get_by_role("status")).to_contain_text("lower max_tokens")
+    expect(page.locator("#status")).to_contain_text("lower max_tokens")
 
 
 def test_phone_width(page):

@@ -21,7 +21,7 @@ from ziphius.engine.engine import Engine
 from ziphius.engine.settings import EngineSettings
 from ziphius.serve.contracts.price import Rate
 from ziphius.serve.dialogue.ask import Limits
-from ziphius.serve.folders import machine_price, run_of, sampling_defaults
+from ziphius.serve.folders import example_questions, machine_price, run_of, sampling_defaults
 from ziphius.serve.wire.app import make_app
 from ziphius.serve.wire.keys import Keys
 from ziphius.serve.wire.runner import Runner
@@ -76,6 +76,7 @@ def make_service(folder: Path, settings: ServeSettings, engine_settings: EngineS
     """The model of `folder` behind an engine that has been tried once, so that the first to ask need not wait."""
     keys = Keys.load(settings.keys) if settings.keys is not None else Keys()
     rate = Rate.of(settings.dollars_per_hour, settings.price_list, date.today())
+    examples = example_questions(folder)
     model, tokenizer = load_on(folder, pick_device(settings.device), settings.weights), Tokenizer.load(folder)
     engine = Engine(model, tokenizer, engine_settings)
     try_once(engine, tokenizer.bos_id)
@@ -85,7 +86,7 @@ def make_service(folder: Path, settings: ServeSettings, engine_settings: EngineS
         max_tokens=settings.max_tokens,
         defaults=sampling_defaults(folder),
     )
-    return Service(settings, tokenizer, Runner(engine), limits, rate, keys)
+    return Service(settings, tokenizer, Runner(engine), limits, rate, keys, examples)
 
 
 def _introduce(service: Service, folder: Path, address: str) -> None:

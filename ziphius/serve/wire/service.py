@@ -24,7 +24,7 @@ _log = logging.getLogger("ziphius.serve")
 
 @dataclass
 class Service:
-    """One model being served. `draining`: no new requests, those under way go on."""
+    """One model being served. `examples`: questions to begin with. `draining`: no new requests, those under way go on."""
 
     settings: ServeSettings
     tokenizer: Tokenizer
@@ -32,6 +32,7 @@ class Service:
     limits: Limits
     rate: Rate = field(default_factory=Rate)
     keys: Keys = field(default_factory=Keys)
+    examples: list[str] = field(default_factory=list)
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
 
