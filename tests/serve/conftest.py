@@ -23,6 +23,21 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(["a whale dives deep", "1 + 2 = 3", "many whales dive", "鲸鱼"] * 3, 330)
 
 
+@pytest.fixture(scope="module")  # no longer: while it runs, no test of its thread can run an event loop
+def browser():
+    """Headless Chromium; without one on this machine, the test is skipped."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.serve.pages import CHROMIUM, NO_CHROMIUM, QUIET
+
+    if CHROMIUM is None:
+        pytest.skip(NO_CHROMIUM)
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield started
+        started.close()
+
+
 class Running:
     """A server in a thread: its address, its service, and a plain HTTP client for it."""
 

@@ -25,13 +25,13 @@ export class AnswerView {
     this.place = element("article", { className: "message assistant" }, this.thinking, this.text, this.calls, this.tools);
     this.place.setAttribute("aria-label", "Model");
     this.rendered = new Rendered(this.text);
-    this.live = this.folded = false;
+    this.live = this.folded = this.seen = false;
     this.frame = null;
   }
 
   // It is being written: `draw` comes again and again.
   start() {
-    this.live = true;
+    this.live = this.seen = true;
     this.folded = Boolean(this.message.content);
     this.tools.replaceChildren();
     this.place.querySelector(".fault")?.remove();
@@ -55,7 +55,8 @@ export class AnswerView {
       this.summary.textContent = thought(message, live);
       this.#drawThoughts();
     }
-    if (message.content) this.rendered.show(message.content);
+    if (message.content && this.seen) this.rendered.show(message.content);
+    else if (message.content) showPlain(this.text, message.content);
     if (message.calls?.length) this.calls.replaceChildren(...message.calls.map(callView));
     this.text.classList.toggle("waiting", live && !message.content);
   }
@@ -66,10 +67,6 @@ export class AnswerView {
     if (this.live && !this.folded) this.thinking.open = false;
     this.live = false;
     const { message, all, acts } = this;
-    if (message.content) {
-      drawing();
-      if (!this.rendered.shown && !this.rendered.working) showPlain(this.text, message.content); // until it is typeset
-    }
     this.draw();
     const tools = [...branches(all, message, acts.choose)];
     if (message.content) tools.push(copyButton(() => message.content, "Copy the answer"));
@@ -79,6 +76,13 @@ export class AnswerView {
     const left = message.omit ? `Answered without the conversation's first ${message.omit === 1 ? "turn" : `${message.omit} turns`}.` : "";
     if (left) this.tools.append(element("span", { className: "bill", textContent: left }));
     if (message.fault) this.tools.before(this.#fault());
+  }
+
+  // It has come near to where a reader looks: until then its text stands there as it is.
+  see() {
+    if (this.seen) return;
+    this.seen = true;
+    this.rendered.show(this.message.content);
   }
 
   leave() {

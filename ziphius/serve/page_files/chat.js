@@ -31,7 +31,7 @@ const side = new Side({
   open,
   remove: (conversation) => remove([conversation], `“${conversation.title}” is deleted.`),
   rename: (conversation, title) => {
-    Object.assign(conversation, { title, updated: Date.now() });
+    Object.assign(conversation, { title, named: true, updated: Date.now() });
     keep(conversation);
   },
   found: (text) => (text ? library.search(text) : library.conversations),
@@ -48,7 +48,7 @@ function send(text, files = []) {
 }
 
 function ask(parent, content, files) {
-  if (!here.messages.length) here.title = titleOf(content || files[0].name);
+  if (!parent && !here.named) here.title = titleOf(content || files[0].name);
   const question = add(here, parent, { role: "user", content, reasoning: "", files });
   answerTo(question);
 }

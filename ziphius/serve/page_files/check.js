@@ -32,6 +32,7 @@ export function checkedConversation(raw) {
   return {
     id: isText(raw.id) && /^[\w-]{1,80}$/.test(raw.id) ? raw.id : newId(),
     title: titleOf(title),
+    named: raw.named === true, // by the reader
     updated: number(raw.updated) ?? 0,
     head: kept.get(raw.head) ?? before,
     messages,

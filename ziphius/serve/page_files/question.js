@@ -49,6 +49,8 @@ export class QuestionView {
     field.focus();
   }
 
+  see() {}
+
   leave() {}
 }
 

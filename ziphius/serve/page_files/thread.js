@@ -14,7 +14,8 @@ export class Thread {
     Object.assign(this, { box, acts, empty });
     this.inner = element("div", { className: "thread" });
     box.append(this.inner);
-    this.views = new Map();
+    this.views = new Map(); // by their messages' ids
+    this.seers = new Map(); // by their places
     this.following = true;
     box.addEventListener("scroll", () => {
       if (this.atEnd()) this.following = true;
@@ -22,13 +23,19 @@ export class Thread {
     for (const kind of ["wheel", "touchmove", "keydown", "pointerdown"]) {
       box.addEventListener(kind, () => (this.following = false), { passive: true });
     }
+    const near = { root: box, rootMargin: "100% 0px" };
+    this.eyes = new IntersectionObserver((seen) => {
+      for (const { target, isIntersecting } of seen) if (isIntersecting) this.seers.get(target)?.see();
+    }, near);
     new ResizeObserver(() => this.following && this.toEnd()).observe(this.inner);
   }
 
   // `live` is the message that is being written.
   show(conversation, live) {
     for (const view of this.views.values()) view.leave();
+    this.eyes.disconnect();
     this.views.clear();
+    this.seers.clear();
     const path = pathTo(conversation);
     this.inner.replaceChildren();
     if (path.length) this.#draw(conversation, path, live);
@@ -69,13 +76,15 @@ export class Thread {
     }
     this.inner.prepend(...places);
     drawing();
-    for (const view of views.reverse()) settle(view, live); // those at the end are looked at first
+    for (const view of views) settle(view, live);
   }
 
   #made(conversation, message) {
     const Kind = message.role === "user" ? QuestionView : AnswerView;
     const view = new Kind(message, besides(conversation, message), this.acts(message));
     this.views.set(message.id, view);
+    this.seers.set(view.place, view);
+    this.eyes.observe(view.place);
     return view;
   }
 }

@@ -2,7 +2,7 @@
 // first, and the path to `head` is what is shown and sent.
 
 export function newConversation() {
-  return { id: newId(), title: "New conversation", updated: Date.now(), head: null, messages: [] };
+  return { id: newId(), title: "New conversation", named: false, updated: Date.now(), head: null, messages: [] };
 }
 
 export function newId() {
@@ -51,7 +51,10 @@ export function merge(ours, theirs) {
     if (!known) ours.messages.push(message);
     else if (size(message) > size(known)) Object.assign(known, message);
   }
-  if (theirs.updated > ours.updated) Object.assign(ours, { title: theirs.title, updated: theirs.updated });
+  if (theirs.updated > ours.updated) {
+    const { title, named, updated } = theirs;
+    Object.assign(ours, { title, named, updated });
+  }
   // where they went on from where we stand, we are there, too
   if (!ours.head || pathTo(ours, theirs.head).some(({ id }) => id === ours.head)) ours.head = theirs.head;
 }

@@ -4,7 +4,8 @@
 const BOUNDS = {
   depth: 60, // elements inside each other, of one block
   formulaDepth: 150, // a fraction takes ten
-  elements: 30000, // of a message in all
+  elements: 12000, // of a message in all: some tenths of a second to put on the page
+  block: 400, // characters of source, at least, that go to the page as one
   formula: 4000, // characters
   code: 20000, // characters that are coloured
 };
