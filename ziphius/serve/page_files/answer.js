@@ -73,8 +73,11 @@ export class AnswerView {
     tools.push(button("Regenerate", acts.again));
     if (message.finish !== "stop" && message.finish !== "tool_calls" && begun(message)) tools.push(button("Continue", acts.goOn));
     this.tools.replaceChildren(...tools, billLine(message));
-    const left = message.omit ? `Answered without the conversation's first ${message.omit === 1 ? "turn" : `${message.omit} turns`}.` : "";
-    if (left) this.tools.append(element("span", { className: "bill", textContent: left }));
+    if (message.omit) {
+      const turns = message.omit === 1 ? "turn" : `${message.omit} turns`;
+      const textContent = `Answered without the conversation's first ${turns}.`;
+      this.tools.append(element("span", { className: "note", textContent }));
+    }
     if (message.fault) this.tools.before(this.#fault());
   }
 

@@ -45,6 +45,7 @@ export class Rendered {
   }
 
   async #work() {
+    await null; // `working` is set before it can end
     while (this.wanted !== this.shown && !this.left) {
       const text = this.wanted;
       const began = performance.now();

@@ -71,6 +71,7 @@ export class Side {
     };
     field.onkeydown = (event) => {
       if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
+      event.preventDefault(); // the same press must not reach the button that has the focus then
       event.stopPropagation();
       end(event.key === "Enter");
     };

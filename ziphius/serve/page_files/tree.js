@@ -35,12 +35,11 @@ export function besides(conversation, message) {
   return conversation.messages.filter(({ parent }) => parent === message.parent);
 }
 
-// Go on from `message`: from the newest of what once followed it.
+// Go on from `message`: where it was last gone on with.
 export function choose(conversation, message) {
-  const newest = new Map(conversation.messages.map(({ parent, id }) => [parent, id]));
-  let at = message.id;
-  while (newest.has(at)) at = newest.get(at);
-  conversation.head = at;
+  const below = new Set([message.id]);
+  for (const { id, parent } of conversation.messages) if (below.has(parent)) below.add(id);
+  conversation.head = [...below].at(-1);
 }
 
 // What another tab, or a file, has of the same conversation comes to ours. Messages only grow: the longer is the later.
