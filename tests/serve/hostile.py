@@ -14,9 +14,11 @@ NESTS = [
 # put behind each other
 REPEATS = [
     "- x\n", "1. x\n", "# a\n", "a\n=\n", "---\n", "> x\n\n", "|a|b|\n|-|-|\n|1|2|\n\n", "|a", "|-", "[a]: b\n", "`x` ",
-    "[a](b) ", "![a](http://b/c.png) ", "http://a.b ", "a@b.c ", "**a** ", "*a **b ", "_a __b_ ", "$x^2$ ", "$a ", r"\(", r"\[",
-    r"$\rule{99999em}{99999em}$ ", r"$\kern{-99999em}x$ ", r"$\def\a{\a\a}\a$ ", r"$\color{red}x$ ", r"$\href{javascript:1}{x}$ ",
-    "```js\nlet x = `${1}`;\n```\n", "```python\nf'{", "~~~\n", "- [ ] x\n", "<", "&", "&amp;", "<!--", "<b a=1>", "<p>",
+    "[a](b) ", "![a](http://b/c.png) ", "http://a.b ", "a@b.c ", "**a** ", "*a **b ", "_a __b_ ", "$x^2$ ", "$a ",
+    r"\(", r"\[", r"$\rule{99999em}{99999em}$ ", r"$\kern{-99999em}x$ ", r"$\def\a{\a\a}\a$ ", r"$\color{red}x$ ",
+    r"$\href{javascript:1}{x}$ ",
+    "```js\nlet x = `${1}`;\n```\n", "```python\nf'{", "~~~\n", "- [ ] x\n", "<", "&", "&amp;", "<!--", "<b a=1>",
+    "<p>",
     "<script>window.hacked = 1</script>", "<img src=x onerror='window.hacked = 1'>", "[x](javascript:window.hacked=1) ",
     "<sub>a</sub>", "<br>", "`", "*", "_", "[", "![", "]", "\\", "$", "~", "|", "\n", "  \n", "\t", " ", "\u00a0",
     "\u0301", "\u202e\u2067a", "\u200d", "👩‍👩‍👧‍👦", "\ufdd0", "a", "ﷺ", "\u0000", "0", ";", "x\n    y\n",

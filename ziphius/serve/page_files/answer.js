@@ -22,7 +22,8 @@ export class AnswerView {
     this.text = element("div", { className: "answer", dir: "auto" });
     this.calls = element("div", { className: "calls" });
     this.tools = element("div", { className: "tools" });
-    this.place = element("article", { className: "message assistant" }, this.thinking, this.text, this.calls, this.tools);
+    const parts = [this.thinking, this.text, this.calls, this.tools];
+    this.place = element("article", { className: "message assistant" }, ...parts);
     this.place.setAttribute("aria-label", "Model");
     this.rendered = new Rendered(this.text);
     this.live = this.folded = this.seen = false;
@@ -71,7 +72,8 @@ export class AnswerView {
     const tools = [...branches(all, message, acts.choose)];
     if (message.content) tools.push(copyButton(() => message.content, "Copy the answer"));
     tools.push(button("Regenerate", acts.again));
-    if (message.finish !== "stop" && message.finish !== "tool_calls" && begun(message)) tools.push(button("Continue", acts.goOn));
+    const whole = ["stop", "tool_calls"].includes(message.finish);
+    if (!whole && begun(message)) tools.push(button("Continue", acts.goOn));
     this.tools.replaceChildren(...tools, billLine(message));
     if (message.omit) {
       const turns = message.omit === 1 ? "turn" : `${message.omit} turns`;

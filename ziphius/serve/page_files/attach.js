@@ -10,7 +10,8 @@ export async function readFiles(list, have) {
   for (const file of list) {
     try {
       if (have + files.length >= MOST) throw new Error(`a question takes ${MOST} files`);
-      files.push({ name: file.name.replace(/[\p{Cc}\p{Cf}`]/gu, "").slice(0, 120) || "file", text: await textOf(file) });
+      const name = file.name.replace(/[\p{Cc}\p{Cf}`]/gu, "").slice(0, 120) || "file";
+      files.push({ name, text: await textOf(file) });
     } catch (error) {
       refused.push(`${file.name.slice(0, 120)}: ${error.message}.`);
     }

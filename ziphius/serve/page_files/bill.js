@@ -8,7 +8,8 @@ export function billLine({ usage, seconds, finish }) {
     const { dollars, list_price: listed } = usage.ziphius;
     parts.push(`${usage.completion_tokens} tokens`);
     if (seconds) parts.push(`${Math.round(usage.completion_tokens / seconds)} tokens/s`);
-    if (usage.prompt_cache_hit_tokens) parts.push(`${usage.prompt_cache_hit_tokens} of ${usage.prompt_tokens} read from cache`);
+    const cached = usage.prompt_cache_hit_tokens;
+    if (cached) parts.push(`${cached} of ${usage.prompt_tokens} read from cache`);
     if (dollars) parts.push(money(dollars));
     if (listed) parts.push(`${listed.model} list price ${money(listed.dollars)}`);
   }

@@ -1,5 +1,6 @@
 // The page: which conversation is open, what is being written, and what the buttons do.
 
+import { Answers } from "./answers.js";
 import { modelCard } from "./api.js";
 import { exportAll, initArchive } from "./archive.js";
 import { titleOf } from "./check.js";
@@ -8,6 +9,7 @@ import { $, rarely } from "./dom.js";
 import { emptyView } from "./empty.js";
 import { showGauge } from "./gauge.js";
 import { formatAgain, plainOnly } from "./guard.js";
+import { greet } from "./header.js";
 import { Library } from "./library.js";
 import { answeredTurns, begun, requestBody } from "./request.js";
 import { initSettings, openSettings, settings } from "./settings.js";
@@ -15,15 +17,15 @@ import { Side } from "./side.js";
 import { Thread } from "./thread.js";
 import { toast } from "./toast.js";
 import { add, choose, newConversation, parentOf, pathTo } from "./tree.js";
-import { faultOf, write } from "./writing.js";
 
 const KEEP_MS = 3000; // between two savings of an answer that is being written
 
 const library = new Library(changedElsewhere);
-const writings = new Map(); // a conversation's id -> {control, message}: the answers under way
+const answers = new Answers({ piece: arrived, ended });
 let here = library.conversations[0] ?? newConversation();
 let card = null; // the model's
 let full = false; // the browser's room was, at the last saving
+const keepWritten = rarely(KEEP_MS, () => library.conversations.filter((all) => answers.in(all)).forEach(keep));
 
 const composer = new Composer(send);
 const thread = new Thread($("messages"), actsOn, () => emptyView(card?.examples, take));
@@ -36,7 +38,7 @@ const side = new Side({
   },
   found: (text) => (text ? library.search(text) : library.conversations),
   isHere: (conversation) => conversation === here,
-  isWriting: (conversation) => writings.has(conversation.id),
+  isWriting: (conversation) => Boolean(answers.in(conversation)),
 });
 
 // --- asking ------------------------------------------------------------------------------------------------------
@@ -64,24 +66,22 @@ function answerTo(question) {
 // Have `message` of the conversation that is open written, or gone on with.
 function begin(message) {
   const conversation = here;
-  const control = new AbortController();
-  writings.set(conversation.id, { control, message });
-  keep(conversation);
-  showState();
-  say("The model is writing.");
-  const keepSoon = rarely(KEEP_MS, () => writings.get(conversation.id)?.message === message && keep(conversation));
   const body = async () => {
     card ??= await modelCard(settings.key);
     return requestBody(card.id, pathTo(conversation, message.id), settings);
   };
-  write(message, body, settings.key, control, () => {
-    thread.view(message)?.update();
-    keepSoon();
-  }).then(() => ended(conversation, message));
+  answers.begin(conversation, message, body, settings.key);
+  keep(conversation);
+  showState();
+  say("The model is writing.");
+}
+
+function arrived(conversation, message) {
+  thread.view(message)?.update();
+  keepWritten();
 }
 
 function ended(conversation, message) {
-  writings.delete(conversation.id);
   if (library.conversations.includes(conversation)) keep(conversation); // it may have been deleted meanwhile
   showState();
   thread.view(message)?.finish();
@@ -122,7 +122,7 @@ function actsOn(message) {
       const label = document.activeElement?.getAttribute("aria-label");
       choose(here, other);
       keep(here);
-      thread.show(here, writings.get(here.id)?.message);
+      thread.show(here, answers.in(here));
       showState();
       thread.view(other)?.place.querySelector(`.branches [aria-label="${label}"]:enabled, .branches :enabled`)?.focus();
     },
@@ -136,20 +136,16 @@ function repeat(message) {
 }
 
 function isBusy() {
-  if (!writings.has(here.id)) return false;
+  if (!answers.in(here)) return false;
   toast("An answer is being written here: stop it first.");
   return true;
-}
-
-function stop(conversation = here) {
-  writings.get(conversation.id)?.control.abort();
 }
 
 // --- conversations -----------------------------------------------------------------------------------------------
 
 function open(conversation) {
   here = conversation;
-  thread.show(here, writings.get(here.id)?.message);
+  thread.show(here, answers.in(here));
   thread.follow();
   showState();
   side.show(false);
@@ -157,7 +153,7 @@ function open(conversation) {
 }
 
 function remove(gone, sentence) {
-  gone.forEach(stop);
+  gone.forEach((conversation) => answers.stop(conversation));
   const undo = library.remove(gone);
   const away = gone.includes(here);
   if (away) open(library.conversations[0] ?? newConversation());
@@ -174,9 +170,8 @@ function remove(gone, sentence) {
 function keep(conversation) {
   const fits = library.keep(conversation);
   if (!fits && !full) {
-    toast("This browser's room for conversations is full: what is new is lost when the page closes. Export them, or delete some.", {
-      Export: () => exportAll(library),
-    });
+    const lost = "what is new is lost when the page closes. Export them, or delete some.";
+    toast(`This browser's room for conversations is full: ${lost}`, { Export: () => exportAll(library) });
   }
   full = !fits;
   side.draw();
@@ -185,7 +180,7 @@ function keep(conversation) {
 function changedElsewhere(id) {
   side.draw();
   const reading = document.activeElement?.closest(".message textarea");
-  if (id === here.id && !writings.has(id) && !reading) thread.show(here);
+  if (id === here.id && !answers.in(here) && !reading) thread.show(here);
 }
 
 function take(text) {
@@ -196,7 +191,7 @@ function take(text) {
 // --- the page ----------------------------------------------------------------------------------------------------
 
 function showState() {
-  const busy = writings.has(here.id);
+  const busy = Boolean(answers.in(here));
   $("send").hidden = busy;
   $("stop").hidden = !busy;
   showGauge(here, card?.context_length);
@@ -207,42 +202,32 @@ function say(text) {
   $("status").textContent = text;
 }
 
-async function greet() {
-  try {
-    card = await modelCard(settings.key);
-    $("model").textContent = card.id;
-    $("enter-key").hidden = true;
-    document.title = `${card.id} · Ziphius`;
-    showState();
-    if (!here.messages.length) thread.show(here); // with the folder's examples
-  } catch (error) {
-    const { fault, code } = faultOf(error);
-    $("model").textContent = fault;
-    $("enter-key").hidden = code !== "key";
-  }
+async function meet() {
+  card = (await greet(settings.key)) ?? card;
+  showState();
+  if (!here.messages.length) thread.show(here); // with the folder's examples
 }
 
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || $("settings").open) return;
-  if (!side.show(false)) stop();
+  if (!side.show(false)) answers.stop(here);
 });
 $("stop").onclick = () => {
-  stop();
+  answers.stop(here);
   composer.focus();
 };
 $("new").onclick = () => open(newConversation());
-$("enter-key").onclick = () => openSettings("key");
 $("format").onclick = () => {
   formatAgain();
   $("plain").hidden = true;
   open(here);
 };
 $("plain").hidden = !plainOnly;
-initSettings(greet);
+initSettings(meet);
 initArchive(
   library,
   () => open(library.conversations[0] ?? here),
   () => remove([...library.conversations], "All conversations are deleted."),
 );
 open(here);
-greet();
+meet();

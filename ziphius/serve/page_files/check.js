@@ -4,7 +4,8 @@ import { newId } from "./tree.js";
 
 const FINISHES = new Set(["stop", "length", "tool_calls", "stopped", "failed", "lost"]);
 const SETTINGS = [
-  "system", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "budget", "seed", "theme", "key",
+  "system", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "budget", "seed", "theme",
+  "key",
 ];
 
 // A conversation, or null where `raw` is none. Messages without `parent` follow each other, as they were kept once.
@@ -57,7 +58,8 @@ function checkedMessage(raw) {
   if (raw.role === "user") {
     if (!isText(raw.content)) return null;
     const files = list(raw.files).filter(({ name, text }) => isText(name) && isText(text));
-    return plain({ role: "user", content: raw.content, reasoning: "", files: files.map(({ name, text }) => ({ name, text })) });
+    const whole = files.map(({ name, text }) => ({ name, text }));
+    return { role: "user", content: raw.content, reasoning: "", files: whole };
   }
   if (raw.role !== "assistant") return null;
   const calls = list(raw.calls).filter(({ name, arguments: given }) => isText(name) && isText(given));

@@ -50,7 +50,7 @@ export class Library {
     return JSON.stringify({ format: FORMAT, version: 1, conversations: this.conversations }, null, 1);
   }
 
-  // Takes in a file that `exported` wrote; what is here already is not doubled. Throws an Error that says what is wrong.
+  // Takes in a file that `exported` wrote; what is here already is not doubled. Throws an Error with what is wrong.
   // {read, refused, kept}: how many came, how many were none, whether there was room for all.
   async take(file) {
     if (file.size > LARGEST_FILE) throw new Error(`${file.name} is larger than ${LARGEST_FILE / 1e6} MB.`);

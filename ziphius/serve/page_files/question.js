@@ -19,9 +19,9 @@ export class QuestionView {
     const text = element("div", { className: "text", dir: "auto" });
     showPlain(text, message.content);
     this.change = button("Edit", () => this.edit());
-    const tools = [...branches(all, message, acts.choose), copyButton(() => questionText(message), "Copy the question"), this.change];
-    const shown = message.content ? [text] : [];
-    this.place.replaceChildren(...(message.files ?? []).map(fileView), ...shown, element("div", { className: "tools" }, ...tools));
+    const copy = copyButton(() => questionText(message), "Copy the question");
+    const tools = element("div", { className: "tools" }, ...branches(all, message, acts.choose), copy, this.change);
+    this.place.replaceChildren(...(message.files ?? []).map(fileView), ...(message.content ? [text] : []), tools);
   }
 
   edit() {
@@ -42,10 +42,8 @@ export class QuestionView {
         leave();
       }
     };
-    this.place.replaceChildren(
-      field,
-      element("div", { className: "tools" }, button("Cancel", leave), button("Send again", send, { className: "main" })),
-    );
+    const ways = [button("Cancel", leave), button("Send again", send, { className: "main" })];
+    this.place.replaceChildren(field, element("div", { className: "tools" }, ...ways));
     field.focus();
   }
 
@@ -56,7 +54,8 @@ export class QuestionView {
 
 function fileView({ name, text }) {
   const content = element("div", { className: "content" });
-  const view = element("details", { className: "file" }, element("summary", { textContent: `${name} · ${text.length.toLocaleString("en")} characters` }), content);
+  const summary = element("summary", { textContent: `${name} · ${text.length.toLocaleString("en")} characters` });
+  const view = element("details", { className: "file" }, summary, content);
   view.ontoggle = () => {
     if (view.open) showPlain(content, text);
   };

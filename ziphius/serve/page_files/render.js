@@ -1,5 +1,5 @@
-// A model's text on the page. What it writes is never trusted: a worker makes HTML of it within bounds of time, depth and
-// size, DOMPurify keeps what can do no harm, and where any of it fails the text is shown as it is.
+// A model's text on the page. What it writes is never trusted: a worker makes HTML of it within bounds of time, depth
+// and size, DOMPurify keeps what can do no harm, and where any of it fails the text is shown as it is.
 
 /* global DOMPurify */
 
@@ -114,7 +114,8 @@ function finish(place, { raw, formulae }) {
   for (const code of place.querySelectorAll(".code")) {
     const text = code.querySelector("pre");
     text.tabIndex = 0; // it scrolls
-    code.prepend(element("div", { className: "head" }, code.title, copyButton(() => text.textContent, "Copy the code")));
+    const copy = copyButton(() => text.textContent, "Copy the code");
+    code.prepend(element("div", { className: "head" }, code.title, copy));
     code.removeAttribute("title");
   }
   place.querySelectorAll("span.math").forEach((span, n) => (span.innerHTML = formulae[n] ?? ""));

@@ -39,7 +39,11 @@ export class Side {
     const kind = document.activeElement?.className;
     $("conversations").replaceChildren(...found.map((conversation) => this.#entry(conversation)));
     $("none-found").hidden = Boolean(found.length) || !searched;
-    if (had && kind) $("conversations").querySelector(`li[data-id="${CSS.escape(had)}"] button.${kind}`)?.focus();
+    if (had && kind) this.#buttonOf(had, kind)?.focus();
+  }
+
+  #buttonOf(id, kind) {
+    return $("conversations").querySelector(`li[data-id="${CSS.escape(id)}"] button.${kind}`);
   }
 
   #entry(conversation) {
@@ -49,10 +53,13 @@ export class Side {
     name.append(element("span", { className: "title", dir: "auto", textContent: conversation.title }));
     if (here) name.setAttribute("aria-current", "true");
     if (acts.isWriting(conversation)) {
-      name.append(element("span", { className: "writing" }, element("span", { className: "unseen", textContent: " (writing)" })));
+      const said = element("span", { className: "unseen", textContent: " (writing)" });
+      name.append(element("span", { className: "writing" }, said));
     }
-    const rename = button("✎", () => this.#rename(conversation, entry), { name: `Rename “${conversation.title}”`, className: "rename" });
-    const drop = button("✕", () => acts.remove(conversation), { name: `Delete “${conversation.title}”`, className: "drop" });
+    const called = `“${conversation.title}”`;
+    const edit = () => this.#rename(conversation, entry);
+    const rename = button("✎", edit, { name: `Rename ${called}`, className: "rename" });
+    const drop = button("✕", () => acts.remove(conversation), { name: `Delete ${called}`, className: "drop" });
     const entry = element("li", { className: here ? "here" : "" }, name, rename, drop);
     entry.dataset.id = conversation.id;
     return entry;
@@ -67,7 +74,7 @@ export class Side {
       this.renaming = null;
       if (keep && field.value.trim()) this.acts.rename(conversation, titleOf(field.value));
       this.draw();
-      $("conversations").querySelector(`li[data-id="${CSS.escape(conversation.id)}"] .rename`)?.focus();
+      this.#buttonOf(conversation.id, "rename")?.focus();
     };
     field.onkeydown = (event) => {
       if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;

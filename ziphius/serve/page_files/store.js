@@ -38,7 +38,9 @@ export function eraseConversation(id) {
 // Another tab of this browser has saved or erased (`stored` is null) a conversation.
 export function whenSavedElsewhere(act) {
   addEventListener("storage", ({ key }) => {
-    if (key?.startsWith(CONVERSATION)) act(key.slice(CONVERSATION.length), loadConversation(key.slice(CONVERSATION.length)));
+    if (!key?.startsWith(CONVERSATION)) return;
+    const id = key.slice(CONVERSATION.length);
+    act(id, loadConversation(id));
   });
 }
 

@@ -96,6 +96,7 @@ function settle(view, live) {
     else if (view.message === live) view.start();
     else view.finish();
   } catch (error) {
-    view.place.append(element("p", { className: "note", textContent: `This message cannot be shown: ${error.message}` }));
+    const textContent = `This message cannot be shown: ${error.message}`;
+    view.place.append(element("p", { className: "note", textContent }));
   }
 }

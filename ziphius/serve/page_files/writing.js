@@ -9,15 +9,16 @@ const NO_ANSWER = {
 };
 const MOST = 4_000_000; // characters of an answer that a page can hold
 
-// Fills `message` until its end; `ask()` resolves to the request's body, `changed()` is called after each piece. Never throws: `message.finish` says how it ended
-// ("stop", "length", "tool_calls"; "stopped" by the reader, "failed", "lost" with the connection), `message.fault` what
-// there is to say about it.
+// Fills `message` until its end; `ask()` resolves to the request's body, `changed()` is called after each piece. Never
+// throws: `message.finish` says how it ended ("stop", "length", "tool_calls"; "stopped" by the reader, "failed", "lost"
+// with the connection), `message.fault` what there is to say about it.
 export async function write(message, ask, key, control, changed) {
   const before = { ...message }; // an answer that is gone on with has a bill already
   const began = performance.now();
-  for (const name of ["finish", "fault", "code", "usage"]) delete message[name];
+  const end = {};
   let finish = null;
   let usage = null;
+  forgetEnd(message);
   try {
     for await (const piece of answer(await ask(), key, control.signal)) {
       message.reasoning += piece.reasoning;
@@ -28,19 +29,25 @@ export async function write(message, ask, key, control, changed) {
       if (!message.content) message.thinkingSeconds = (before.thinkingSeconds ?? 0) + seconds;
       finish = piece.finish ?? finish;
       usage = piece.usage ?? usage;
-      if (message.reasoning.length + message.content.length > MOST) throw new Error("The answer is longer than this page can hold.");
+      const length = message.reasoning.length + message.content.length;
+      if (length > MOST) throw new Error("The answer is longer than this page can hold.");
       changed();
     }
-    message.finish = finish ?? "lost";
-    if (!finish) message.fault = "The connection ended before the answer did.";
-    else if (!message.content && !message.calls?.length) message.fault = NO_ANSWER[finish] ?? "There was no answer.";
+    end.finish = finish ?? "lost";
+    if (!finish) end.fault = "The connection ended before the answer did.";
+    else if (!message.content && !message.calls?.length) end.fault = NO_ANSWER[finish] ?? "There was no answer.";
   } catch (error) {
-    message.finish = control.signal.aborted ? "stopped" : "failed";
-    if (message.finish === "failed") Object.assign(message, faultOf(error));
+    if (control.signal.aborted) end.finish = "stopped";
+    else Object.assign(end, { finish: "failed" }, faultOf(error));
     control.abort(); // the server need not go on
   }
+  forgetEnd(message); // what was kept of it may have come back meanwhile, with its earlier end
   const bill = usage ? added(before.usage, usageOf(usage)) : before.usage;
-  if (bill) message.usage = bill;
+  Object.assign(message, end, bill ? { usage: bill } : {});
+}
+
+function forgetEnd(message) {
+  for (const name of ["finish", "fault", "code", "usage"]) delete message[name];
 }
 
 export function faultOf(error) {
@@ -71,9 +78,11 @@ function added(before, usage) {
   return {
     ...usage,
     completion_tokens: before.completion_tokens + usage.completion_tokens,
-    completion_tokens_details: {
-      reasoning_tokens: before.completion_tokens_details.reasoning_tokens + usage.completion_tokens_details.reasoning_tokens,
-    },
+    completion_tokens_details: { reasoning_tokens: thought(before) + thought(usage) },
     ziphius: { dollars: price.dollars + more.dollars, list_price: listed },
   };
+}
+
+function thought(usage) {
+  return usage.completion_tokens_details.reasoning_tokens;
 }

@@ -14,8 +14,8 @@ FILES = Path(str(files("ziphius.serve").joinpath("page_files")))
 _HEADERS = {
     # styles in attributes are what the typesetting of formulae consists of; scripts come from here alone
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
-    "worker-src 'self'; font-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
+    "worker-src 'self'; font-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",  # a browser asks whether a file is still the same: an old one beside new ones is none

@@ -24,7 +24,10 @@ _log = logging.getLogger("ziphius.serve")
 
 @dataclass
 class Service:
-    """One model being served. `examples`: questions to begin with. `draining`: no new requests, those under way go on."""
+    """One model being served.
+
+    `examples`: questions to begin with. `draining`: no new requests, those under way go on.
+    """
 
     settings: ServeSettings
     tokenizer: Tokenizer

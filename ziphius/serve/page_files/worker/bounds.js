@@ -1,4 +1,4 @@
-// What a text may become at most: markup beyond this is not given to the page, which would be slow to lay it out, or die.
+// What a text may become at most: markup beyond this is not given to the page, which would lay it out slowly, or die.
 "use strict";
 
 const BOUNDS = {

@@ -1,5 +1,5 @@
-// The typesetter: a text comes, its blocks go back as HTML. It may take too long, or die: the page ends it and shows the
-// text as it is.
+// The typesetter: a text comes, its blocks go back as HTML. It may take too long, or die: the page ends it and shows
+// the text as it is.
 "use strict";
 
 importScripts(
