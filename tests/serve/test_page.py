@@ -59,9 +59,10 @@ def test_a_model_can_inject_no_script(page):
     expect(page.locator(".bill")).to_contain_text("tokens/s")
     assert page.evaluate("window.hacked") is None
     assert page.locator(".answer script, .answer img, .answer [onerror], .answer a[href^=javascript]").count() == 0
-    policy = page.request.get(page.url).headers["content-security-policy"]
-    assert "script-src 'self'" in policy
-    assert "unsafe-inline" not in policy.split("script-src")[1].split(";")[0]
+    for path in ("", "page/worker/start.js"):  # a worker's own script says what the worker may do
+        policy = page.request.get(page.url + path).headers["content-security-policy"]
+        assert "script-src 'self'" in policy
+        assert "unsafe-inline" not in policy.split("script-src")[1].split(";")[0]
 
 
 def test_thinking_is_open_while_it_thinks_and_stop_ends_it(page, engine, tokenizer):

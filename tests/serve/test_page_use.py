@@ -300,7 +300,7 @@ def test_a_key_is_asked_for_where_one_is_needed(browser, tokenizer, tmp_path):
 
 
 def test_answers_go_on_while_another_conversation_is_open(browser, tokenizer):
-    said = tokenizer.encode(f"</think>{'whale ' * 400}end{tokens.EOS}")
+    said = tokenizer.encode(f"</think>{'whale ' * 250}end{tokens.EOS}")
     with (
         running(tokenizer, ScriptedEngine(lambda _: said, delay=0.01), context=4096) as server,
         opened(browser, server.url) as page,

@@ -157,7 +157,10 @@ function remove(gone, sentence) {
   const undo = library.remove(gone);
   const away = gone.includes(here);
   if (away) open(library.conversations[0] ?? newConversation());
-  else showState();
+  else {
+    showState();
+    $("new").focus(); // the button that had it is gone
+  }
   toast(sentence, {
     Undo: () => {
       undo();

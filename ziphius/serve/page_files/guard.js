@@ -42,3 +42,4 @@ function set(on) {
 }
 
 addEventListener("pagehide", () => set(false));
+document.addEventListener("visibilitychange", () => document.hidden && set(false)); // no frame comes to do it
