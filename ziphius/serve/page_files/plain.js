@@ -1,8 +1,8 @@
 // A text as it is, however long: a part at a time.
 
-import { button, element } from "./dom.js";
+import { button } from "./dom.js";
 
-export const PART = 30000; // characters that are laid out at once
+const PART = 30000; // characters that are laid out at once
 
 // More marks on one letter than any script has reach over lines that are not theirs.
 export function readable(text) {

@@ -20,7 +20,7 @@ export function loadConversations() {
   return [...found, ...fromOneList()].sort((a, b) => b.updated - a.updated);
 }
 
-export function loadConversation(id) {
+function loadConversation(id) {
   return checkedConversation(parsed(read(CONVERSATION + id)));
 }
 
