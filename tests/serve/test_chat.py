@@ -171,7 +171,7 @@ def test_calls_that_must_come_or_must_be_right(tokenizer, fields, accepted, refu
     """The grammar of a choice, on texts where a word and its JSON stand for a call."""
     import re
 
-    from ziphius.engine.grammar import Grammars
+    from ziphius.engine.grammar.library import compiled, library_tokenizer
     from ziphius.serve.contracts.chat import ChatRequest
     from ziphius.serve.dialogue.tools import tool_settings
 
@@ -184,7 +184,7 @@ def test_calls_that_must_come_or_must_be_right(tokenizer, fields, accepted, refu
     tools = [{"type": "function", "function": function} for function in functions]
     asked = ChatRequest.model_validate(ASK | {"tools": tools} | fields)
     constraint = tool_settings(asked, tokenizer)["constraint"]
-    grammars = Grammars(tokenizer, tokenizer.vocab_size)
+    origin, _ = compiled(library_tokenizer(tokenizer, tokenizer.vocab_size), constraint.kind, constraint.text)
 
     def accepts(text):
         marked = f"{tokens.CALL_BEGIN}\\1{tokens.TOOL_SEP}\\2{tokens.CALL_END}"
@@ -192,12 +192,8 @@ def test_calls_that_must_come_or_must_be_right(tokenizer, fields, accepted, refu
         before, begun, after = calls.partition(tokens.CALL_BEGIN)
         if begun:
             calls = f"{before}{tokens.CALLS_BEGIN}{begun}{after}{tokens.CALLS_END}"
-        matcher = grammars.matcher(constraint)
-        for token in tokenizer.encode(calls):
-            if matcher.finished or not matcher.accepts(token):
-                return False
-            matcher.advance(token)
-        return matcher.finished or matcher.accepts(tokenizer.eos_id)
+        matcher, ids = origin.deep_copy(), tokenizer.encode(calls)
+        return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
 
     assert [text for text in accepted + refused if accepts(text)] == accepted
 

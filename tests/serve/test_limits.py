@@ -174,7 +174,7 @@ def test_a_request_that_takes_long_to_read_holds_up_nobody(serve, tokenizer, mon
         return slowly
 
     if slow == "form":
-        monkeypatch.setattr(engine, "prepare", read_slowly(engine.prepare))
+        monkeypatch.setattr(engine, "prepared", read_slowly(engine.prepared))
         fields |= {"response_format": {"type": "json_object"}}
     else:
         chat = server.service.prompts.chat

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import secrets
+import threading
+from contextlib import AbstractContextManager, nullcontext
 
 from ziphius.engine.course import Course
-from ziphius.engine.grammar import Grammars, Matcher
+from ziphius.engine.grammar.matcher import Matcher
+from ziphius.engine.grammar.store import Grammars
 from ziphius.engine.random import sample_key
 from ziphius.engine.request import Request
 from ziphius.engine.sequence import Sequence
-from ziphius.engine.settings import SamplingSettings
+from ziphius.engine.settings import EngineSettings, SamplingSettings
 from ziphius.engine.shaping import is_shaped
 from ziphius.model.config import ModelConfig
 from ziphius.text import tokens
@@ -20,10 +23,14 @@ from ziphius.text.tokenizer import Tokenizer
 class Admission:
     """Knows the model's limits; `capacity` is how many tokens the cache can hold of one sequence."""
 
-    def __init__(self, config: ModelConfig, tokenizer: Tokenizer | None, capacity: int) -> None:
+    def __init__(
+        self, config: ModelConfig, tokenizer: Tokenizer | None, capacity: int, engine: EngineSettings | None = None
+    ) -> None:
         self.config, self.tokenizer, self.capacity = config, tokenizer, capacity
         self.eos_id = config.eos_token_id if tokenizer is None else tokenizer.eos_id
-        self._grammars: Grammars | None = None
+        self._grammars = None
+        if tokenizer is not None:
+            self._grammars = Grammars(tokenizer, config.vocab_size, engine or EngineSettings())
 
     def sequences(self, id: int, request: Request) -> list[Sequence]:
         """The request's samples. Raises ValueError for what cannot be served."""
@@ -32,6 +39,9 @@ class Admission:
         seed = secrets.randbits(64) if settings.seed is None else settings.seed
         stops = {*settings.stop_token_ids, *(() if settings.ignore_eos or self.eos_id is None else (self.eos_id,))}
         prompt = list(map(int, request.prompt))
+        matchers: list[Matcher | None] = [None] * request.samples
+        if self._grammars is not None and settings.constraint is not None:
+            matchers = [*self._grammars.matchers(settings.constraint, request.samples)]
         return [
             Sequence(
                 id=id,
@@ -44,20 +54,22 @@ class Admission:
                 key=sample_key(seed, sample),
                 shaped=_is_bound(request),
                 plain=not (_is_bound(request) or _needs_text(settings) or settings.logprobs is not None),
-                course=self._course(request),
+                course=self._course(request, matcher),
                 watch=StopStrings(settings.stop) if settings.stop else None,
                 detokeniser=Detokeniser(self.tokenizer) if settings.stop and self.tokenizer is not None else None,
             )
-            for sample in range(request.samples)
+            for sample, matcher in enumerate(matchers)
         ]
 
-    def prepare(self, settings: SamplingSettings) -> None:
-        """Read a constraint, which may take long, so that `sequences` need not; any thread may call it.
+    def prepared(self, request: Request, abandoned: threading.Event) -> AbstractContextManager[object]:
+        """Within it, `sequences` need not read the request's constraint, which may take seconds; any thread may enter.
 
-        Raises ValueError for one that cannot be read.
+        Raises ValueError for one that cannot be used, Abandoned once that is set.
         """
-        if self.tokenizer is not None:
-            self._matcher(settings, self.tokenizer)
+        constraint = request.settings.constraint
+        if self._grammars is None or constraint is None:
+            return nullcontext()
+        return self._grammars.held(constraint, request.owner, abandoned)
 
     def _check(self, request: Request) -> None:
         settings, room, vocabulary = request.settings, self.config.max_position_embeddings, self.config.vocab_size
@@ -88,7 +100,7 @@ class Admission:
         if self.tokenizer.inner.token_to_id(tokens.END_THINK) is None:
             raise ValueError(f"a thinking budget needs the token {tokens.END_THINK}, which this tokenizer lacks")
 
-    def _course(self, request: Request) -> Course | None:
+    def _course(self, request: Request, matcher: Matcher | None) -> Course | None:
         settings, tokenizer = request.settings, self.tokenizer
         if tokenizer is None or not _needs_text(settings):
             return None
@@ -98,15 +110,8 @@ class Admission:
             find(tokens.END_THINK),
             request.thinking,
             settings.thinking_budget,
-            self._matcher(settings, tokenizer),
+            matcher,
         )
-
-    def _matcher(self, settings: SamplingSettings, tokenizer: Tokenizer) -> Matcher | None:
-        if settings.constraint is None:
-            return None
-        if self._grammars is None:
-            self._grammars = Grammars(tokenizer, self.config.vocab_size)
-        return self._grammars.matcher(settings.constraint)
 
 
 def _needs_text(settings: SamplingSettings) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import AbstractContextManager
+
 from ziphius.engine.admission import Admission
 from ziphius.engine.blocks import BlockPool
 from ziphius.engine.fingerprint import fingerprint
@@ -31,7 +34,7 @@ class Engine:
         blocks = pool_blocks(s, model.config, compute_dtype(model.model.embed_tokens.weight).itemsize)
         self.scheduler = Scheduler(BlockPool(blocks, s.block_size, s.prefix_cache), s.max_rows, s.max_batch_tokens)
         self.stepper = Stepper(model, self.scheduler, s)
-        self._admission = Admission(model.config, tokenizer, blocks * s.block_size)
+        self._admission = Admission(model.config, tokenizer, blocks * s.block_size, s)
         self._requests: dict[int, list[Sequence]] = {}
         self._notices: list[Update] = []
         self._next_id = 0
@@ -39,10 +42,12 @@ class Engine:
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
-    def prepare(self, request: Request) -> None:
-        """What of `add` may take long, for another thread to do before. Raises ValueError for a constraint that cannot
-        be read."""
-        self._admission.prepare(request.settings)
+    def prepared(self, request: Request, abandoned: threading.Event) -> AbstractContextManager[object]:
+        """Within it, `add` has done already what of it may take seconds; another thread may enter.
+
+        Raises ValueError for a constraint that cannot be used, Abandoned once that is set.
+        """
+        return self._admission.prepared(request, abandoned)
 
     def add(self, request: Request) -> int:
         """Queue a request; its id. Raises ValueError for what cannot be served."""
@@ -118,6 +123,8 @@ class Engine:
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason
+        if sequence.course is not None:
+            sequence.course.close()
         if reason == "error":
             self._cleanse(sequence)
         self.scheduler.remove(sequence)
@@ -148,4 +155,5 @@ class Engine:
             accepted_drafts=sequence.accepted,
             drafted=sequence.drafted,
             error=sequence.error,
+            refused=sequence.refused,
         )

@@ -18,7 +18,8 @@ class Request:
     `thinking` says that the prompt leaves a thinking block open, so that the answer begins after `</think>`; None, that
     the model may open one itself with its very first token; False, that there is none.
     `samples` continuations are drawn, which share the prompt's memory. A higher `priority` goes first. Without
-    `stream`, a sample comes back in one piece when it ends.
+    `stream`, a sample comes back in one piece when it ends. Where several `owner`s want more than there is, each gets
+    an equal share.
     """
 
     prompt: Sequence[int]
@@ -27,6 +28,7 @@ class Request:
     thinking: bool | None = None
     samples: int = 1
     stream: bool = True
+    owner: str = ""
 
 
 @dataclass(slots=True)
@@ -39,7 +41,7 @@ class Update:
     where that is 0), before penalties, biases, constraints and cuts; `top_logprobs`, where asked for, the likeliest
     tokens of the same distribution, best first. `cached_tokens` of the prompt were found in the prefix cache.
     `drafted` and `accepted_drafts` count the sample's speculation so far. `error` says what went wrong with finish
-    reason `error`.
+    reason `error`, and `refused` that it was the request's own constraint.
     """
 
     id: int
@@ -53,6 +55,7 @@ class Update:
     accepted_drafts: int = 0
     drafted: int = 0
     error: str | None = None
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,8 +60,8 @@ class Scheduler:
         budget = self.max_batch_tokens
         readers = []
         for sequence in list(self.running):
-            if sequence.row < 0:
-                continue  # preempted just now
+            if sequence.row < 0 or sequence.late:
+                continue  # preempted just now, or sits the step out
             if not sequence.decodes:
                 readers.append(sequence)
                 continue

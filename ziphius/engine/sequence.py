@@ -30,6 +30,8 @@ class Sequence:
     course: Course | None = None
     watch: StopStrings | None = None
     detokeniser: Detokeniser | None = None
+    late: bool = False  # whether its constraint has not said yet what may come; was_late: whether that ever was so
+    was_late: bool = False
     answered: bool = False  # whether the watched answer has begun
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
@@ -47,6 +49,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     stop_string: str | None = None
     error: str | None = None
+    refused: bool = False  # whether its own constraint is to blame for the error
 
     @property
     def rank(self) -> tuple[int, int, int]:
@@ -66,14 +69,18 @@ class Sequence:
         self.error, self.finish_reason = error, "error"
 
     def append(self, token: int, logprob: float) -> bool:
-        """Take on a token; whether the answer goes on."""
+        """Take on a token; whether the answer goes on. One whose form may be complete does, for a step that sees."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
         if token in self.stops or (self.course is not None and self._ends_in_text(self.course, token)):
             self.finish_reason = "stop"
-        elif len(self.tokens) >= self.limit:
-            self.finish_reason = "length"
+        elif self.course is None or self.course.settled:
+            self.end_at_limit()
         return self.finish_reason is None
+
+    def end_at_limit(self) -> None:
+        if len(self.tokens) >= self.limit:
+            self.finish_reason = "length"
 
     def _ends_in_text(self, course: Course, token: int) -> bool:
         """Whether a stop string is complete, or the constrained form."""
@@ -90,7 +97,7 @@ class Sequence:
             if self.watch.found is not None and self.generated < self.request.settings.min_tokens:
                 self.watch.look_on()
             self.stop_string = self.watch.found
-        return self.stop_string is not None or (course.matcher is not None and course.matcher.finished)
+        return self.stop_string is not None or course.finished
 
     # --- blocks ------------------------------------------------------------------------------------------------------
 

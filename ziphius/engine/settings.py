@@ -89,6 +89,9 @@ class EngineSettings(BaseModel):
     - `speculation`: how many tokens the model's own prediction module drafts each step; `auto` drafts as many as pay,
       on this machine and for these answers, or none.
     - `batch_invariant`: see below.
+    - `grammar_seconds` of processor time a constraint may take to prepare, and again to say what may come next;
+      `grammar_mib` of memory. Those that nobody uses are kept for seconds, up to `grammar_cache_mib`; all together may
+      take `grammars_mib`, beyond which the largest goes. One that breaks a limit fails its own requests alone.
 
     What is guaranteed: with a seed, an answer's random numbers depend on seed, sample and place alone, and drafts,
     chunks, preemption, cached prefixes and neighbours change nothing in what is asked of the network. What remains is
@@ -108,6 +111,10 @@ class EngineSettings(BaseModel):
     prefix_cache: bool = True
     speculation: Literal["auto", "off"] | int = "auto"
     batch_invariant: bool = False
+    grammar_seconds: float = Field(2.0, gt=0)
+    grammar_mib: int = Field(128, ge=8)
+    grammar_cache_mib: int = Field(128, ge=0)
+    grammars_mib: int = Field(1024, ge=32)
 
     @model_validator(mode="after")
     def _fits(self) -> EngineSettings:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ziphius.engine.cache import LatentMemory
 from ziphius.engine.course import Demand
-from ziphius.engine.grammar import GrammarError
+from ziphius.engine.forms import Forms
 from ziphius.engine.lockstep import Lockstep
 from ziphius.engine.pace import Pace
 from ziphius.engine.passes import Passes
@@ -55,6 +55,7 @@ class Stepper:
         self.sampler = Sampler(settings.max_rows, config.vocab_size, weight.device)
         self.drafter = Drafter(self.passes, self.sampler)
         self.pace = Pace(settings, config.num_hidden_layers, config.num_nextn_predict_layers)
+        self.forms = Forms()
         self.steps = self.generated = 0
         self._lockstep: Lockstep | None = None
 
@@ -70,11 +71,14 @@ class Stepper:
         if lockstep is not None and self.scheduler.grow(self._lacking(lockstep)):
             self.steps += 1
             return self._march(lockstep)
+        self.forms.rouse()
         plan = self.scheduler.schedule(lookahead=depth)
         news = []
         if plan:
             self.steps += 1
             news = self._advance(plan, depth)
+        else:
+            self.forms.rest()
         self._lockstep = None if depth else self._lock()
         return news
 
@@ -112,9 +116,12 @@ class Stepper:
         """A step of any pieces."""
         began = time.perf_counter()
         decoding = all(piece.sequence.decodes for piece in plan)
+        for piece in plan:
+            self.forms.ask(piece.sequence)
         hidden_ND, targets, spans = self._read(plan)
         copies = self._fork(targets)
         self._seat(depth)
+        targets, ended = self._hear(targets)
         if targets:
             self._take(targets, self._draw(hidden_ND, targets))
         spans += [_span(target) for target in targets if target.read]
@@ -131,7 +138,15 @@ class Stepper:
         for span in spans:
             if span.sequence.computed // self.memory.block_size > span.sequence.registered:
                 span.sequence.register(self.scheduler.pool)
-        return [target.sequence for target in targets]
+        return [*ended, *(target.sequence for target in targets)]
+
+    def _hear(self, targets: list[_Target]) -> tuple[list[_Target], list[Sequence]]:
+        """Those to draw from, and those whose form turns out to be complete. Who is late is neither, and reads its
+        newest tokens once more."""
+        self.forms.hear([target.sequence for target in targets])
+        ended = [t.sequence for t in targets if t.sequence.finish_reason is not None and t.sequence.error is None]
+        drawn = [t for t in targets if not t.sequence.late and (t.sequence.finish_reason is None or t.sequence.error)]
+        return drawn, ended
 
     def _read(self, plan: list[Piece]) -> tuple[Tensor, list[_Target], list[Span]]:
         """Hidden states of the pieces [N, D]; where to draw; and what was read of prompts that go on."""
@@ -200,11 +215,8 @@ class Stepper:
         """What binds its draws, the first of which is at row `first`; those behind a draft that cannot be are free."""
         always = is_shaped(sequence.request.settings)
         demands = [Demand()] * (1 + len(sequence.drafts))
-        if sequence.course is not None:
-            try:
-                demands = sequence.course.look_ahead(sequence.drafts)
-            except GrammarError as error:
-                sequence.break_off(str(error))
+        if sequence.course is not None and sequence.error is None:
+            demands = sequence.course.look_ahead(sequence.drafts)
         return [
             Bound(first + place, sequence, sequence.drafts[:place], demand)
             for place, demand in enumerate(demands)
@@ -246,11 +258,7 @@ class Stepper:
             if drawn.top_logprobs is not None and (top := drawn.top_logprobs[first + place]) is not None:
                 sequence.top_logprobs.append(top)
             right = place < len(drafts) and drafts[place] == token
-            try:
-                goes_on = sequence.append(token, logprob)
-            except GrammarError as error:
-                sequence.break_off(str(error))
-                goes_on = False
+            goes_on = sequence.append(token, logprob)
             if not (right and goes_on):
                 return place + right
         return draws - 1

@@ -102,7 +102,10 @@ class Answer:
         self._streamed = requests[0].stream
         self.tally.prompt = sum(len(request.prompt) for request in requests)
         try:
-            self._ticket = await self.service.runner.submit(requests)
+            async with asyncio.timeout(self.service.settings.request_seconds):
+                self._ticket = await self.service.runner.submit(requests)
+        except TimeoutError:
+            raise self._over_time() from None
         except ValueError as error:
             raise ApiError(400, str(error), code="invalid_request") from None
         except RuntimeError as error:
@@ -121,8 +124,7 @@ class Answer:
             left = deadline - time.monotonic()
             if left <= 0:
                 self.status = 503
-                raise ApiError(503, "the answer took too long and was stopped; ask for fewer tokens, or later",
-                               code="timeout", wait=self.service.wait())  # fmt: skip
+                raise self._over_time()
             try:
                 async with asyncio.timeout(min(left, self.service.settings.keep_alive_seconds)):
                     updates = await ticket.take()
@@ -137,7 +139,14 @@ class Answer:
             yield list(merged.values())
             await asyncio.sleep(0)  # whoever has much to say lets others speak
 
+    def _over_time(self) -> ApiError:
+        return ApiError(503, "the answer took too long and was stopped; ask for fewer tokens, or later",
+                        code="timeout", wait=self.service.wait())  # fmt: skip
+
     def _read(self, first: int, update: Update) -> News:
+        if update.refused:
+            self.status = 400
+            raise ApiError(400, update.error or "the constraint failed", code="constraint_failed")
         if update.finish_reason in ("error", "cancelled"):
             self.status = 500
             raise ApiError(500, update.error or "the answer was stopped by the server", code="engine_failed")
@@ -204,7 +213,7 @@ async def respond(
 ) -> Response:
     """Have the requests answered: as a stream of `events`, or, without them, as the object that `whole` makes."""
     try:
-        await answer.begin(requests)
+        await unless_client_leaves(answer.begin(requests), receive)
         if events is not None:
             return EventStream(with_errors(events), answer.close, answer.service.settings.write_seconds)
         await unless_client_leaves(_collect(answer), receive)

@@ -11,16 +11,16 @@ from functools import partial
 from typing import Protocol
 
 from ziphius.engine.request import EngineStats, Request, Update
+from ziphius.serve.wire.hold import Prepares, hold
 
 _log = logging.getLogger("ziphius.serve")
 _AT_ONCE = 256  # updates
 _GIVES_UP = 3  # steps that fail one after the other
 
 
-class Samples(Protocol):
+class Samples(Prepares, Protocol):
     """What the service needs of `ziphius.engine.engine.Engine`."""
 
-    def prepare(self, request: Request) -> None: ...
     def add(self, request: Request) -> int: ...
     def step(self) -> list[Update]: ...
     def cancel(self, id: int) -> None: ...
@@ -123,11 +123,10 @@ class Runner:
         """Hand requests to the engine. Raises ValueError for what it cannot serve, RuntimeError once it is broken."""
         if self.broken is not None:
             raise RuntimeError(self.broken)
-        for request in requests:
-            if request.settings.constraint is not None:
-                await asyncio.to_thread(self.engine.prepare, request)
+        release = await hold(self.engine, requests)
         ticket = Ticket(requests, self.busy_seconds, self._tokens)
         accepted: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
+        accepted.add_done_callback(lambda _: release())
         self._order(lambda: self._add(ticket, accepted))
         try:
             return await asyncio.shield(accepted)
