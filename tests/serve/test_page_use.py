@@ -189,6 +189,21 @@ def test_the_server_takes_what_continue_sends(page):
     expect(page.locator(".answer")).to_contain_text("well")
 
 
+def test_an_answer_whose_page_was_closed_is_kept_and_can_be_gone_on_with(browser, tokenizer):
+    said = tokenizer.encode(f"</think>{'whale ' * 2000}{tokens.EOS}")
+    engine = ScriptedEngine(lambda _: said, delay=0.02)
+    with running(tokenizer, engine, context=20_000) as server, opened(browser, server.url) as page:
+        ask(page, "q")
+        expect(page.locator(".answer")).to_contain_text("whale")
+        page.wait_for_function("JSON.stringify(localStorage).includes('whale')")
+        page.reload()
+        expect(page.locator(".answer")).to_contain_text("whale")
+        expect(page.locator(".bill")).to_have_text("not finished")
+        expect(button(page, "Continue")).to_be_visible()
+        page.wait_for_timeout(300)
+        assert not engine.has_work
+
+
 def test_a_full_context_has_ways_on(page):
     for text in ("one", "two", "three"):
         ask(page, text)

@@ -15,6 +15,7 @@ export function billLine({ usage, seconds, finish }) {
   }
   if (finish === "length") parts.push("cut off at the longest answer");
   if (finish === "stopped") parts.push("stopped");
+  if (!finish) parts.push("not finished"); // its page was closed, or another tab still writes it
   return element("span", { className: "bill", textContent: parts.join(" · ") });
 }
 
