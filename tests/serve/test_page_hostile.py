@@ -59,8 +59,8 @@ def starts_again(page):
 def drawn(page):
     """Wait until the last answer stands there typeset, or as plain text for good."""
     page.wait_for_function(
-        "(() => { const all = document.querySelectorAll('.answer'); const last = all[all.length - 1];"
-        " return !last.textContent.trim() || last.querySelector('.block, .note'); })()"
+        "() => { const all = document.querySelectorAll('.answer'); const last = all[all.length - 1];"
+        " return !last.textContent.trim() || last.querySelector('.block, .note'); }"
     )
 
 

@@ -195,7 +195,7 @@ def test_an_answer_whose_page_was_closed_is_kept_and_can_be_gone_on_with(browser
     with running(tokenizer, engine, context=20_000) as server, opened(browser, server.url) as page:
         ask(page, "q")
         expect(page.locator(".answer")).to_contain_text("whale")
-        page.wait_for_function("JSON.stringify(localStorage).includes('whale')")
+        page.wait_for_function("() => JSON.stringify(localStorage).includes('whale')")
         page.reload()
         expect(page.locator(".answer")).to_contain_text("whale")
         expect(page.locator(".bill")).to_have_text("not finished")

@@ -7,6 +7,8 @@ export class Answers {
   constructor({ piece, ended }) {
     Object.assign(this, { piece, ended });
     this.underWay = new Map(); // a conversation's id -> {message, control}
+    this.leaving = false;
+    addEventListener("beforeunload", () => (this.leaving = true));
   }
 
   // The message that is being written in it, if one is.
@@ -19,6 +21,9 @@ export class Answers {
     const control = new AbortController();
     this.underWay.set(conversation.id, { message, control });
     await write(message, ask, key, control, () => this.piece(conversation, message));
+    // a page that goes takes its connections with it, which is no fault to keep: it does not live to the end of this
+    if (this.leaving) await new Promise((go) => setTimeout(go, 2000));
+    this.leaving = false;
     this.underWay.delete(conversation.id);
     this.ended(conversation, message);
   }
