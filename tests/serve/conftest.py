@@ -23,6 +23,21 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(["a whale dives deep", "1 + 2 = 3", "many whales dive", "鲸鱼"] * 3, 330)
 
 
+@pytest.fixture(scope="module")  # no longer: while it runs, no test of its thread can run an event loop
+def browser():
+    """Headless Chromium; without one on this machine, the test is skipped."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.serve.pages import CHROMIUM, NO_CHROMIUM, QUIET
+
+    if CHROMIUM is None:
+        pytest.skip(NO_CHROMIUM)
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield started
+        started.close()
+
+
 class Running:
     """A server in a thread: its address, its service, and a plain HTTP client for it."""
 
@@ -47,12 +62,13 @@ def serve(tokenizer):
 
 
 @contextlib.contextmanager
-def running(tokenizer, engine, context=512, defaults=None, rate=None, keys=None, allowances=None, **options):
+def running(
+    tokenizer, engine, context=512, defaults=None, rate=None, keys=None, allowances=None, examples=None, **options
+):
     chosen = ServeSettings(**{"name": "tiny", "port": 0, "drain_seconds": 5} | options)
     limits = Limits(context, tokenizer.vocab_size, chosen.max_tokens, defaults or {"temperature": 0.6, "top_p": 0.95})
-    more = {
-        key: value for key, value in (("rate", rate), ("keys", keys), ("allowances", allowances)) if value is not None
-    }
+    given = {"rate": rate, "keys": keys, "allowances": allowances, "examples": examples}
+    more = {key: value for key, value in given.items() if value is not None}
     service = Service(chosen, tokenizer, Runner(engine), limits, **more)
     server = Server(service, socket.create_server(("127.0.0.1", 0), backlog=512))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)

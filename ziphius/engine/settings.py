@@ -58,7 +58,7 @@ class SamplingSettings(BaseModel):
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, ge=1e-3, le=10)
-    logit_bias: dict[int, Bias] = Field(default_factory=dict, max_length=1024)
+    logit_bias: dict[int, Bias] = Field(default_factory=dict, max_length=4096)
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
     stop: tuple[Annotated[str, Field(max_length=4096)], ...] = Field((), max_length=64)
     stop_token_ids: tuple[int, ...] = Field((), max_length=1024)

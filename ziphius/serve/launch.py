@@ -19,7 +19,7 @@ from ziphius.engine.recovery import Recovery
 from ziphius.engine.settings import EngineSettings
 from ziphius.serve.contracts.price import Rate
 from ziphius.serve.dialogue.ask import Limits
-from ziphius.serve.folders import machine_price, run_of, sampling_defaults
+from ziphius.serve.folders import example_questions, machine_price, run_of, sampling_defaults
 from ziphius.serve.wire.allowances import Allowances
 from ziphius.serve.wire.keys import Keys, WatchedKeys
 from ziphius.serve.wire.log import PipeHandler, json_log
@@ -75,6 +75,7 @@ def make_service(folder: Path, settings: ServeSettings, engine_settings: EngineS
         keys = WatchedKeys(settings.keys)
         allowances = Allowances(settings.keys.with_name(f"{settings.keys.name}.used.json"))
     rate = Rate.of(settings.dollars_per_hour, settings.price_list, date.today())
+    examples = example_questions(folder)
     model, tokenizer = load_on(folder, pick_device(settings.device), settings.weights), Tokenizer.load(folder)
     engine = Engine(model, tokenizer, engine_settings)
     try_once(engine, tokenizer.bos_id)
@@ -85,7 +86,8 @@ def make_service(folder: Path, settings: ServeSettings, engine_settings: EngineS
         max_tokens=settings.max_tokens,
         defaults=sampling_defaults(folder),
     )
-    return Service(settings, tokenizer, Runner(Recovery(engine, tokenizer.bos_id)), limits, rate, keys, allowances)
+    runner = Runner(Recovery(engine, tokenizer.bos_id))
+    return Service(settings, tokenizer, runner, limits, rate, keys, allowances, examples)
 
 
 def _introduce(server: Server, folder: Path, address: str) -> None:

@@ -106,11 +106,14 @@ class TextCompletion(BaseModel):
 
 
 class ModelCard(BaseModel):
+    """The model: beyond OpenAI's fields the longest sequence it reads and writes, and questions to begin with."""
+
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str
     context_length: int
+    examples: list[str] = []
 
 
 class ModelList(BaseModel):

@@ -70,7 +70,11 @@ def make_app(service: Service) -> FastAPI:
     def card() -> ModelCard:
         settings = service.settings
         return ModelCard(
-            id=settings.name, created=service.created, owned_by="ziphius", context_length=service.limits.context
+            id=settings.name,
+            created=service.created,
+            owned_by="ziphius",
+            context_length=service.limits.context,
+            examples=service.examples,
         )
 
     @app.get("/v1/models", responses={401: {"model": ErrorBody}})

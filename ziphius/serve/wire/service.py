@@ -28,7 +28,10 @@ _log = logging.getLogger("ziphius.serve")
 
 @dataclass
 class Service:
-    """One model being served. `draining`: no new requests, those under way go on. `paths`: those of the API."""
+    """One model being served.
+
+    `examples`: questions to begin with. `draining`: no new requests, those under way go on. `paths`: those of the API.
+    """
 
     settings: ServeSettings
     tokenizer: Tokenizer
@@ -37,6 +40,7 @@ class Service:
     rate: Rate = field(default_factory=Rate)
     keys: Keys | WatchedKeys = field(default_factory=Keys)
     allowances: Allowances = field(default_factory=Allowances)
+    examples: list[str] = field(default_factory=list)
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
     paths: frozenset[str] = frozenset()
