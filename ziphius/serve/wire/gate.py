@@ -113,4 +113,8 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 def known(path: str) -> str:
     """A path as a metric's label: whatever else is asked for must not make labels without end."""
-    return path if path in ("/v1/chat/completions", "/v1/completions", "/v1/models", "/metrics") else "other"
+    return (
+        path
+        if path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/metrics")
+        else "other"
+    )
