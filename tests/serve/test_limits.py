@@ -100,10 +100,15 @@ def test_another_sites_name_for_this_machine_is_refused(serve, endless):
 @pytest.mark.parametrize(
     ("fields", "param", "says"),
     [
-        ({"best_of": 2}, "best_of", "best_of is not a field of this request"),
-        ({"stream_options": {"include_usage": True, "x": 1}, "stream": True}, "stream_options.x", "not a field"),
-        ({"messages": [{"role": "user", "content": "x", "name": "a"}]}, "messages.0.name", "not a field"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.type", "'text'"),
+        ({"best_of": 2}, "best_of", "use n"),
+        ({"modalities": ["text", "audio"]}, "modalities", "reads and writes text alone"),
+        ({"temprature": 1}, "temprature", "temperature is meant"),
+        ({"maxTokens": 5}, "maxTokens", "max_tokens is meant"),
+        ({"stream_options": {"include_usge": True}}, "stream_options.include_usge", "include_usage is meant"),
+        ({f"x{i}": 1 for i in range(65)}, None, "65 fields are none of this object's"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content", "'image_url'"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content", "needs the string"),
+        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools.0.custom", "describe a function"),
         ({"messages": [{"role": "whale", "content": "x"}]}, "messages.0", "does not match any of the expected tags"),
         ({"messages": []}, "messages", "at least 1 item"),
         ({"temperature": "hot"}, "temperature", "valid number"),
@@ -115,11 +120,17 @@ def test_another_sites_name_for_this_machine_is_refused(serve, endless):
         ({"response_format": {"type": "xml"}}, "response_format", "does not match"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "Field required"),
         ({"tool_choice": "required"}, None, "tool_choice needs tools"),
-        ({"stream_options": {"include_usage": True}}, None, "stream_options needs stream"),
+        ({"reasoning_effort": "high", "thinking": {"type": "disabled"}}, None, "switched on and off at once"),
+        ({"reasoning_effort": "none", "thinking": {"type": "enabled"}}, None, "switched on and off at once"),
+        ({"reasoning_effort": "low", "chat_template_kwargs": {"thinking": False}}, None, "switched on and off at once"),
+        ({"add_generation_prompt": False}, None, "needs continue_final_message"),
+        ({"continue_final_message": True}, None, "needs an assistant message at the end"),
+        ({"max_tokens": 0}, None, "needs one token at least"),
+        ({"top_k": -2}, "top_k", "greater than or equal to -1"),
         ({"top_logprobs": 3}, None, "top_logprobs needs logprobs"),
         ({"thinking": {"type": "maybe"}}, "thinking.type", "'enabled' or 'disabled'"),
         ({"thinking": {"type": "disabled", "budget_tokens": 5}}, "thinking", "for thinking that is enabled"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, None, "the last message is the assistant's"),
+        ({"messages": [{"role": "assistant", "prefix": True}]}, None, "a prefix needs content"),
         ({"max_tokens": 5, "min_tokens": 6}, "min_tokens", "6 exceeds the 5 tokens"),
     ],
 )
@@ -199,7 +210,8 @@ def test_limits_of_body_and_tokens(serve, endless):
     assert "must be a JSON object" in error_of(post(b"[]", **json_type), 400)["message"]
     assert error_of(post(b"[" * 1900, **json_type), 400)
     assert error_of(post(b"\xff\xfe{}", **json_type), 400)
-    assert error_of(server.ask(max_tokens=600), 400)["code"] == "context_length_exceeded"
+    long = [{"role": "user", "content": "zq" * 400}]
+    assert error_of(server.ask(messages=long), 400)["code"] == "context_length_exceeded"
     assert error_of(server.ask(messages=[{"role": "user", "content": "1" * 1500}]), 400)["param"] == "messages"
     assert error_of(server.ask(model="other"), 404)["code"] == "model_not_found"
     assert error_of(server.http.get("/nowhere"), 404)
@@ -333,9 +345,9 @@ def test_the_log_holds_no_prompt_unless_asked(serve, endless, caplog):
         entry = json.loads(caplog.messages[-1])
         assert (entry["status"], entry["user"], entry["completion_tokens"]) == (200, "ada", 3)
         assert ("a whale dives" in caplog.text) == there
-    server.ask(whales=3)
+    server.ask(best_of=3)
     entry = json.loads(caplog.messages[-1])
-    assert (entry["status"], entry["code"], entry["param"]) == (422, "unknown_field", "whales")
+    assert (entry["status"], entry["code"], entry["param"]) == (422, "unsupported_field", "best_of")
 
 
 def test_random_bytes_are_answered_in_the_same_form(serve, endless):

@@ -79,8 +79,9 @@ def make_service(folder: Path, settings: ServeSettings, engine_settings: EngineS
     model, tokenizer = load_on(folder, pick_device(settings.device), settings.weights), Tokenizer.load(folder)
     engine = Engine(model, tokenizer, engine_settings)
     try_once(engine, tokenizer.bos_id)
+    room = engine.stats().blocks_total * engine.settings.block_size
     limits = Limits(
-        context=model.config.max_position_embeddings,
+        context=min(model.config.max_position_embeddings, room),
         vocab_size=model.config.vocab_size,
         max_tokens=settings.max_tokens,
         defaults=sampling_defaults(folder),

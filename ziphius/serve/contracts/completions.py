@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field, model_validator
 
+from ziphius.serve.contracts.fields import COMPLETION_IGNORED, COMPLETION_REFUSED
 from ziphius.serve.contracts.sampling import MAX_CHOICES, Sampling
 
 
@@ -12,6 +15,9 @@ class CompletionRequest(Sampling):
 
     `prompt` is a text, its token ids, or a list of either. In texts the special tokens are read as such.
     """
+
+    ignored: ClassVar = COMPLETION_IGNORED
+    refused: ClassVar = COMPLETION_REFUSED
 
     prompt: str | list[str] | list[int] | list[list[int]]
     suffix: str | None = None

@@ -18,7 +18,8 @@ _TYPES = {
     503: "service_unavailable_error",
 }
 # Names of union members that pydantic puts into the path of an error and no client has written.
-_TAGS = {"system", "developer", "user", "assistant", "tool", "text", "json_object", "json_schema", "regex", "grammar"}
+_ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
+_FORMS = {"text", "json_object", "json_schema", "regex", "grammar"}
 
 
 class ApiError(Exception):
@@ -78,8 +79,9 @@ def _written(where: Sequence[Any]) -> list[Any]:
     """A path without the tags of unions: `messages.0.user.content` was written `messages.0.content`."""
     kept: list[Any] = []
     for i, part in enumerate(where):
-        before = where[i - 1] if i else None
-        tag = part in _TAGS and (isinstance(before, int) or before == "response_format")
+        tag = (i == 2 and where[0] == "messages" and part in _ROLES) or (
+            where[:i] == ["response_format"] and part in _FORMS
+        )
         if not tag and not (isinstance(part, str) and ("[" in part or (part.istitle() and "_" not in part))):
             kept.append(part)
     return kept

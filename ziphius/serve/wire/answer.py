@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from ziphius.serve.dialogue.parse import Delta, Part
 from ziphius.serve.wire.runner import Ticket
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.stream import EventStream, unless_client_leaves, with_errors
+
+_NAMED = 16  # fields in the header that names the ignored ones
 
 
 class Parser(Protocol):
@@ -218,6 +221,14 @@ async def respond(
         raise
     answer.close()
     return JSONResponse(made.model_dump())
+
+
+def naming_ignored(response: Response, left_out: Sequence[str]) -> Response:
+    """The response with a header that names the fields of the request that had no effect."""
+    if left_out:
+        names = [re.sub(r"[^\w.-]", "?", name, flags=re.ASCII) for name in left_out[:_NAMED]]
+        response.headers["X-Ignored-Fields"] = ", ".join(names)
+    return response
 
 
 async def _collect(answer: Answer) -> None:

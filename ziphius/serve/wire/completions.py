@@ -17,7 +17,7 @@ from ziphius.serve.contracts.reply import TextChoice, TextCompletion, TextLogpro
 from ziphius.serve.dialogue.ask import completion_request
 from ziphius.serve.dialogue.parse import Delta, Part
 from ziphius.serve.dialogue.stops import StopTail
-from ziphius.serve.wire.answer import Answer, Choice, TokenLog, respond
+from ziphius.serve.wire.answer import Answer, Choice, TokenLog, naming_ignored, respond
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.stream import DONE, KEEP_ALIVE, event
 from ziphius.text.detokenise import Detokeniser
@@ -75,7 +75,9 @@ async def complete_text(service: Service, asked: CompletionRequest, request: Req
             parser = TextParser(service.tokenizer, begun, asked.stops, ends)
             choices.append(Choice(len(choices), parser, asked.logprobs is not None))
     name = f"cmpl-{secrets.token_hex(12)}"
-    about: dict[str, Any] = {"path": "/v1/completions", "id": name, "owner": owner, "user": asked.user}
+    about: dict[str, Any] = {"path": "/v1/completions", "id": name, "owner": owner, **asked.labels}
+    if asked.left_out:
+        about["ignored"] = asked.left_out
     if service.settings.log_prompts:
         about["prompt"] = [service.tokenizer.decode(ids) for ids in prompts]
     answer = Answer(service, choices, about)
@@ -88,9 +90,9 @@ async def complete_text(service: Service, asked: CompletionRequest, request: Req
         made = [_choice(service.tokenizer, choice) for choice in choices]
         return TextCompletion(**head, choices=made, usage=answer.usage)
 
-    usage_apart = asked.stream_options is not None and asked.stream_options.include_usage
-    events = _stream(service, answer, head, usage_apart) if asked.stream else None
-    return await respond(answer, requests, request.receive, events, whole)
+    events = _stream(service, answer, head, asked.usage_apart) if asked.stream else None
+    response = await respond(answer, requests, request.receive, events, whole)
+    return naming_ignored(response, asked.left_out)
 
 
 async def _stream(
@@ -107,7 +109,7 @@ async def _stream(
             more: dict[str, Any] = {}
             if news.finish_reason is not None:
                 open_choices -= 1
-                more = {} if open_choices else {"usage": answer.usage.model_dump()}
+                more = {} if open_choices or usage_apart else {"usage": answer.usage.model_dump()}
             index, text, logs = news.choice.index, news.delta.content, None
             if news.logs:
                 logs = _logprobs(service.tokenizer, news.logs, offsets[index]).model_dump()

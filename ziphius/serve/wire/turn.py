@@ -68,21 +68,18 @@ async def begin_turn(service: Service, asked: ChatRequest, owner: str, path: str
         )
         for index in range(request.samples)
     ]
-    about: dict[str, Any] = {"path": path, "id": name, "owner": owner, "user": asked.user}
+    about: dict[str, Any] = {"path": path, "id": name, "owner": owner, **asked.labels}
+    if asked.left_out:
+        about["ignored"] = asked.left_out
     if service.settings.log_prompts:
         about["prompt"] = service.tokenizer.decode(prompt.ids)
     return Turn(service, name, asked, prompt, request, Answer(service, choices, about))
 
 
 def _prompt(service: Service, asked: ChatRequest) -> Prompt:
-    thinking = None
-    if asked.thinking is not None:
-        thinking = asked.thinking.type == "enabled"
-    elif asked.reasoning_effort is not None:
-        thinking = asked.reasoning_effort != "none"
     tools = [tool.model_dump(exclude_none=True) for tool in asked.tools or []]
     try:
-        return service.prompts.chat(asked.messages, thinking, tools)
+        return service.prompts.chat(asked.messages, asked.thinks, tools)
     except ValueError as error:
         raise ApiError(422, str(error), param="messages") from None
     except RecursionError:
