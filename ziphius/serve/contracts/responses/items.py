@@ -12,8 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 
 from ziphius.serve.contracts.lenient import Lenient
+from ziphius.serve.contracts.messages import Text
+from ziphius.serve.contracts.responses.fields import ITEM_IGNORED
 
-_TEXTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 _STORED = "nothing is stored here; send the item itself"
 _NOT_READ = "it is no message, reasoning, function_call or function_call_output, which are what is read here"
 _SHOWN = 64  # characters of a type that are repeated
@@ -44,42 +45,15 @@ def by_type(
     return BeforeValidator(read)
 
 
-class ContentPart(Lenient):
-    """A part of a message. `refusal` stands for `text` in a part of that type."""
-
-    ignored: ClassVar = {
-        "annotations": "they are no text",
-        "logprobs": "they are no text",
-        "prompt_cache_breakpoint": "the prefix cache finds what it can by itself",
-    }
-
-    type: Literal["input_text", "output_text", "text", "refusal"]
-    text: str | None = None
-    refusal: str | None = None
-
-
-def _joined(content: Any) -> Any:
-    """Parts as one string; whatever else comes is left for the check of the type."""
-    return "".join(map(_text, content)) if isinstance(content, list) else content
-
-
-def _text(part: Any) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if not isinstance(kind, str):
-        raise ValueError('a part of content is {"type": "input_text", "text": …}')
-    if kind not in _TEXTS:
-        raise ValueError(f"a part of type {kind[:_SHOWN]!r} cannot be read: the model reads and writes text alone")
-    text = part.get(_TEXTS[kind])
-    if not isinstance(text, str):
-        raise ValueError(f"a part of type {kind!r} needs the string {_TEXTS[kind]!r}")
-    return text
-
-
-Text = Annotated[str, BeforeValidator(_joined, json_schema_input_type=str | list[ContentPart])]
+def _besides(own: str) -> dict[str, str]:
+    """What is ignored in an item that has this field itself."""
+    return {name: why for name, why in ITEM_IGNORED.items() if name != own}
 
 
 class InputMessage(Lenient):
     """A message; its `type` may be left out."""
+
+    ignored: ClassVar = _besides("content")
 
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
@@ -89,11 +63,15 @@ class InputMessage(Lenient):
 class ReasoningInput(Lenient):
     """Thinking of an earlier answer, which is not shown to the model again."""
 
+    ignored: ClassVar = ITEM_IGNORED
+
     type: Literal["reasoning"]
 
 
 class FunctionCallInput(Lenient):
     """A call that the model made; `arguments` is JSON in a string."""
+
+    ignored: ClassVar = _besides("name")
 
     type: Literal["function_call"]
     call_id: str
@@ -103,6 +81,8 @@ class FunctionCallInput(Lenient):
 
 class FunctionCallOutput(Lenient):
     """What a call gave."""
+
+    ignored: ClassVar = ITEM_IGNORED
 
     type: Literal["function_call_output"]
     call_id: str

@@ -6,36 +6,37 @@ known here, too.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
-from ziphius.serve.contracts.chat import ChatRequest
+from ziphius.serve.contracts.chat import ChatRequest, Effort
 from ziphius.serve.contracts.formats import AnyFormat, GrammarFormat, JsonSchema, RegexFormat
-from ziphius.serve.contracts.lenient import Lenient, Refused
+from ziphius.serve.contracts.lenient import Lenient
+from ziphius.serve.contracts.responses.fields import (
+    CHAT_NAMES,
+    LOGPROBS,
+    RESPONSE_IGNORED,
+    RESPONSE_REFUSED,
+    TOOL_IGNORED,
+    in_these_words,
+)
 from ziphius.serve.contracts.responses.items import Input, by_type, messages_of
 from ziphius.serve.contracts.sampling import Sampling
 from ziphius.serve.contracts.tools import Function
 
-LOGPROBS = "message.output_text.logprobs"
-_STATELESS = "nothing is stored here; send the whole conversation as input"
 _FUNCTIONS = "this tool is not offered; describe a function, which is called on your side"
-# What chat calls otherwise, as its refusals say it.
-_NAMES = {
-    "messages": "input",
-    "max_tokens": "max_output_tokens",
-    "response_format": "text.format",
-    "reasoning_effort": "reasoning.effort",
-}
 _PASSED_ON = (
-    "model", "stream", "user", "temperature", "top_p", "top_k", "min_p", "min_tokens", "presence_penalty",
-    "frequency_penalty", "repetition_penalty", "logit_bias", "seed", "stop", "stop_token_ids", "parallel_tool_calls",
+    "model", "stream", "user", "user_id", "safety_identifier", "metadata", "temperature", "top_p", "top_k", "min_p",
+    "min_tokens", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "seed", "stop",
+    "stop_token_ids", "ignore_eos", "parallel_tool_calls",
 )  # fmt: skip
 
 
 class FunctionTool(Function):
     """A function in the flat form of this API."""
+
+    ignored: ClassVar = TOOL_IGNORED
 
     type: Literal["function"]
 
@@ -56,6 +57,8 @@ class AllowedTools(Lenient):
 
 
 class FlatJsonSchema(JsonSchema):
+    """A form whose schema stands beside its name."""
+
     type: Literal["json_schema"]
 
 
@@ -87,38 +90,16 @@ class ReasoningSettings(Lenient):
 
     ignored: ClassVar = {"context": "earlier thinking is not shown to the model again", "mode": "there is one mode"}
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    effort: Effort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
-class ResponsesRequest(Sampling, Lenient):
+class ResponsesRequest(Sampling):
     """`POST /v1/responses`."""
 
-    ignored: ClassVar = {
-        "store": "nothing is stored, and the reply says so",
-        "truncation": "an input that is too long is refused, as `disabled` has it",
-        "service_tier": "there is one tier",
-        "prompt_cache_options": "the prefix cache finds what it can by itself",
-        "prompt_cache_retention": "the prefix cache finds what it can by itself",
-        "max_tool_calls": "it counts calls of tools that the server runs, of which there are none",
-        "background_options": "nothing runs in the background",
-        "image": "there are no images",
-        "access_programs": "there are none",
-    }
-    refused: ClassVar = {
-        "previous_response_id": Refused(_STATELESS, ()),
-        "conversation": Refused(_STATELESS, ()),
-        "prompt": Refused("no prompts are stored here; write it into input", ()),
-        "background": Refused("answers are given while the client waits; use stream", (False,)),
-        "context_management": Refused("nothing is compacted; send less", ([],)),
-        "moderation": Refused("nothing moderates questions or answers here", ()),
-        "messages": Refused("it is called input here", ()),
-        "reasoning_effort": Refused("it is called reasoning.effort here", ()),
-        "thinking": Refused("thinking is set by reasoning.effort here", ()),
-        "max_completion_tokens": Refused("it is called max_output_tokens here", ()),
-        "logprobs": Refused(f"it is called include here: {LOGPROBS}", (False,)),
-    }
+    ignored: ClassVar = RESPONSE_IGNORED
+    refused: ClassVar = RESPONSE_REFUSED
     _chat: ChatRequest = PrivateAttr()
 
     input: Input
@@ -140,7 +121,6 @@ class ResponsesRequest(Sampling, Lenient):
     ) = None
     parallel_tool_calls: bool | None = None
     metadata: dict[str, str] | None = Field(None, max_length=64)
-    safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
     @model_validator(mode="after")
@@ -149,7 +129,7 @@ class ResponsesRequest(Sampling, Lenient):
             raise ValueError("n: a response holds one answer; ask again for another")
         for name in ("max_tokens", "response_format"):
             if getattr(self, name) is not None:
-                raise ValueError(f"{name}: it is called {_NAMES[name]} here")
+                raise ValueError(f"{name}: it is called {CHAT_NAMES[name]} here")
         try:
             self._chat = ChatRequest.model_validate(self._as_chat())
         except ValidationError as error:
@@ -204,8 +184,3 @@ def _nested(form: AnyFormat | FlatJsonSchema | RegexFormat | GrammarFormat) -> d
     if not isinstance(form, FlatJsonSchema):
         return flat
     return {"type": flat.pop("type"), "json_schema": flat}
-
-
-def in_these_words(message: str) -> str:
-    """A refusal of chat's with the names that the fields have here; what is quoted is the client's."""
-    return re.sub(r"(?<!['\"])\b(" + "|".join(_NAMES) + r")\b", lambda found: _NAMES[found[0]], message)

@@ -8,8 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ziphius.serve.contracts.errors import ApiError
-from ziphius.serve.contracts.responses.request import ResponsesRequest, in_these_words
-from ziphius.serve.wire.answer import respond
+from ziphius.serve.contracts.responses.fields import in_these_words
+from ziphius.serve.contracts.responses.request import ResponsesRequest
+from ziphius.serve.wire.answer import naming_ignored, respond
 from ziphius.serve.wire.responses.events import stream
 from ziphius.serve.wire.responses.reply import Reply
 from ziphius.serve.wire.service import Service
@@ -26,9 +27,12 @@ async def make_response(service: Service, asked: ResponsesRequest, request: Requ
         error.message = in_these_words(error.message)
         error.param = in_these_words(error.param) if error.param is not None else None
         raise
+    if asked.left_out:
+        turn.answer.about["ignored"] = asked.left_out
     reply = Reply(turn, asked)
     events = stream(reply) if asked.stream else None
-    return await respond(turn.answer, [turn.request], request.receive, events, reply.ended)
+    response = await respond(turn.answer, [turn.request], request.receive, events, reply.ended)
+    return naming_ignored(response, asked.left_out)
 
 
 def nothing_stored(path: str) -> ApiError:
