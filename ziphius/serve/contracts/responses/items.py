@@ -15,7 +15,7 @@ from ziphius.serve.contracts.lenient import Lenient
 from ziphius.serve.contracts.messages import Text
 from ziphius.serve.contracts.responses.fields import ITEM_IGNORED
 
-_STORED = "nothing is stored here; send the item itself"
+_STORED = "nothing is stored here; send the item itself, as clients do that are told store: false"
 _NOT_READ = "it is no message, reasoning, function_call or function_call_output, which are what is read here"
 _SHOWN = 64  # characters of a type that are repeated
 
