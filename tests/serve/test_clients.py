@@ -260,6 +260,16 @@ def test_what_was_ignored_is_said(talk, caplog):
     assert "X-Ignored-Fields" not in server.http.get("/v1/models").headers
 
 
+def test_an_answer_has_the_fields_that_openais_schema_requires(talk):
+    server, _, _ = talk("</think>x")
+    reply = server.ask(logprobs=True).json()
+    assert set(reply) >= {"id", "object", "created", "model", "choices", "usage"}
+    choice = reply["choices"][0]
+    assert set(choice) == {"index", "message", "logprobs", "finish_reason"}
+    assert set(choice["message"]) == {"role", "content", "refusal", "reasoning_content"}  # tool_calls is no null there
+    assert set(choice["logprobs"]) >= {"content", "refusal"}
+
+
 @pytest.mark.parametrize("path", ["chat/completions", "completions"])
 @pytest.mark.parametrize("apart", [True, False])
 def test_usage_comes_once(talk, path, apart):

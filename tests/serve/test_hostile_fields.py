@@ -34,6 +34,12 @@ def fields(model):
     return st.dictionaries(st.sampled_from(names) | st.text(max_size=12), VALUES | NUMBERS, min_size=1, max_size=3)
 
 
+BODIES = {
+    "chat/completions": {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]},
+    "completions": {"model": "tiny", "prompt": "hi"},
+}
+
+
 MESSAGE = st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "user", "assistant", "tool", "function"]) | VALUES},
     optional=dict.fromkeys(
@@ -95,13 +101,13 @@ few = settings(max_examples=80, deadline=None, derandomize=True, suppress_health
 @given(asked=fields(ChatRequest))
 @few
 def test_of_chat(server, neighbour, asked):
-    check(server, "chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]} | asked)
+    check(server, "chat/completions", BODIES["chat/completions"] | asked)
 
 
 @given(asked=fields(CompletionRequest))
 @few
 def test_of_completions(server, neighbour, asked):
-    check(server, "completions", {"model": "tiny", "prompt": "hi"} | asked)
+    check(server, "completions", BODIES["completions"] | asked)
 
 
 @given(messages=st.lists(MESSAGE, max_size=3))
@@ -116,9 +122,9 @@ def test_of_prompts(server, neighbour, prompt):
     check(server, "completions", {"model": "tiny", "prompt": prompt})
 
 
-@pytest.mark.parametrize("name", sorted(set(ChatRequest.model_fields) - {"messages", "model"}))
-def test_of_every_number(server, neighbour, name):
-    for number in EDGES:
-        check(
-            server, "chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], name: number}
-        )
+@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("number", EDGES, ids=lambda number: f"{number}"[:22])
+def test_of_every_number(server, neighbour, path, number):
+    model = ChatRequest if path == "chat/completions" else CompletionRequest
+    for name in sorted(set(model.model_fields) - set(BODIES[path])):
+        check(server, path, BODIES[path] | {name: number})

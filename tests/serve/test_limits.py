@@ -117,6 +117,11 @@ def test_another_sites_name_for_this_machine_is_refused(serve, endless):
         ({"logit_bias": {"whale": 1}}, "logit_bias", "maps token ids to numbers"),
         ({"logit_bias": {"5000": 1}}, "logit_bias", "there is no token 5000"),
         ({"stop": [""]}, None, "empty string"),
+        (
+            {"response_format": {"type": "json_object", "schema": {"type": "object"}}},
+            "response_format.schema",
+            "comes with the type json_schema",
+        ),
         ({"response_format": {"type": "xml"}}, "response_format", "does not match"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "Field required"),
         ({"tool_choice": "required"}, None, "tool_choice needs tools"),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ziphius.engine.grammar import Matcher
+from ziphius.text.thinking import thinks_after
 
 
 class Demand(NamedTuple):
@@ -73,12 +74,11 @@ class Course:
 
     def advance(self, token: int) -> None:
         self._trail.append((self.thinking, self._thought, self._answered))
-        if self.thinking:
-            self._thought += 1
-            self.thinking = token != self._end_think_id
-        elif token == self._think_id and self._may_open():
-            self.thinking = True
-        else:
+        thinks = thinks_after(token, self.thinking, self._may_open(), self._think_id, self._end_think_id)
+        if self.thinking or thinks:
+            self._thought += self.thinking
+            self.thinking = thinks
+        elif token != self._end_think_id or self._answered or self.matcher is not None:  # one too many says nothing
             self._answered += 1
             if self.matcher is not None:
                 self.matcher.advance(token)

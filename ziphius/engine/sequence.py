@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from ziphius.engine.blocks import ROOT, BlockPool
@@ -64,6 +65,12 @@ class Sequence:
 
     def break_off(self, error: str) -> None:
         self.error, self.finish_reason = error, "error"
+
+    def stands(self, logprob: float) -> bool:
+        """Whether a token was drawn from numbers that are finite; the sample is broken off where it was not."""
+        if not logprob > -math.inf:
+            self.break_off("the network gave no finite numbers")
+        return self.error is None
 
     def append(self, token: int, logprob: float) -> bool:
         """Take on a token; whether the answer goes on."""

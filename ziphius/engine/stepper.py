@@ -5,7 +5,6 @@ B samples, D model, N tokens of a step, S rows of a draw.
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 
@@ -239,9 +238,7 @@ class Stepper:
         drafts = sequence.drafts
         for place in range(draws):
             token, logprob = drawn.tokens[first + place], drawn.logprobs[first + place]
-            if sequence.error is None and not logprob > -math.inf:
-                sequence.break_off("the network gave no finite numbers")
-            if sequence.error is not None:
+            if sequence.error is not None or not sequence.stands(logprob):
                 return place
             if drawn.top_logprobs is not None and (top := drawn.top_logprobs[first + place]) is not None:
                 sequence.top_logprobs.append(top)

@@ -28,6 +28,8 @@ class CompletionRequest(Sampling):
     def _agrees(self) -> CompletionRequest:
         if not self.prompts:
             raise ValueError("prompt is an empty list")
+        if self.max_tokens == 0:
+            raise ValueError("max_tokens is 0; a continuation needs one token at least")
         if len(self.prompts) * (self.n or 1) > MAX_CHOICES:
             raise ValueError(f"{len(self.prompts)} prompts × n exceed {MAX_CHOICES} answers; send fewer at once")
         if self.suffix is not None and not all(isinstance(prompt, str) for prompt in self.prompts):

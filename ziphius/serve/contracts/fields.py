@@ -18,6 +18,7 @@ _BEAMS = "only beam search, which is refused, would read it"
 
 # What changes nothing in the answer: name → why.
 PART_IGNORED: dict[str, str] = {"prompt_cache_breakpoint": _CACHE, "cache_control": _CACHE}
+FORM_IGNORED: dict[str, str] = {"description": "the form is kept by a grammar; the model is not told of it"}
 ANSWER_IGNORED: dict[str, str] = {
     "annotations": "it is about an answer that was given",
     "parsed": "it repeats the content",
@@ -51,6 +52,7 @@ COMPLETION_IGNORED: dict[str, str] = IGNORED
 
 # What would change the answer and is not done, unless its value asks for nothing.
 ANSWER_REFUSED: dict[str, Refused] = {"audio": Refused(_TEXT_ONLY)}
+FORM_REFUSED: dict[str, Refused] = {"schema": Refused("a schema comes with the type json_schema")}
 CUSTOM_REFUSED: dict[str, Refused] = {"custom": Refused("custom tools are not offered; describe a function")}
 REFUSED: dict[str, Refused] = {
     "best_of": Refused("more answers than are sent back are not drawn; use n", (1,)),

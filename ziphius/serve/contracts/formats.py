@@ -6,17 +6,20 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from ziphius.serve.contracts.fields import FORM_IGNORED, FORM_REFUSED
 from ziphius.serve.contracts.lenient import Lenient
 
 
 class AnyFormat(Lenient):
+    refused: ClassVar = FORM_REFUSED
+
     type: Literal["text", "json_object"]
 
 
 class JsonSchema(Lenient):
-    ignored: ClassVar = {"description": "the form is kept by a grammar; the model is not told of it"}
+    ignored: ClassVar = FORM_IGNORED
 
-    name: str
+    name: str | None = None
     schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None
 

@@ -9,6 +9,11 @@ from pydantic import BaseModel, Field
 from ziphius.serve.contracts.usage import Usage
 
 
+def written(logprob: float) -> float:
+    """A log-probability as JSON can hold it, which knows no infinity; the least is OpenAI's."""
+    return max(logprob, -9999.0)
+
+
 class TopLogprob(BaseModel):
     token: str
     logprob: float

@@ -16,6 +16,7 @@ from typing import Literal
 from ziphius.serve.dialogue.stops import StopTail
 from ziphius.text import tokens
 from ziphius.text.detokenise import Detokeniser
+from ziphius.text.thinking import thinks_after
 from ziphius.text.tokenizer import Tokenizer
 
 Part = Literal["reasoning", "content", "call", "mark"]
@@ -152,6 +153,7 @@ class ReplyParser:
 
     def _mark(self, token: int) -> bool:
         """Whether the token changes the part instead of adding to it."""
+        thinks = thinks_after(token, self._part == "reasoning", not self._content, self._think, self._end_think)
         if self._part == "call" and self._call is not None:
             if token == self._sep and not self._call.began:
                 self._begin_arguments()
@@ -165,10 +167,10 @@ class ReplyParser:
             self._call = _Call() if token == self._call_begin else None
         elif self._part == "call" and token == self._calls_end:
             self._part = "content"
-        elif self._part == "reasoning" and token == self._end_think:
+        elif self._part == "reasoning" and not thinks:
             self._leave()
             self._part, self._thought = "content", True
-        elif token == self._think and token is not None and (self._part == "reasoning" or not self._content):
+        elif thinks and token == self._think:
             if self._part != "reasoning":
                 self.reasoning_tokens += 1
                 self._held, self._content_ids = "", []

@@ -20,6 +20,7 @@ from ziphius.serve.contracts.reply import (
     MadeFunction,
     TokenLogprob,
     TopLogprob,
+    written,
 )
 from ziphius.serve.dialogue.parse import CallDelta, ReplyParser
 from ziphius.serve.wire.answer import Choice, News, TokenLog, naming_ignored, respond
@@ -148,4 +149,4 @@ def token_logprobs(tokenizer: Tokenizer, logs: Sequence[TokenLog], part: str) ->
 
 def _named(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
     spelled = tokenizer.token_bytes(token)
-    return {"token": spelled.decode("utf-8", "replace"), "logprob": max(logprob, -9999.0), "bytes": list(spelled)}
+    return {"token": spelled.decode("utf-8", "replace"), "logprob": written(logprob), "bytes": list(spelled)}

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from ziphius.serve.contracts.completions import CompletionRequest
 from ziphius.serve.contracts.errors import ApiError
-from ziphius.serve.contracts.reply import TextChoice, TextCompletion, TextLogprobs
+from ziphius.serve.contracts.reply import TextChoice, TextCompletion, TextLogprobs, written
 from ziphius.serve.dialogue.ask import completion_request
 from ziphius.serve.dialogue.parse import Delta, Part
 from ziphius.serve.dialogue.stops import StopTail
@@ -142,7 +142,7 @@ def _logprobs(tokenizer: Tokenizer, logs: Sequence[TokenLog], offset: int) -> Te
         offset += len(name)
     return TextLogprobs(
         tokens=names,
-        token_logprobs=[max(log.logprob, -9999.0) for log in logs],
-        top_logprobs=[{tokenizer.decode([token]): max(p, -9999.0) for token, p in log.top} for log in logs],
+        token_logprobs=[written(log.logprob) for log in logs],
+        top_logprobs=[{tokenizer.decode([token]): written(p) for token, p in log.top} for log in logs],
         text_offset=offsets,
     )
