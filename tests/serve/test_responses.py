@@ -298,6 +298,8 @@ def test_nothing_is_stored(script):
     for ask in (responses.retrieve, responses.delete, responses.cancel, responses.input_items.list):
         with pytest.raises(openai.NotFoundError, match="not stored here"):
             ask(name)
+    with pytest.raises(openai.NotFoundError, match="compact is not offered here"):
+        responses.compact(**ASK)
 
 
 def test_a_failure_under_way_ends_the_stream(script):

@@ -17,6 +17,7 @@ from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.turn import begin_turn
 
 _PATH = "/v1/responses"
+_NOT_OFFERED = ("compact", "input_tokens")
 
 
 async def make_response(service: Service, asked: ResponsesRequest, request: Request, owner: str) -> Response:
@@ -36,7 +37,9 @@ async def make_response(service: Service, asked: ResponsesRequest, request: Requ
 
 
 def nothing_stored(path: str) -> ApiError:
-    """What every question about a response that was given is told."""
+    """What a question about a response that was given is told, and one for what is not done with responses here."""
+    if path in _NOT_OFFERED:
+        return ApiError(404, f"{_PATH}/{path} is not offered here", code="not_offered")
     return ApiError(
         404,
         f"{_PATH}/{path[:64]}: responses are not stored here, so there is none to get, delete, cancel or list; send "
