@@ -36,6 +36,7 @@ def schema(tokenizer):
 ROUTES = (
     "POST /v1/chat/completions",
     "POST /v1/completions",
+    "POST /v1/responses",
     "GET /v1/models",
     "GET /v1/models/{model}",
     "GET /health",

@@ -37,12 +37,13 @@ class Parser(Protocol):
 
 @dataclass(slots=True)
 class TokenLog:
-    """A token with its log-probability and the likeliest tokens in its place."""
+    """A token with its log-probability and the likeliest tokens in its place. `calls` were begun before it."""
 
     part: Part
     token: int
     logprob: float
     top: list[tuple[int, float]]
+    calls: int = 0
 
 
 @dataclass(slots=True)
@@ -76,7 +77,8 @@ class Choice:
             part = self.parser.push(token, update.stop_string if place == last else None)
             if self.with_logs and part in ("reasoning", "content"):
                 top = update.top_logprobs[place] if update.top_logprobs else []
-                logs.append(TokenLog(part, token, update.logprobs[place], top))
+                calls = len(getattr(self.parser, "calls", ()))
+                logs.append(TokenLog(part, token, update.logprobs[place], top, calls))
         delta = self.parser.take()
         if update.finish_reason is not None:
             delta = delta.followed_by(self.parser.finish())

@@ -18,10 +18,13 @@ from ziphius.serve.contracts.chat import ChatRequest
 from ziphius.serve.contracts.completions import CompletionRequest
 from ziphius.serve.contracts.errors import ApiError, ErrorBody, of_validation
 from ziphius.serve.contracts.reply import ChatCompletion, Health, ModelCard, ModelList, TextCompletion
+from ziphius.serve.contracts.responses.reply import ResponseObject
+from ziphius.serve.contracts.responses.request import ResponsesRequest
 from ziphius.serve.wire import gate, page
 from ziphius.serve.wire.body import route_class
 from ziphius.serve.wire.chat import complete_chat
 from ziphius.serve.wire.completions import complete_text
+from ziphius.serve.wire.responses.endpoint import make_response, nothing_stored
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.stream import ClientLeft
 
@@ -66,6 +69,15 @@ def make_app(service: Service) -> FastAPI:
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         """Continue a text, or write what stands between a prompt and a suffix."""
         return await complete_text(service, asked, request, request.state.owner)
+
+    @app.post("/v1/responses", response_model=ResponseObject, responses=_REFUSALS | _STREAMED)
+    async def responses(asked: ResponsesRequest, request: Request) -> Response:
+        """Answer a conversation given as items: thinking, messages and calls, and nothing kept afterwards."""
+        return await make_response(service, asked, request, request.state.owner)
+
+    @app.api_route("/v1/responses/{stored:path}", methods=["GET", "DELETE", "POST"], include_in_schema=False)
+    async def stored_responses(stored: str) -> Response:
+        raise nothing_stored(stored)
 
     def card() -> ModelCard:
         settings = service.settings

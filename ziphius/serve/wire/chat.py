@@ -131,12 +131,20 @@ def _choice(tokenizer: Tokenizer, choice: Choice, old_calls: bool) -> ChatChoice
 
 
 def _logprobs(tokenizer: Tokenizer, logs: Sequence[TokenLog]) -> ChoiceLogprobs:
-    def one(log: TokenLog) -> TokenLogprob:
-        top = [TopLogprob(**_named(tokenizer, token, logprob)) for token, logprob in log.top]
-        return TokenLogprob(**_named(tokenizer, log.token, log.logprob), top_logprobs=top)
-
-    parts = {part: [one(log) for log in logs if log.part == part] for part in ("content", "reasoning")}
+    parts = {part: token_logprobs(tokenizer, logs, part) for part in ("content", "reasoning")}
     return ChoiceLogprobs(content=parts["content"], reasoning_content=parts["reasoning"])
+
+
+def token_logprobs(tokenizer: Tokenizer, logs: Sequence[TokenLog], part: str) -> list[TokenLogprob]:
+    """The logs of one part's tokens, as OpenAI has them."""
+    return [
+        TokenLogprob(
+            **_named(tokenizer, log.token, log.logprob),
+            top_logprobs=[TopLogprob(**_named(tokenizer, token, logprob)) for token, logprob in log.top],
+        )
+        for log in logs
+        if log.part == part
+    ]
 
 
 def _named(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
