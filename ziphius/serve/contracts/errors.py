@@ -5,6 +5,7 @@ Source: the error object of OpenAI's API reference; the statuses are DeepSeek's 
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,17 +19,24 @@ _TYPES = {
     503: "service_unavailable_error",
 }
 # Names of union members that pydantic puts into the path of an error and no client has written.
-_TAGS = {"system", "developer", "user", "assistant", "tool", "text", "json_object", "json_schema", "regex", "grammar"}
+_TAGS = {
+    "system", "developer", "user", "assistant", "tool", "text", "json_object", "json_schema", "regex", "grammar",
+    "thinking", "redacted_thinking", "tool_use", "tool_result",
+}  # fmt: skip
 
 
 class ApiError(Exception):
-    """A refusal with its HTTP status, the parameter it is about, and how long to wait before asking again (seconds)."""
+    """A refusal with its HTTP status, the parameter it is about, and how long to wait before asking again (seconds).
+
+    `id` tells it from others in the log.
+    """
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None, wait: int | None = None
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.param, self.code, self.wait = status, message, param, code, wait
+        self.id = f"req_{secrets.token_hex(12)}"
 
     @property
     def body(self) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
+from ziphius.serve.contracts.anthropic.reply import MessageError, MessageReply, TokenCount
+from ziphius.serve.contracts.anthropic.request import CountRequest, MessagesRequest
 from ziphius.serve.contracts.chat import ChatRequest
 from ziphius.serve.contracts.completions import CompletionRequest
 from ziphius.serve.contracts.errors import ApiError, ErrorBody, of_validation
@@ -20,11 +22,15 @@ from ziphius.serve.contracts.reply import ChatCompletion, Health, ModelCard, Mod
 from ziphius.serve.wire import gate, page
 from ziphius.serve.wire.chat import complete_chat
 from ziphius.serve.wire.completions import complete_text
+from ziphius.serve.wire.messages import count_tokens, create_message
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.stream import ClientLeft
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 413, 422, 429, 500, 503)
+}
+_MESSAGE_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": MessageError} for status in (400, 401, 404, 413, 429, 500, 503)
 }
 _STREAMED: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {}}, "description": "Whole, or as a stream"}
@@ -56,6 +62,16 @@ def make_app(service: Service) -> FastAPI:
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         """Continue a text, or write what stands between a prompt and a suffix."""
         return await complete_text(service, asked, request, request.state.owner)
+
+    @app.post("/v1/messages", response_model=MessageReply, responses=_MESSAGE_REFUSALS | _STREAMED)
+    async def messages(asked: MessagesRequest, request: Request) -> Response:
+        """Answer a conversation in Anthropic's form: blocks of thinking, text and tool use."""
+        return await create_message(service, asked, request, request.state.owner)
+
+    @app.post("/v1/messages/count_tokens", responses=_MESSAGE_REFUSALS)
+    async def message_tokens(asked: CountRequest) -> TokenCount:
+        """How long the prompt of a message would be."""
+        return await count_tokens(service, asked)
 
     def card() -> ModelCard:
         settings = service.settings
@@ -91,7 +107,7 @@ def make_app(service: Service) -> FastAPI:
 def _handle_errors(app: FastAPI, service: Service) -> None:
     def refuse(request: Request, error: ApiError) -> Response:
         service.refuse(gate.known(request.url.path), error)
-        return gate.answer(error)
+        return gate.answer(error, request.url.path)
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> Response:

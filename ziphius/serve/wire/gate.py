@@ -10,12 +10,15 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ziphius.serve.contracts.anthropic.reply import as_message_error
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.wire.keys import is_loopback
 from ziphius.serve.wire.service import Service
 
 _log = logging.getLogger("ziphius.serve")
 _GUARDED = ("/v1", "/metrics")
+MESSAGES = "/v1/messages"
+_KNOWN = ("/v1/chat/completions", "/v1/completions", MESSAGES, f"{MESSAGES}/count_tokens", "/v1/models", "/metrics")
 
 
 class Gate:
@@ -35,7 +38,7 @@ class Gate:
             body = await self._body(headers, receive)
         except ApiError as error:
             self.service.refuse(known(scope["path"]), error)
-            await answer(error)(scope, receive, send)
+            await answer(error, scope["path"])(scope, receive, send)
             return
         began = False
 
@@ -51,7 +54,7 @@ class Gate:
             if not began:
                 failed = ApiError(500, "the server failed at this request; its log says how")
                 self.service.refuse(known(scope["path"]), failed)
-                await answer(failed)(scope, receive, send)
+                await answer(failed, scope["path"])(scope, receive, send)
 
     def _check_host(self, headers: Headers) -> None:
         """A page of another site whose name was made to mean this machine must not reach a service without keys."""
@@ -68,8 +71,14 @@ class Gate:
         if not scope["path"].startswith(_GUARDED):
             return "anyone"
         owner = self.service.keys.owner(headers.get("authorization"))
+        if owner is None and (key := headers.get("x-api-key")) is not None:
+            owner = self.service.keys.owner(f"Bearer {key}")
         if owner is None:
-            raise ApiError(401, "no valid API key: send one as `Authorization: Bearer KEY`", code="invalid_api_key")
+            raise ApiError(
+                401,
+                "no valid API key: send one as `Authorization: Bearer KEY` or `x-api-key: KEY`",
+                code="invalid_api_key",
+            )
         return owner
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
@@ -96,8 +105,11 @@ class Gate:
         return b"".join(parts)
 
 
-def answer(error: ApiError) -> JSONResponse:
-    """A refusal as a response."""
+def answer(error: ApiError, path: str) -> JSONResponse:
+    """A refusal as a response, in the form of the API that `path` belongs to."""
+    if path.startswith(MESSAGES):
+        status, body = as_message_error(error)
+        return JSONResponse(body.model_dump(), status, headers=error.headers | {"request-id": error.id})
     return JSONResponse(error.body, error.status, headers=error.headers)
 
 
@@ -113,4 +125,4 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 def known(path: str) -> str:
     """A path as a metric's label: whatever else is asked for must not make labels without end."""
-    return path if path in ("/v1/chat/completions", "/v1/completions", "/v1/models", "/metrics") else "other"
+    return path if path in _KNOWN else "other"

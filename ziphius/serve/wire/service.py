@@ -12,7 +12,9 @@ from typing import Any
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.contracts.price import Rate
 from ziphius.serve.dialogue.ask import Limits
+from ziphius.serve.dialogue.calls import WrittenCalls
 from ziphius.serve.dialogue.prompt import Prompts
+from ziphius.serve.dialogue.seal import Seal
 from ziphius.serve.wire.keys import Keys
 from ziphius.serve.wire.metrics import Metrics
 from ziphius.serve.wire.runner import Runner
@@ -37,6 +39,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self.prompts = Prompts(self.tokenizer)
+        self.seal, self.calls = Seal(), WrittenCalls()
         self.metrics = Metrics(self.runner, self.rate)
         self._active = 0
         self._seconds = 1.0  # a request's, smoothed
@@ -80,7 +83,7 @@ class Service:
     def refuse(self, path: str, error: ApiError) -> None:
         """Count a request that is turned away, and write down why."""
         self.metrics.count_request(path, error.status)
-        self.log({"path": path, "status": error.status, "code": error.code, "param": error.param})
+        self.log({"path": path, "id": error.id, "status": error.status, "code": error.code, "param": error.param})
 
     def log(self, event: dict[str, Any]) -> None:
         """One line of JSON; prompts and answers are in it only where the settings ask for them."""

@@ -47,13 +47,19 @@ class Turn:
             self.answer.about["answer"] = [parser.content for parser in self.parsers]
 
 
-async def begin_turn(service: Service, asked: ChatRequest, owner: str, path: str, name: str) -> Turn:
+async def begin_turn(
+    service: Service, asked: ChatRequest, owner: str, path: str, name: str, *, fit: bool = False
+) -> Turn:
     """A place taken for the turn, which `respond` gives back. Raises ApiError for what cannot be answered.
 
-    `path` is the API's, for the log and the metrics; `name` the answer's.
+    `path` is the API's, for the log and the metrics; `name` the answer's. `fit`: what the request allows its answer is
+    an upper bound, and no reason to refuse it.
     """
     service.check_model(asked.model)
-    prompt = await asyncio.to_thread(_prompt, service, asked)  # a long one takes seconds, which others must not wait
+    # a long one takes seconds, which others must not wait
+    prompt = await asyncio.to_thread(make_prompt, service, asked)
+    if fit:
+        asked = _fitted(asked, service.limits.context - len(prompt.ids))
     tools = tool_settings(asked, service.tokenizer)
     user_id = service.tokenizer.user_id  # a model that goes on with the next question has ended its turn
     request = chat_request(asked, prompt, service.limits, [user_id], tools)
@@ -74,7 +80,17 @@ async def begin_turn(service: Service, asked: ChatRequest, owner: str, path: str
     return Turn(service, name, asked, prompt, request, Answer(service, choices, about))
 
 
-def _prompt(service: Service, asked: ChatRequest) -> Prompt:
+def _fitted(asked: ChatRequest, room: int) -> ChatRequest:
+    """The request with its bounds brought down to the `room` that the prompt leaves, where there is any."""
+    limit = min(asked.limit or room, room) if room > 0 else None
+    thinking = asked.thinking
+    if thinking is not None and limit is not None and (thinking.budget_tokens or 0) + 2 > limit:
+        thinking = thinking.model_copy(update={"budget_tokens": None})
+    return asked.model_copy(update={"max_tokens": limit, "max_completion_tokens": None, "thinking": thinking})
+
+
+def make_prompt(service: Service, asked: ChatRequest) -> Prompt:
+    """What the model reads for this request. Raises ApiError where its template or its tokens do not allow it."""
     thinking = None
     if asked.thinking is not None:
         thinking = asked.thinking.type == "enabled"
