@@ -91,11 +91,16 @@ class ModelCard(BaseModel):
     created: int
     owned_by: str
     context_length: int
+    type: Literal["model"] = "model"  # from here on the fields of Anthropic's API
+    display_name: str
+    created_at: str
+    max_input_tokens: int
 
 
 class ModelList(BaseModel):
     object: Literal["list"] = "list"
     data: list[ModelCard]
+    has_more: Literal[False] = False
 
 
 class Health(BaseModel):

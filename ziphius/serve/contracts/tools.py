@@ -8,9 +8,12 @@ from pydantic import Field
 
 from ziphius.serve.contracts.strict import Strict
 
+MAX_TOOLS = 128
+TOOL_NAME = r"^[a-zA-Z0-9_-]{1,128}$"
+
 
 class Function(Strict):
-    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")
+    name: str = Field(pattern=TOOL_NAME)
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None

@@ -107,15 +107,17 @@ def _asked(turns: list[TurnMessage]) -> list[dict[str, Any]]:
         gap = "\n\n"
         for block in turn.content:
             if isinstance(block, ToolResultBlock):
-                text = ("Error: " if block.is_error else "") + _text(block.content or [])
-                found.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": text})
+                texts = ["Error: " if block.is_error else "", _text(block.content or [])]
+                found.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": texts})
             elif isinstance(block, TextBlock):
                 if not found or found[-1]["role"] != "user":
-                    found.append({"role": "user", "content": block.text})
+                    found.append({"role": "user", "content": [block.text]})
                 else:
-                    found[-1]["content"] += gap + block.text
+                    found[-1]["content"] += [gap, block.text]
                 gap = ""
-    return found or [{"role": "user", "content": ""}]
+    return [message | {"content": "".join(message["content"])} for message in found] or [
+        {"role": "user", "content": ""}
+    ]
 
 
 def _text(blocks: Iterable[Any]) -> str:

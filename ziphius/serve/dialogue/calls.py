@@ -35,13 +35,13 @@ class WrittenCalls:
     """
 
     def __init__(self, max_chars: int = 4_000_000) -> None:
-        self._room = max_chars
+        self._capacity = self._room = max_chars
         self._texts: OrderedDict[str, str] = OrderedDict()
         self._lock = Lock()  # prompts are made in threads
 
     def keep(self, id: str, arguments: str) -> None:
         """Remember a call, unless its text can be told from its object."""
-        if _plainly(as_object(arguments)) == arguments or len(arguments) > self._room:
+        if _spelled(as_object(arguments)) == arguments or len(arguments) > self._capacity:
             return
         with self._lock:
             self._texts[id] = arguments
@@ -51,12 +51,11 @@ class WrittenCalls:
 
     def text(self, id: str, value: dict[str, Any]) -> str:
         """How the model wrote `value` in the call `id`; plain JSON where that is not known, or the object another."""
-        if set(value) == {INVALID_JSON} and isinstance(value[INVALID_JSON], str):
-            return str(value[INVALID_JSON])
         with self._lock:
             written = self._texts.get(id)
-        return written if written is not None and as_object(written) == value else _plainly(value)
+        return written if written is not None and as_object(written) == value else _spelled(value)
 
 
-def _plainly(value: dict[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def _spelled(value: dict[str, Any]) -> str:
+    wrapped = value.get(INVALID_JSON) if len(value) == 1 else None
+    return wrapped if isinstance(wrapped, str) else json.dumps(value, ensure_ascii=False)

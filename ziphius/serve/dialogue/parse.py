@@ -90,6 +90,7 @@ class ReplyParser:
         self._reasoning: list[str] = []
         self._content: list[str] = []
         self.calls: list[CallDelta] = []
+        self.before_calls: int | None = None  # characters of the answer that were said before the first call
         self.reasoning_tokens = 0
 
     def push(self, token: int, stop: str | None = None) -> Part:
@@ -130,6 +131,10 @@ class ReplyParser:
     def content(self) -> str:
         return "".join(self._content)
 
+    @property
+    def _answered(self) -> bool:
+        return bool(self._content or self.calls)
+
     def written(self) -> list[tuple[str, list[int]]]:
         """Texts of the finished reply with the tokens that spell them: its answer, the arguments of its calls."""
         texts = [(self.content, self._content_ids), *self._written]
@@ -153,7 +158,7 @@ class ReplyParser:
         elif self._part == "reasoning" and token == self._end_think:
             self._leave()
             self._part, self._thought = "content", True
-        elif token == self._think and token is not None and (self._part == "reasoning" or not self._content):
+        elif token == self._think and token is not None and (self._part == "reasoning" or not self._answered):
             if self._part != "reasoning":
                 self.reasoning_tokens += 1
                 self._held, self._content_ids = "", []
@@ -235,6 +240,8 @@ class ReplyParser:
     def _name(self, name: str) -> None:
         assert self._call is not None
         self._call.named = True
+        if self.before_calls is None:
+            self.before_calls = len(self.content)
         call = CallDelta(len(self.calls), f"call_{secrets.token_hex(12)}", name)
         self.calls.append(call)
         self._delta.calls.append(CallDelta(call.index, call.id, call.name))

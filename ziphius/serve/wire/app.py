@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -75,9 +76,11 @@ def make_app(service: Service) -> FastAPI:
 
     def card() -> ModelCard:
         settings = service.settings
+        context, created = service.limits.context, datetime.fromtimestamp(service.created, UTC)
         return ModelCard(
-            id=settings.name, created=service.created, owned_by="ziphius", context_length=service.limits.context
-        )
+            id=settings.name, created=service.created, owned_by="ziphius", context_length=context,
+            display_name=settings.name, created_at=created.isoformat(), max_input_tokens=context,
+        )  # fmt: skip
 
     @app.get("/v1/models", responses={401: {"model": ErrorBody}})
     async def models() -> ModelList:

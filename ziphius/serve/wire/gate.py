@@ -18,7 +18,8 @@ from ziphius.serve.wire.service import Service
 _log = logging.getLogger("ziphius.serve")
 _GUARDED = ("/v1", "/metrics")
 MESSAGES = "/v1/messages"
-_KNOWN = ("/v1/chat/completions", "/v1/completions", MESSAGES, f"{MESSAGES}/count_tokens", "/v1/models", "/metrics")
+COUNT_TOKENS = f"{MESSAGES}/count_tokens"
+_KNOWN = ("/v1/chat/completions", "/v1/completions", MESSAGES, COUNT_TOKENS, "/v1/models", "/metrics")
 
 
 class Gate:
@@ -109,7 +110,7 @@ def answer(error: ApiError, path: str) -> JSONResponse:
     """A refusal as a response, in the form of the API that `path` belongs to."""
     if path.startswith(MESSAGES):
         status, body = as_message_error(error)
-        return JSONResponse(body.model_dump(), status, headers=error.headers | {"request-id": error.id})
+        return JSONResponse(body, status, headers=error.headers | {"request-id": error.id})
     return JSONResponse(error.body, error.status, headers=error.headers)
 
 

@@ -1,7 +1,7 @@
 """A message of Anthropic's form as a stream of events.
 
-A stream says what the whole message would. So calls come at its end: whether what the model writes as arguments is the
-object that a client takes it for is known only then.
+A stream says what the whole message would. So the arguments of a call come when it has ended: whether they are the
+object that a client takes them for is known only then.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from ziphius.serve.contracts.anthropic.reply import MadeToolUse, as_message_error
+from ziphius.serve.contracts.anthropic.reply import as_message_error
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.dialogue.parse import Delta
-from ziphius.serve.wire.made import MadeMessage
+from ziphius.serve.wire.message_reply import MadeMessage, tool_use_id
 from ziphius.serve.wire.stream import event
 
 
@@ -35,8 +35,7 @@ async def message_events(made: MadeMessage) -> AsyncGenerator[str, None]:
                 yield text
                 spoke = time.monotonic()
     except ApiError as error:
-        body = as_message_error(error)[1]
-        yield event(body.model_dump(), body.type)
+        yield event(as_message_error(error)[1], "error")
         return
     made.remember()
     yield writer.end()
@@ -48,32 +47,41 @@ class _Writer:
     def __init__(self, made: MadeMessage) -> None:
         self._made = made
         self._index = -1
-        self._open: str | None = None
+        self._open: str | None = None  # the kind of block that is
+        self._said = 0  # characters of the text before the calls
+        self._calls = 0
 
     def start(self) -> str:
         return _named("message_start", message=self._made.beginning().model_dump()) + _named("ping")
 
     def say(self, delta: Delta) -> str:
-        """More thinking, then more text. Calls wait for the end."""
+        """More thinking, more text, more calls. Text behind a call waits for the end."""
         texts = ""
         if delta.reasoning and self._made.shows_thinking:
             texts += self._begin("thinking", thinking="", signature="")
             if not self._made.omits_its_text:
                 texts += self._delta("thinking_delta", thinking=delta.reasoning)
-        if delta.content:
-            texts += self._begin("text", text="") + self._delta("text_delta", text=delta.content)
+        place = self._made.parser.before_calls
+        before = delta.content if place is None else delta.content[: max(place - self._said, 0)]
+        if before:
+            self._said += len(before)
+            texts += self._text(before)
+        for call in delta.calls:
+            if call.id is not None:
+                texts += self._stop() + self._begin("tool_use", id=tool_use_id(call), name=call.name, input={})
+                self._calls += 1
         return texts
 
     def end(self) -> str:
-        calls = "".join(self._call(call) for call in self._made.tool_uses())
+        behind = self._made.texts()[1]
+        late = self._text(behind) if behind else ""
         reason, stop = self._made.end()
         usage = self._made.usage().model_dump()
         end = _named("message_delta", delta={"stop_reason": reason, "stop_sequence": stop}, usage=usage)
-        return calls + self._stop() + end + _named("message_stop")
+        return late + self._stop() + end + _named("message_stop")
 
-    def _call(self, call: MadeToolUse) -> str:
-        begin = self._stop() + self._begin("tool_use", id=call.id, name=call.name, input={})
-        return begin + self._delta("input_json_delta", partial_json=json.dumps(call.input, ensure_ascii=False))
+    def _text(self, text: str) -> str:
+        return self._begin("text", text="") + self._delta("text_delta", text=text)
 
     def _begin(self, kind: str, **fields: Any) -> str:
         """Open a block of that kind, unless it is the one that is open."""
@@ -87,12 +95,17 @@ class _Writer:
         return _named("content_block_delta", index=self._index, delta={"type": kind} | fields)
 
     def _stop(self) -> str:
-        """Close the block that is open; one of thinking with its signature."""
-        if self._open is None:
+        """Close the block that is open: one of thinking with its signature, a call with its arguments."""
+        last = ""
+        if self._open == "thinking":
+            last = self._delta("signature_delta", signature=self._made.signature())
+        elif self._open == "tool_use":
+            arguments = json.dumps(self._made.tool_use(self._calls - 1).input, ensure_ascii=False)
+            last = self._delta("input_json_delta", partial_json=arguments)
+        elif self._open is None:
             return ""
-        signed = self._delta("signature_delta", signature=self._made.signature()) if self._open == "thinking" else ""
         self._open = None
-        return signed + _named("content_block_stop", index=self._index)
+        return last + _named("content_block_stop", index=self._index)
 
 
 def _named(kind: str, **fields: Any) -> str:

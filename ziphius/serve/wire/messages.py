@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,9 +14,9 @@ from ziphius.serve.contracts.anthropic.request import CountRequest, MessagesRequ
 from ziphius.serve.contracts.chat import ChatRequest
 from ziphius.serve.dialogue.blocks import Chats
 from ziphius.serve.wire.answer import respond
-from ziphius.serve.wire.gate import MESSAGES
-from ziphius.serve.wire.made import MadeMessage
+from ziphius.serve.wire.gate import COUNT_TOKENS, MESSAGES
 from ziphius.serve.wire.message_events import message_events
+from ziphius.serve.wire.message_reply import MadeMessage
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.turn import begin_turn, make_prompt
 
@@ -40,8 +41,13 @@ async def create_message(service: Service, asked: MessagesRequest, request: Requ
 async def count_tokens(service: Service, asked: CountRequest) -> TokenCount:
     """How many tokens the prompt of such a message would have. Raises ApiError as the message would."""
     service.check_model(asked.model)
-    chat = await _chat(service, asked)
-    prompt = await asyncio.to_thread(make_prompt, service, chat)
+    service.enter()
+    began = time.monotonic()
+    try:
+        prompt = await asyncio.to_thread(make_prompt, service, await _chat(service, asked))
+    finally:
+        service.leave(time.monotonic() - began, finished=False)
+    service.metrics.count_request(COUNT_TOKENS, 200)
     return TokenCount(input_tokens=len(prompt.ids))
 
 

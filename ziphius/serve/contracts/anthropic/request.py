@@ -11,6 +11,8 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from pydantic_core import PydanticCustomError
 
 from ziphius.serve.contracts.anthropic.blocks import Lenient, Texts, TurnMessage
+from ziphius.serve.contracts.sampling import MAX_STOPS
+from ziphius.serve.contracts.tools import MAX_TOOLS, TOOL_NAME
 
 NO_THREADS = "thread_unsupported_request"
 _LARGEST = 2**31 - 1
@@ -27,7 +29,7 @@ class Thinking(Lenient):
 class CustomTool(Lenient):
     """A function that the client runs."""
 
-    name: str
+    name: str = Field(pattern=TOOL_NAME)
     description: str | None = None
     input_schema: dict[str, Any]
     strict: bool | None = None
@@ -77,7 +79,7 @@ class CountRequest(Lenient):
     messages: list[TurnMessage] = Field(min_length=1)
     system: Texts | None = None
     thinking: Thinking | None = None
-    tools: list[Annotated[CustomTool, BeforeValidator(_is_custom)]] | None = None
+    tools: list[Annotated[CustomTool, BeforeValidator(_is_custom)]] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: ToolChoice | None = None
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None
@@ -111,7 +113,7 @@ class MessagesRequest(CountRequest):
 
     max_tokens: int = Field(ge=1, le=_LARGEST)
     stream: bool | None = None
-    stop_sequences: list[str] | None = None
+    stop_sequences: list[Annotated[str, Field(min_length=1)]] | None = Field(None, max_length=MAX_STOPS)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=_LARGEST)

@@ -20,8 +20,8 @@ from ziphius.serve.wire.turn import Turn
 
 @dataclass(frozen=True)
 class MadeMessage:
-    """Thinking, text, then calls. Thinking is sent to whom asked for it: others get text and calls alone, as this API
-    has it."""
+    """Thinking, text, calls, and the text that a model may write behind its calls. Thinking is sent to whom asked for
+    it: others get text and calls alone, as this API has it."""
 
     turn: Turn
     asked: MessagesRequest
@@ -32,7 +32,7 @@ class MadeMessage:
 
     @property
     def shows_thinking(self) -> bool:
-        return self.asked.thinking is not None
+        return self.asked.thinking is not None and self.asked.thinking.type != "disabled"
 
     @property
     def omits_its_text(self) -> bool:
@@ -47,9 +47,10 @@ class MadeMessage:
         if self.parser.reasoning and self.shows_thinking:
             text = "" if self.omits_its_text else self.parser.reasoning
             blocks.append(MadeThinking(thinking=text, signature=self.signature()))
-        if self.parser.content:
-            blocks.append(MadeText(text=self.parser.content))
-        blocks += self.tool_uses()
+        before, behind = self.texts()
+        blocks += [MadeText(text=before)] if before else []
+        blocks += [self.tool_use(index) for index in range(len(self.parser.calls))]
+        blocks += [MadeText(text=behind)] if behind else []
         reason, stop = self.end()
         return self.beginning().model_copy(
             update={"content": blocks, "stop_reason": reason, "stop_sequence": stop, "usage": self.usage()}
@@ -65,12 +66,16 @@ class MadeMessage:
         """The bill of a message that has ended."""
         return MessageUsage.of(self.turn.answer.usage)
 
-    def tool_uses(self) -> list[MadeToolUse]:
-        """The calls of a message that has ended."""
-        return [
-            MadeToolUse(id=_id(call), name=call.name or "", input=as_object(call.arguments, self._is_cut(call)))
-            for call in self.parser.calls
-        ]
+    def texts(self) -> tuple[str, str]:
+        """What was said before the first call, and behind it."""
+        content, place = self.parser.content, self.parser.before_calls
+        return (content, "") if place is None else (content[:place], content[place:])
+
+    def tool_use(self, index: int) -> MadeToolUse:
+        """A call that has ended."""
+        call = self.parser.calls[index]
+        cut = self.turn.answer.choices[0].finish_reason == "length" and call is self.parser.calls[-1]
+        return MadeToolUse(id=tool_use_id(call), name=call.name or "", input=as_object(call.arguments, cut))
 
     def end(self) -> tuple[StopReason, str | None]:
         """Why it ended, and the stop sequence that ended it."""
@@ -86,11 +91,9 @@ class MadeMessage:
         """What the next turn will read again, in the model's own spelling."""
         self.turn.remember()
         for call in self.parser.calls:
-            self.turn.service.calls.keep(_id(call), call.arguments)
-
-    def _is_cut(self, call: CallDelta) -> bool:
-        return self.turn.answer.choices[0].finish_reason == "length" and call is self.parser.calls[-1]
+            self.turn.service.calls.keep(tool_use_id(call), call.arguments)
 
 
-def _id(call: CallDelta) -> str:
+def tool_use_id(call: CallDelta) -> str:
+    """The call's id, as this API has it."""
     return f"toolu_{(call.id or '').removeprefix('call_')}"
