@@ -22,7 +22,6 @@ def said(*blocks, role="user"):
         ({"top_k": 2**63}, "top_k"),
         ({"messages": []}, "messages"),
         ({"stop_sequences": [""]}, "stop_sequences.0"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 300}}, "max_tokens must be greater"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0: 'web_search_20250305'"),
         ({"tools": [{"name": "how deep", "input_schema": {}}]}, "tools.0.name"),
         ({"tools": [DEPTH, DEPTH]}, "two tools have the same name"),

@@ -7,6 +7,10 @@ import pytest
 from anthropic.types import Message
 
 from tests.serve.saying import ASK, DEPTH, OF, THINK, calls, streamed, way
+from ziphius.serve.contracts.anthropic.request import MessagesRequest
+from ziphius.serve.dialogue.blocks import Chats
+from ziphius.serve.dialogue.calls import WrittenCalls
+from ziphius.serve.dialogue.seal import Seal
 from ziphius.text import tokens
 
 
@@ -52,6 +56,7 @@ def test_the_thinking_can_be_asked_for_in_every_way(talk):
         ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}, True, 75),
         ({"thinking": {"type": "enabled", "budget_tokens": 40}}, True, 40),
         ({"thinking": {"type": "enabled", "budget_tokens": 299}}, True, 225),  # leaves no room for an answer
+        ({"thinking": {"type": "enabled", "budget_tokens": 4000}}, True, 225),
         ({"thinking": {"type": "disabled"}}, False, None),
     ):
         client.messages.create(**ASK, **fields)
@@ -59,6 +64,14 @@ def test_the_thinking_can_be_asked_for_in_every_way(talk):
     omitted = client.messages.create(**ASK, thinking={"type": "adaptive", "display": "omitted"}).content[0]
     assert omitted.thinking == ""
     assert omitted.signature
+
+
+@pytest.mark.parametrize("kind", ["enabled", "adaptive", "between_tools", "disabled"])
+def test_a_model_that_cannot_think_is_only_made_to_by_name(kind):
+    asked = MessagesRequest.model_validate(ASK | {"thinking": {"type": kind}, "output_config": {"effort": "low"}})
+    chat = Chats(can_think=False, seal=Seal(), calls=WrittenCalls()).of(asked)
+    assert chat.thinking is None or chat.thinking.type == "disabled"
+    assert (chat.reasoning_effort == "low") == (kind == "enabled")  # which its prompt refuses
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -34,13 +34,14 @@ class Chats:
 
     def of(self, asked: CountRequest) -> ChatRequest:
         """Raises ApiError where the chat would be refused, too."""
-        body: dict[str, Any] = {"model": asked.model, "messages": self._messages(asked)}
-        body |= self._thinking(asked) | _tools(asked) | (_sampling(asked) if isinstance(asked, MessagesRequest) else {})
+        body = {"model": asked.model} | self._thinking(asked) | _tools(asked)
+        if isinstance(asked, MessagesRequest):
+            body |= _sampling(asked)
         if asked.form is not None:
             schema = {"name": "answer", "schema": asked.form.schema_}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         try:
-            return ChatRequest.model_validate(body)
+            return ChatRequest.model_validate(body | {"messages": self._messages(asked)})
         except ValidationError as error:
             raise of_validation(error.errors()) from None
         except RecursionError:
@@ -61,6 +62,7 @@ class Chats:
     def _messages(self, asked: CountRequest) -> list[dict[str, Any]]:
         """The conversation; of messages of one role that follow each other a blank line parts the texts."""
         found: list[dict[str, Any]] = []
+        turns: list[TurnMessage] = []
         if asked.system:
             found.append({"role": "system", "content": _text(asked.system)})
         for role, run in groupby(asked.messages, key=lambda message: message.role):
@@ -71,8 +73,8 @@ class Chats:
                 found += _asked(turns)
             else:
                 found.append({"role": "system", "content": _joined(turns)})
-        if isinstance(asked.messages[-1], AssistantTurn):
-            self._begin(found.pop(), asked, found)
+        if isinstance(turns[-1], AssistantTurn):
+            found += self._beginning(found.pop(), turns, asked)
         return found
 
     def _said(self, turns: list[TurnMessage]) -> dict[str, Any]:
@@ -87,17 +89,19 @@ class Chats:
             return {"role": "assistant", "content": text}
         return {"role": "assistant", "content": text or None, "tool_calls": calls}
 
-    def _begin(self, last: dict[str, Any], asked: CountRequest, found: list[dict[str, Any]]) -> None:
-        """Add the beginning of the answer: its text, and its thinking where it is on and was written here."""
+    def _beginning(self, last: dict[str, Any], turns: list[TurnMessage], asked: CountRequest) -> list[dict[str, Any]]:
+        """How the answer begins: with its text, and its thinking where it is on and was written here. Perhaps not."""
         if "tool_calls" in last:
             raise ApiError(400, "the last message calls tools; send what they said as tool_result blocks after it")
-        blocks = [block for block in asked.messages[-1].content if isinstance(block, ThinkingBlock)]
-        known = "".join(block.thinking for block in blocks if self.seal.knows(block.thinking, block.signature))
-        begun = {"role": "assistant", "prefix": True, "content": last["content"] or None}
-        if known and asked.thinking is not None and asked.thinking.type != "disabled" and self.can_think:
-            begun["reasoning_content"] = known
-        if begun.get("reasoning_content") or begun["content"]:
-            found.append(begun)
+        known = ""
+        if asked.thinking is not None and asked.thinking.type != "disabled" and self.can_think:
+            blocks = [block for turn in turns for block in turn.content if isinstance(block, ThinkingBlock)]
+            known = "".join(block.thinking for block in blocks if self.seal.knows(block.thinking, block.signature))
+        begun = {"role": "assistant", "prefix": True}
+        begun |= ({"content": last["content"]} if last["content"] else {}) | (
+            {"reasoning_content": known} if known else {}
+        )
+        return [begun] if last["content"] or known else []
 
 
 def _asked(turns: list[TurnMessage]) -> list[dict[str, Any]]:

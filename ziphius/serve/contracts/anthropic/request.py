@@ -118,10 +118,3 @@ class MessagesRequest(CountRequest):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=_LARGEST)
     metadata: Metadata | None = None
-
-    @model_validator(mode="after")
-    def _leaves_room(self) -> MessagesRequest:
-        budget = self.thinking.budget_tokens if self.thinking is not None else None
-        if budget is not None and budget >= self.max_tokens:
-            raise ValueError("max_tokens must be greater than thinking.budget_tokens")
-        return self
