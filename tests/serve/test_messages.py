@@ -67,7 +67,7 @@ def test_the_thinking_can_be_asked_for_in_every_way(talk):
 
 
 @pytest.mark.parametrize("kind", ["enabled", "adaptive", "between_tools", "disabled"])
-def test_a_model_that_cannot_think_is_only_made_to_by_name(kind):
+def test_adaptive_thinking_asks_nothing_of_a_model_that_cannot_think(kind):
     asked = MessagesRequest.model_validate(ASK | {"thinking": {"type": kind}, "output_config": {"effort": "low"}})
     chat = Chats(can_think=False, seal=Seal(), calls=WrittenCalls()).of(asked)
     assert chat.thinking is None or chat.thinking.type == "disabled"

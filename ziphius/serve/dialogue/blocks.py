@@ -97,11 +97,9 @@ class Chats:
         if asked.thinking is not None and asked.thinking.type != "disabled" and self.can_think:
             blocks = [block for turn in turns for block in turn.content if isinstance(block, ThinkingBlock)]
             known = "".join(block.thinking for block in blocks if self.seal.knows(block.thinking, block.signature))
-        begun = {"role": "assistant", "prefix": True}
-        begun |= ({"content": last["content"]} if last["content"] else {}) | (
-            {"reasoning_content": known} if known else {}
-        )
-        return [begun] if last["content"] or known else []
+        if not (last["content"] or known):
+            return []
+        return [last | {"prefix": True, "content": last["content"] or None, "reasoning_content": known or None}]
 
 
 def _asked(turns: list[TurnMessage]) -> list[dict[str, Any]]:
