@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from ziphius.serve.contracts.messages import AssistantMessage, Message
 from ziphius.serve.contracts.sampling import Sampling
 from ziphius.serve.contracts.strict import Strict
-from ziphius.serve.contracts.tools import MAX_TOOLS, NamedTool, Tool
+from ziphius.serve.contracts.tools import NamedTool, Tool
 
 
 class Thinking(Strict):
@@ -34,7 +34,7 @@ class ChatRequest(Sampling):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     thinking: Thinking | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
+    tools: list[Tool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
 

@@ -11,7 +11,6 @@ from ziphius.serve.contracts.formats import ResponseFormat
 from ziphius.serve.contracts.strict import Strict
 
 MAX_CHOICES = 128
-MAX_STOPS = 16
 
 
 class StreamOptions(Strict):
@@ -75,8 +74,8 @@ class Sampling(Strict):
     def _fits(self) -> Sampling:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream: true")
-        if len(self.stops) > MAX_STOPS:
-            raise ValueError(f"stop holds {len(self.stops)} strings; give at most {MAX_STOPS}")
+        if len(self.stops) > 16:
+            raise ValueError(f"stop holds {len(self.stops)} strings; give at most 16")
         if "" in self.stops:
             raise ValueError("stop holds an empty string, which would end every answer at once")
         return self

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from ziphius.serve.contracts.strict import Strict
 
-MAX_TOOLS = 128
 TOOL_NAME = r"^[a-zA-Z0-9_-]{1,128}$"
 
 

@@ -11,8 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from pydantic_core import PydanticCustomError
 
 from ziphius.serve.contracts.anthropic.blocks import Lenient, Texts, TurnMessage
-from ziphius.serve.contracts.sampling import MAX_STOPS
-from ziphius.serve.contracts.tools import MAX_TOOLS, TOOL_NAME
+from ziphius.serve.contracts.tools import TOOL_NAME
 
 NO_THREADS = "thread_unsupported_request"
 _LARGEST = 2**31 - 1
@@ -79,7 +78,7 @@ class CountRequest(Lenient):
     messages: list[TurnMessage] = Field(min_length=1)
     system: Texts | None = None
     thinking: Thinking | None = None
-    tools: list[Annotated[CustomTool, BeforeValidator(_is_custom)]] | None = Field(None, max_length=MAX_TOOLS)
+    tools: list[Annotated[CustomTool, BeforeValidator(_is_custom)]] | None = None
     tool_choice: ToolChoice | None = None
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None
@@ -113,7 +112,7 @@ class MessagesRequest(CountRequest):
 
     max_tokens: int = Field(ge=1, le=_LARGEST)
     stream: bool | None = None
-    stop_sequences: list[Annotated[str, Field(min_length=1)]] | None = Field(None, max_length=MAX_STOPS)
+    stop_sequences: list[Annotated[str, Field(min_length=1)]] | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=_LARGEST)
