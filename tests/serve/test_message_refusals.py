@@ -58,6 +58,10 @@ def test_refusals_before_anything_is_read(talk, tmp_path):
         with pytest.raises(anthropic.AuthenticationError) as caught:
             client_of(server, **wrong).messages.create(**ASK)
         assert caught.value.type == "authentication_error"
+    deepseeks = anthropic.Anthropic(base_url=f"{server.url}/anthropic", api_key="zk-none", max_retries=0)
+    with pytest.raises(anthropic.AuthenticationError, match="no valid API key"):
+        deepseeks.messages.create(**ASK)
+    assert deepseeks.with_options(api_key=key).messages.create(**ASK).role == "assistant"
     for right in ({"api_key": key}, {"auth_token": key}):
         assert client_of(server, **right).messages.create(**ASK).role == "assistant"
     with pytest.raises(anthropic.ContentTooLargeError):

@@ -64,12 +64,14 @@ def make_app(service: Service) -> FastAPI:
         """Continue a text, or write what stands between a prompt and a suffix."""
         return await complete_text(service, asked, request, request.state.owner)
 
-    @app.post("/v1/messages", response_model=MessageReply, responses=_MESSAGE_REFUSALS | _STREAMED)
+    @app.post(gate.DEEPSEEKS + gate.MESSAGES, include_in_schema=False)
+    @app.post(gate.MESSAGES, response_model=MessageReply, responses=_MESSAGE_REFUSALS | _STREAMED)
     async def messages(asked: MessagesRequest, request: Request) -> Response:
         """Answer a conversation in Anthropic's form: blocks of thinking, text and tool use."""
         return await create_message(service, asked, request, request.state.owner)
 
-    @app.post("/v1/messages/count_tokens", responses=_MESSAGE_REFUSALS)
+    @app.post(gate.DEEPSEEKS + gate.COUNT_TOKENS, include_in_schema=False)
+    @app.post(gate.COUNT_TOKENS, responses=_MESSAGE_REFUSALS)
     async def message_tokens(asked: CountRequest) -> TokenCount:
         """How long the prompt of a message would be."""
         return await count_tokens(service, asked)

@@ -16,7 +16,8 @@ from ziphius.serve.wire.keys import is_loopback
 from ziphius.serve.wire.service import Service
 
 _log = logging.getLogger("ziphius.serve")
-_GUARDED = ("/v1", "/metrics")
+DEEPSEEKS = "/anthropic"  # under which DeepSeek has Anthropic's API
+_GUARDED = ("/v1", DEEPSEEKS, "/metrics")
 MESSAGES = "/v1/messages"
 COUNT_TOKENS = f"{MESSAGES}/count_tokens"
 _KNOWN = ("/v1/chat/completions", "/v1/completions", MESSAGES, COUNT_TOKENS, "/v1/models", "/metrics")
@@ -108,7 +109,7 @@ class Gate:
 
 def answer(error: ApiError, path: str) -> JSONResponse:
     """A refusal as a response, in the form of the API that `path` belongs to."""
-    if path.startswith(MESSAGES):
+    if path.removeprefix(DEEPSEEKS).startswith(MESSAGES):
         status, body = as_message_error(error)
         return JSONResponse(body, status, headers=error.headers | {"request-id": error.id})
     return JSONResponse(error.body, error.status, headers=error.headers)
