@@ -67,6 +67,7 @@ class Choice:
     parser: Parser
     with_logs: bool = False
     finish_reason: str | None = None
+    stop_string: str | None = None  # the one that ended it
     logs: list[TokenLog] = field(default_factory=list)
 
     def read(self, update: Update) -> News:
@@ -82,6 +83,7 @@ class Choice:
         delta = self.parser.take()
         if update.finish_reason is not None:
             delta = delta.followed_by(self.parser.finish())
+            self.stop_string = update.stop_string
             called = bool(getattr(self.parser, "calls", None))
             self.finish_reason = "tool_calls" if called and update.finish_reason == "stop" else update.finish_reason
         self.logs += logs
