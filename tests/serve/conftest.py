@@ -9,8 +9,8 @@ from hypothesis import settings
 
 from tests.serve.saying import SayingEngine, client_of
 from ziphius.serve.dialogue.ask import Limits
+from ziphius.serve.server import Server
 from ziphius.serve.wire.runner import Runner
-from ziphius.serve.wire.server import Server
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.settings import ServeSettings
 from ziphius.text.tokenizer import Tokenizer, train_tokenizer

@@ -14,7 +14,7 @@ from typing import Any
 from ziphius.serve.contracts.anthropic.reply import as_message_error
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.dialogue.parse import Delta
-from ziphius.serve.wire.message_reply import MadeMessage, tool_use_id
+from ziphius.serve.endpoints.messages.reply import MadeMessage, tool_use_id
 from ziphius.serve.wire.stream import event
 
 

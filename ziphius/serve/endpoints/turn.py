@@ -14,7 +14,7 @@ from ziphius.serve.dialogue.ask import chat_request
 from ziphius.serve.dialogue.parse import ReplyParser
 from ziphius.serve.dialogue.prompt import Prompt
 from ziphius.serve.dialogue.tools import tool_settings
-from ziphius.serve.wire.answer import Answer, Choice
+from ziphius.serve.endpoints.answer import Answer, Choice
 from ziphius.serve.wire.service import Service
 
 

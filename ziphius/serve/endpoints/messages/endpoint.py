@@ -12,13 +12,13 @@ from ziphius.serve.contracts.anthropic.reply import MessageReply, TokenCount
 from ziphius.serve.contracts.anthropic.request import CountRequest, MessagesRequest
 from ziphius.serve.contracts.chat import ChatRequest
 from ziphius.serve.dialogue.blocks import Chats
-from ziphius.serve.wire.answer import respond
+from ziphius.serve.endpoints.answer import respond
+from ziphius.serve.endpoints.messages.events import message_events
+from ziphius.serve.endpoints.messages.reply import MadeMessage
+from ziphius.serve.endpoints.turn import begin_turn, make_prompt
 from ziphius.serve.wire.gate import COUNT_TOKENS, MESSAGES
 from ziphius.serve.wire.lanes import asking
-from ziphius.serve.wire.message_events import message_events
-from ziphius.serve.wire.message_reply import MadeMessage
 from ziphius.serve.wire.service import Service
-from ziphius.serve.wire.turn import begin_turn, make_prompt
 
 
 async def create_message(service: Service, asked: MessagesRequest, request: Request, owner: str) -> Response:

@@ -23,12 +23,13 @@ from ziphius.serve.contracts.errors import ApiError, ErrorBody, of_validation
 from ziphius.serve.contracts.reply import ChatCompletion, Health, ModelCard, ModelList, TextCompletion
 from ziphius.serve.contracts.responses.reply import ResponseObject
 from ziphius.serve.contracts.responses.request import ResponsesRequest
-from ziphius.serve.wire import gate, page
+from ziphius.serve.endpoints import page
+from ziphius.serve.endpoints.chat import complete_chat
+from ziphius.serve.endpoints.completions import complete_text
+from ziphius.serve.endpoints.messages.endpoint import count_tokens, create_message
+from ziphius.serve.endpoints.responses.endpoint import make_response, nothing_stored
+from ziphius.serve.wire import gate
 from ziphius.serve.wire.body import route_class
-from ziphius.serve.wire.chat import complete_chat
-from ziphius.serve.wire.completions import complete_text
-from ziphius.serve.wire.messages import count_tokens, create_message
-from ziphius.serve.wire.responses.endpoint import make_response, nothing_stored
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.stream import ClientLeft
 

@@ -15,7 +15,7 @@ from ziphius.serve.contracts.anthropic.reply import (
 from ziphius.serve.contracts.anthropic.request import MessagesRequest
 from ziphius.serve.dialogue.calls import as_object
 from ziphius.serve.dialogue.parse import CallDelta, ReplyParser
-from ziphius.serve.wire.turn import Turn
+from ziphius.serve.endpoints.turn import Turn
 
 
 @dataclass(frozen=True)
