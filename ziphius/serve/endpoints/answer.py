@@ -210,6 +210,7 @@ class Answer:
         self.service.log(
             self.about
             | {
+                "client": asking.get().address,
                 "status": self.status,
                 "seconds": round(seconds, 4),
                 "first_token_seconds": self._first and round(self._first, 4),
