@@ -139,6 +139,20 @@ def test_a_running_service_follows_the_file(path, serve, engine, caplog):
         assert (status(ada), status(bo)) == (200, 401)
 
 
+def test_keys_that_the_system_would_not_read_are_read_once_it_does(path, monkeypatch, caplog):
+    ada, bo = new_key(path, "ada"), new_key(path, "bo")
+    keys = WatchedKeys(path)
+    delete_key(path, "bo")
+    refusing = lambda path: (_ for _ in ()).throw(OSError(24, "Too many open files"))
+    with monkeypatch.context() as patch:
+        patch.setattr("ziphius.serve.wire.keys.read_keys", refusing)
+        for _ in range(3):
+            assert name_of(keys, x=bo) == "bo"
+    assert caplog.text.count("Too many open files") == 1
+    assert name_of(keys, x=bo) is None
+    assert name_of(keys, x=ada) == "ada"
+
+
 # What a key may use
 
 
