@@ -183,9 +183,9 @@ def test_beyond_its_allowance_a_key_is_told_when_to_come_back(path, serve, engin
     server.service.allowances._now = lambda: NOON + 86_400
     assert ask(key).status_code == 200
     text = server.http.get("/metrics", headers={"X-Api-Key": free}).text
-    assert f'ziphius_key_requests_total{{key="ada"}} {6.0}' in text
-    assert 'ziphius_key_tokens_total{key="bo"}' in text
-    assert 'ziphius_key_dollars_total{key="ada"}' in text
+    assert 'ziphius_owner_requests_total{owner="ada"} 6.0' in text
+    assert 'ziphius_owner_tokens_total{kind="written",owner="bo"} 4.0' in text
+    assert 'ziphius_owner_dollars_total{owner="ada"}' in text
 
 
 def test_the_wait_ends_with_the_day():

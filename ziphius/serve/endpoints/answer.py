@@ -200,13 +200,11 @@ class Answer:
         seconds = time.monotonic() - self._began
         self.service.leave(self._party, len(self.choices), seconds, finished)
         used = self.usage if self._ticket is not None else None
-        self.service.metrics.count(seconds, self._first, self.tally, used)
-        if self._ticket is not None:
-            self.service.metrics.count_owner(self._party, self.tally, self._ticket.seconds)
+        self.service.metrics.count(self._party, seconds, self._first, self.tally, used)
         if not refused:
             self.service.count_request(self.about["path"], self.status)
-        tokens = self.tally.prompt + self.tally.completion if used is not None else 0
-        self.service.charge(self.about["owner"], tokens, used.ziphius.dollars if used is not None else 0.0)
+        if used is not None:
+            self.service.charge(used.total_tokens, used.ziphius.dollars)
         self.service.log(
             self.about
             | {
