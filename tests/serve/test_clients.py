@@ -257,6 +257,9 @@ def test_what_was_ignored_is_said(talk, caplog):
     assert "".join(chunk.choices[0].delta.content or "" for chunk in raw.parse()) == "y"
     texts = server.http.post("/v1/completions", json={"model": "tiny", "prompt": "a", "store": True})
     assert texts.headers["X-Ignored-Fields"] == "store"
+    body = {"model": "tiny", "max_tokens": 9, "messages": ASK, "service_tier": "auto", "container": None}
+    messages = server.http.post("/v1/messages", json=body)
+    assert messages.headers["X-Ignored-Fields"] == "service_tier"
     assert "X-Ignored-Fields" not in server.http.get("/v1/models").headers
 
 

@@ -259,6 +259,7 @@ def test_a_page_of_another_site_needs_leave(serve, engine, path):
     assert refused.headers["access-control-allow-origin"] == ours
     got = server.http.post("/v1/chat/completions", json=body(1), headers={"Origin": ours, "X-Api-Key": key})
     assert (got.status_code, got.headers["access-control-allow-origin"]) == (200, ours)
+    assert "X-Ignored-Fields" in got.headers["access-control-expose-headers"]
     anyone = serve(engine, cors=("*",))
     assert anyone.http.get("/health", headers={"Origin": ours}).headers["access-control-allow-origin"] == "*"
 

@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 
 from tests.serve.conftest import running
 from tests.serve.hostile import damaged, hostile_text
-from tests.serve.pages import answered, ask, chunk, hear, opened, texts
+from tests.serve.pages import answered, ask, chunk, hear, texts
 from tests.serve.scripted import ScriptedEngine
 
 KNOWN = {
@@ -30,13 +30,6 @@ GENERATED = 20
 def url(tokenizer):
     with running(tokenizer, ScriptedEngine(lambda _: [1]), context=4096) as server:
         yield server.url
-
-
-@pytest.fixture
-def page(browser, url):
-    with opened(browser, url) as page:
-        expect(page.locator("#model")).to_have_text("tiny")
-        yield page
 
 
 def reacts(page):

@@ -293,7 +293,7 @@ def test_few_files_shut_nobody_out(options):
             asking = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
             asking.sendall(GET)
             assert b"200 OK" in asking.recv(4096)
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 5
         _, said = process.communicate(timeout=20)
         lines = [json.loads(line) for line in said.splitlines()]
         reasons = [line["reason"] for line in lines if line.get("event") == "connection"]

@@ -95,7 +95,9 @@ class Answer:
 
     def __init__(self, service: Service, choices: Sequence[Choice], about: dict[str, Any]) -> None:
         """Raises ApiError (429, 503) where there is no room for another request. `about` goes into the log."""
-        self.service, self.choices, self.about = service, choices, about
+        asks = asking.get()
+        self.service, self.choices = service, choices
+        self.about = about | {"owner": asks.owner, "client": asks.address}
         self.tally = Tally(0)
         self.status = 200
         self._ticket: Ticket | None = None
@@ -103,7 +105,7 @@ class Answer:
         self._first: float | None = None
         self._streamed = False
         self._closed = False
-        self._party = asking.get().party
+        self._party = asks.party
         service.enter(self._party, len(choices))
 
     async def begin(self, requests: Sequence[Request]) -> None:
@@ -208,7 +210,6 @@ class Answer:
         self.service.log(
             self.about
             | {
-                "client": asking.get().address,
                 "status": self.status,
                 "seconds": round(seconds, 4),
                 "first_token_seconds": self._first and round(self._first, 4),

@@ -59,7 +59,7 @@ class TextParser:
         self._new += text
 
 
-async def complete_text(service: Service, asked: CompletionRequest, request: Request, owner: str) -> Response:
+async def complete_text(service: Service, asked: CompletionRequest, request: Request) -> Response:
     """The continuations, whole or as a stream. Raises ApiError for what cannot be answered."""
     service.check_model(asked.model)
     prompts, requests = await service.lanes.run(_prepare, service, asked)
@@ -71,7 +71,7 @@ async def complete_text(service: Service, asked: CompletionRequest, request: Req
             parser = TextParser(service.tokenizer, begun, asked.stops, ends)
             choices.append(Choice(len(choices), parser, asked.logprobs is not None))
     name = f"cmpl-{secrets.token_hex(12)}"
-    about: dict[str, Any] = {"path": "/v1/completions", "id": name, "owner": owner, **asked.labels}
+    about: dict[str, Any] = {"path": "/v1/completions", "id": name, **asked.labels}
     if asked.left_out:
         about["ignored"] = asked.left_out
     if service.settings.log_prompts:
@@ -82,7 +82,7 @@ async def complete_text(service: Service, asked: CompletionRequest, request: Req
 
     def whole() -> TextCompletion:
         if service.settings.log_prompts:
-            about["answer"] = [choice.parser.text for choice in choices]  # type: ignore[attr-defined]
+            answer.about["answer"] = [choice.parser.text for choice in choices]  # type: ignore[attr-defined]
         made = [_choice(service.tokenizer, choice) for choice in choices]
         return TextCompletion(**head, choices=made, usage=answer.usage)
 
