@@ -94,10 +94,11 @@ class Answer:
     """One request from its acceptance to its end. `close` must be called, whatever happens; it may be called twice."""
 
     def __init__(self, service: Service, choices: Sequence[Choice], about: dict[str, Any]) -> None:
-        """Raises ApiError (429, 503) where there is no room for another request. `about` goes into the log."""
+        """Raises ApiError (429, 503) where there is no room for another request. `about` goes into the log, with who
+        asked."""
         asks = asking.get()
-        self.service, self.choices = service, choices
-        self.about = about | {"owner": asks.owner, "client": asks.address}
+        about |= {"owner": asks.owner, "client": asks.address}
+        self.service, self.choices, self.about = service, choices, about
         self.tally = Tally(0)
         self.status = 200
         self._ticket: Ticket | None = None

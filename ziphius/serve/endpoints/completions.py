@@ -82,7 +82,7 @@ async def complete_text(service: Service, asked: CompletionRequest, request: Req
 
     def whole() -> TextCompletion:
         if service.settings.log_prompts:
-            answer.about["answer"] = [choice.parser.text for choice in choices]  # type: ignore[attr-defined]
+            about["answer"] = [choice.parser.text for choice in choices]  # type: ignore[attr-defined]
         made = [_choice(service.tokenizer, choice) for choice in choices]
         return TextCompletion(**head, choices=made, usage=answer.usage)
 
