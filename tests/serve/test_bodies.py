@@ -178,6 +178,28 @@ def test_turns_go_round_and_the_small_do_not_wait():
     assert [name for name in done if name[0] != "s"] == ["a0", "a1", "b0", "a2", "b1", "a3"]
 
 
+def test_turns_go_round_among_the_small_too():
+    """Forty pieces of one are there when another's comes."""
+    done = []
+
+    async def ask(lanes, party, work):
+        of_size(party, LARGE)
+        await work(lanes)(lambda: (time.sleep(0.005), done.append(party)))
+
+    async def all_at_once(work):
+        lanes = Lanes()
+        tasks = [asyncio.create_task(ask(lanes, "a", work)) for _ in range(40)]
+        await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(ask(lanes, "b", work)))
+        await asyncio.gather(*tasks)
+        lanes.close()
+
+    for work in (lambda lanes: lanes.read, lambda lanes: lanes.run):
+        done.clear()
+        asyncio.run(all_at_once(work))
+        assert done.index("b") < 12
+
+
 def test_who_leaves_gives_the_turn_to_the_next():
     done = []
 
