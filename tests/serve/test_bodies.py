@@ -232,13 +232,13 @@ def test_who_leaves_gives_the_turn_to_the_next():
 def test_a_large_answer_is_written_beside_the_loop(serve, engine):
     server = serve(engine)
     taken = []
-    run = server.service.lanes._run
+    lane_for = server.service.lanes._lane
 
-    def watched(work, size, begun):
+    def watched(size):
         taken.append(size)
-        return run(work, size, begun)
+        return lane_for(size)
 
-    server.service.lanes._run = watched
+    server.service.lanes._lane = watched
     reply = server.ask(max_tokens=4, n=128, logprobs=True, top_logprobs=20).json()
     assert len(reply["choices"]) == 128
     assert max(taken) > LARGE

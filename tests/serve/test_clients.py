@@ -244,7 +244,7 @@ def test_habits_of_other_programs(talk, who):
 
 
 def test_what_was_ignored_is_said(talk, caplog):
-    server, _, client = talk("</think>x", "</think>y", "z")
+    server, _, client = talk("</think>x", "</think>y", "z", "</think>w")
     ignored = {"store": True, "x-vendor": 1, "鲸\r\n": 1, "modalities": ["text"], "best_of": None, "prediction": {}}
     caplog.set_level("INFO", "ziphius.serve")
     reply = server.ask(**ignored, user="ada", metadata={"run": 7})

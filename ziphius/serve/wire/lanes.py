@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-_Waiting = OrderedDict[str, deque[asyncio.Future[None]]]  # by party; the next is first
+_Turns = deque[asyncio.Future[None]]
 LARGE = 64 * 2**10  # bytes
 _TINY = 4 * 2**10  # bytes that are read sooner than a thread is woken
 _LONGEST_PAUSE = 1.0
@@ -50,67 +50,65 @@ class Lanes:
     """Threads for the small, one for the large. All methods belong to the event loop."""
 
     def __init__(self) -> None:
-        self._small, self._large = _Lane("small", 4), _Lane("large", 1, rests=True)
+        self._small, self._large = _Lane("small", 4), _Lane("large", 1, is_large=True)
 
     async def run(self, work: Callable[..., T], *given: Any, size: int | None = None) -> T:
         """`work(*given)`, in the lane for its `size` in bytes: that of the request's body where none is given."""
-        asks = asking.get()
-        if (asks.size if size is None else size) <= LARGE:
-            return await self._small.run(partial(work, *given), asks.party)
-        # what has been read goes first: it takes most memory
-        return await self._large.run(partial(_tidied, partial(work, *given)), asks.party, first=True)
+        size = asking.get().size if size is None else size
+        return await self._lane(size).run(partial(work, *given), begun=True)
 
     async def read(self, work: Callable[..., T], *given: Any) -> T:
         """`work(*given)`, which reads a body; at once where that is tiny."""
-        asks = asking.get()
-        if asks.size <= _TINY:
-            return work(*given)
-        if asks.size <= LARGE:
-            return await self._small.run(partial(work, *given), asks.party)
-        return await self._large.run(partial(_tidied, partial(work, *given)), asks.party)
+        size = asking.get().size
+        return work(*given) if size <= _TINY else await self._lane(size).run(partial(work, *given), begun=False)
 
     def close(self) -> None:
         """Start nothing more; what runs ends by itself."""
         self._small.close()
         self._large.close()
 
+    def _lane(self, size: int) -> _Lane:
+        return self._small if size <= LARGE else self._large
+
 
 class _Lane:
-    """`at_once` threads, in turns between parties. One that `rests` pauses after each piece as long as that took."""
+    """`at_once` threads, in turns between parties. What has been read goes before what has not, for it takes most
+    memory: of its own party, and where the pieces are large, of all. Large ones are followed by a pause."""
 
-    def __init__(self, name: str, at_once: int, rests: bool = False) -> None:
+    def __init__(self, name: str, at_once: int, is_large: bool = False) -> None:
         self._threads = ThreadPoolExecutor(at_once, name)
-        self._free, self._rests = at_once, rests
-        self._first: _Waiting = OrderedDict()
-        self._then: _Waiting = OrderedDict()
+        self._free, self._is_large = at_once, is_large
+        self._waiting: OrderedDict[str, tuple[_Turns, _Turns]] = OrderedDict()  # those begun, the others; next is first
 
-    async def run(self, work: Callable[[], T], party: str, first: bool = False) -> T:
-        """What `work` returns. `first`: before all that is not."""
-        await self._turn(party, self._first if first else self._then)
+    async def run(self, work: Callable[[], T], begun: bool) -> T:
+        """What `work` returns, for whoever asks."""
+        await self._turn(asking.get().party, begun)
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        since = loop.time()
 
         def ended(done: asyncio.Future[T]) -> None:
             if not done.cancelled():
                 done.exception()  # whoever asked may be gone
-            if self._rests:
-                loop.call_later(min(loop.time() - began, _LONGEST_PAUSE), self._next)
+            if self._is_large:
+                loop.call_later(min(loop.time() - since, _LONGEST_PAUSE), self._next)
             else:
                 self._next()
 
-        working = loop.run_in_executor(self._threads, work)
+        working = loop.run_in_executor(self._threads, partial(_tidied, work) if self._is_large else work)
         working.add_done_callback(ended)
         return await asyncio.shield(working)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _turn(self, party: str, waiting: _Waiting) -> None:
+    async def _turn(self, party: str, begun: bool) -> None:
         if self._free:
             self._free -= 1
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting.setdefault(party, deque()).append(turn)
+        self._waiting.setdefault(party, (deque(), deque()))[0 if begun else 1].append(turn)
+        if begun and self._is_large:
+            self._waiting.move_to_end(party, last=False)
         try:
             await turn
         except asyncio.CancelledError:
@@ -120,15 +118,14 @@ class _Lane:
 
     def _next(self) -> None:
         """The turn passes to the next party, and there to who has waited longest."""
-        for waiting in (self._first, self._then):
-            while waiting:
-                party, turns = waiting.popitem(last=False)
-                turn = turns.popleft()
-                if turns:
-                    waiting[party] = turns
-                if not turn.done():  # else whoever waited has gone away
-                    turn.set_result(None)
-                    return
+        while self._waiting:
+            party, (begun, others) = self._waiting.popitem(last=False)
+            turn = (begun or others).popleft()
+            if begun or others:
+                self._waiting[party] = begun, others
+            if not turn.done():  # else whoever waited has gone away
+                turn.set_result(None)
+                return
         self._free += 1
 
 
