@@ -42,7 +42,7 @@ from common import arguments, console, free_port, quiet_libraries, write_results
 from rich.table import Table
 from serve import make_folder
 
-from ziphius.serve.wire.keys import new_key
+from ziphius.serve.key_file import new_key
 
 WORST_S = 1.0
 MEMORY_MIB = 256
@@ -268,6 +268,7 @@ def attacked(title: str, service: Service, names: Sequence[str], keys: dict[str,
     seconds = 2.0 if options.quick else options.seconds
     known: dict[int, str] = {}
     asyncio.run(under(service, None, keys, known, 2.0, options))  # what is built on first use is built
+    asyncio.run(under(service, "full_prompts", keys, known, 3.0, options))  # and the cache, of its set size, is full
     rows: list[dict[str, Any]] = []
     before = {"mib": service.memory_mib(), "files": service.files()}
     for name in (None, *names):

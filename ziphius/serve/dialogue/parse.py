@@ -45,6 +45,19 @@ class Delta:
 
 
 @dataclass(slots=True)
+class Piece:
+    """What a reply says in one go: thinking, answer, or the arguments of a call, as they came."""
+
+    part: Part
+    texts: list[str] = field(default_factory=list)
+    call: CallDelta | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+@dataclass(slots=True)
 class _Call:
     """A call being written: `header` up to the separator, then arguments, plain (V3.1) or behind a name and a fence."""
 
@@ -63,6 +76,7 @@ class ReplyParser:
     Thinking is open from the start where the prompt leaves it open, or once `<think>` is the first thing said. The
     first `</think>` ends it; opened once more before the answer begins, it goes on. Once the answer has begun both tags
     are text like any other. Whitespace around the thinking, and before an answer that follows it, is dropped.
+    `pieces` holds the same in the order in which it was said, which the pace of the tokens does not change.
     """
 
     def __init__(
@@ -91,6 +105,8 @@ class ReplyParser:
         self._reasoning: list[str] = []
         self._content: list[str] = []
         self.calls: list[CallDelta] = []
+        self.pieces: list[Piece] = []
+        self.before_calls: int | None = None  # characters of the answer that were said before the first call
         self.reasoning_tokens = 0
 
     def push(self, token: int, stop: str | None = None) -> Part:
@@ -131,6 +147,10 @@ class ReplyParser:
     def content(self) -> str:
         return "".join(self._content)
 
+    @property
+    def _answered(self) -> bool:
+        return bool(self._content or self.calls)
+
     def written(self) -> list[tuple[str, list[int]]]:
         """Texts of the finished reply with the tokens that spell them: its answer, the arguments of its calls."""
         texts = [(self.content, self._content_ids), *self._written]
@@ -138,7 +158,7 @@ class ReplyParser:
 
     def _mark(self, token: int) -> bool:
         """Whether the token changes the part instead of adding to it."""
-        thinks = thinks_after(token, self._part == "reasoning", not self._content, self._think, self._end_think)
+        thinks = thinks_after(token, self._part == "reasoning", not self._answered, self._think, self._end_think)
         if self._part == "call" and self._call is not None:
             if token == self._sep and not self._call.began:
                 self._begin_arguments()
@@ -237,22 +257,33 @@ class ReplyParser:
     def _name(self, name: str) -> None:
         assert self._call is not None
         self._call.named = True
+        if self.before_calls is None:
+            self.before_calls = len(self.content)
         call = CallDelta(len(self.calls), f"call_{secrets.token_hex(12)}", name)
         self.calls.append(call)
+        self.pieces.append(Piece("call", call=call))
         self._delta.calls.append(CallDelta(call.index, call.id, call.name))
 
     def _say_arguments(self, text: str) -> None:
         if text and self._call is not None:
             self._call.arguments += text
             self.calls[-1].arguments += text
+            self._add("call", text)
             self._delta.calls.append(CallDelta(self.calls[-1].index, arguments=text))
 
     def _say_reasoning(self, text: str) -> None:
         if text:
             self._reasoning.append(text)
+            self._add("reasoning", text)
             self._delta.reasoning += text
 
     def _say_content(self, text: str) -> None:
         if text:
             self._content.append(text)
+            self._add("content", text)
             self._delta.content += text
+
+    def _add(self, part: Part, text: str) -> None:
+        if not self.pieces or self.pieces[-1].part != part:
+            self.pieces.append(Piece(part))
+        self.pieces[-1].texts.append(text)

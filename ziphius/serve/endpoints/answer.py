@@ -37,12 +37,13 @@ class Parser(Protocol):
 
 @dataclass(slots=True)
 class TokenLog:
-    """A token with its log-probability and the likeliest tokens in its place."""
+    """A token with its log-probability and the likeliest tokens in its place. `calls` were begun before it."""
 
     part: Part
     token: int
     logprob: float
     top: list[tuple[int, float]]
+    calls: int = 0
 
 
 @dataclass(slots=True)
@@ -66,6 +67,7 @@ class Choice:
     parser: Parser
     with_logs: bool = False
     finish_reason: str | None = None
+    stop_string: str | None = None  # the one that ended it
     logs: list[TokenLog] = field(default_factory=list)
 
     def read(self, update: Update) -> News:
@@ -76,10 +78,12 @@ class Choice:
             part = self.parser.push(token, update.stop_string if place == last else None)
             if self.with_logs and part in ("reasoning", "content"):
                 top = update.top_logprobs[place] if update.top_logprobs else []
-                logs.append(TokenLog(part, token, update.logprobs[place], top))
+                calls = len(getattr(self.parser, "calls", ()))
+                logs.append(TokenLog(part, token, update.logprobs[place], top, calls))
         delta = self.parser.take()
         if update.finish_reason is not None:
             delta = delta.followed_by(self.parser.finish())
+            self.stop_string = update.stop_string
             called = bool(getattr(self.parser, "calls", None))
             self.finish_reason = "tool_calls" if called and update.finish_reason == "stop" else update.finish_reason
         self.logs += logs
@@ -206,6 +210,7 @@ class Answer:
         self.service.log(
             self.about
             | {
+                "client": asking.get().address,
                 "status": self.status,
                 "seconds": round(seconds, 4),
                 "first_token_seconds": self._first and round(self._first, 4),

@@ -17,7 +17,7 @@ from ziphius.serve.contracts.reply import TextChoice, TextCompletion, TextLogpro
 from ziphius.serve.dialogue.ask import completion_request
 from ziphius.serve.dialogue.parse import Delta, Part
 from ziphius.serve.dialogue.stops import StopTail
-from ziphius.serve.wire.answer import Answer, Choice, TokenLog, naming_ignored, respond
+from ziphius.serve.endpoints.answer import Answer, Choice, TokenLog, naming_ignored, respond
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.stream import DONE, KEEP_ALIVE, event
 from ziphius.text.detokenise import Detokeniser
