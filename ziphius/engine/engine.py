@@ -20,6 +20,8 @@ from ziphius.model.transformer import Transformer
 from ziphius.ops.backend import compute_dtype
 from ziphius.text.tokenizer import Tokenizer
 
+_REWINDS = 3  # tries
+
 
 class Engine:
     """Samples from a model for many requests at once. Not thread-safe: one thread calls it.
@@ -213,12 +215,15 @@ class Engine:
                 self.scheduler.add(sequence)
 
     def _rewind(self, sequence: Sequence) -> None:
-        try:
-            self._admission.rewind(sequence)
-        except BaseException as error:
-            if not is_fault(error):
-                raise
-            sequence.break_off(f"the answer so far cannot be followed any more: {error}")
+        for tries_left in reversed(range(_REWINDS)):
+            try:
+                self._admission.rewind(sequence)
+                return
+            except BaseException as error:
+                if not is_fault(error):
+                    raise
+                if not tries_left:
+                    sequence.break_off(f"the answer so far cannot be followed any more: {error}")
 
     def fail(self, sequence: Sequence, error: str) -> None:
         """End one sample with an error."""

@@ -6,8 +6,8 @@ R rows, M blocks of a row's table.
 from __future__ import annotations
 
 from bisect import insort
-from collections import Counter, deque
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from ziphius.engine.blocks import BlockPool
 from ziphius.engine.sequence import Sequence
 from ziphius.engine.shares import Shares
+from ziphius.engine.yielding import has_little, most_blocks, who_yields
 
 
 @dataclass(slots=True)
@@ -198,7 +199,7 @@ class Scheduler:
                 continue
             if sequence.cached_tokens < 0 and sequence.id in self._reading:
                 continue
-            if not crowded or self._has_little(sequence):
+            if not crowded or has_little(self.running, sequence, self._needed(sequence)):
                 gone = self._make_room(sequence)
                 budget += sum(plan.pop(victim).count for victim in gone if victim in plan)
                 found = self._find(sequence)
@@ -213,24 +214,13 @@ class Scheduler:
         """Who had to yield to one that waits."""
         gone: list[Sequence] = []
         while not self._fits(sequence, found := self._find(sequence)):
-            victim = self._yielding(sequence, found)
+            lacks_blocks = not self._has_blocks(sequence, found)
+            victim = who_yields(self.running, sequence, self._needed(sequence), lacks_blocks)
             if victim is None:
                 break
             self.preempt(victim)
             gone.append(victim)
         return gone
-
-    def _yielding(self, sequence: Sequence, found: list[int]) -> Sequence | None:
-        """Who has to yield to one that waits: the lowest of lower priority, or of an owner with more than its own."""
-        lowest, priority = self.running[-1] if self.running else None, sequence.request.priority
-        if lowest is None or lowest.request.priority < priority:
-            return lowest
-        if lowest.request.priority > priority:
-            return None
-        if not self._has_blocks(sequence, found):
-            return self._greatest(_blocks)[0] if self._has_little(sequence) else None
-        victim, rows = self._greatest(lambda _: 1)
-        return victim if rows[victim.owner] > rows[sequence.owner] + 1 else None
 
     def _find(self, sequence: Sequence) -> list[int]:
         """Cached blocks of its tokens, but for the last token: the network must read at least that."""
@@ -249,23 +239,6 @@ class Scheduler:
 
     def _needed(self, sequence: Sequence) -> int:
         return len(sequence.tokens) // self.pool.block_size + 1
-
-    def _has_little(self, sequence: Sequence) -> bool:
-        """Whether its owner, once it had all that it needs, would hold no more than half the blocks of another."""
-        if not self.running:
-            return False
-        first, held = self._greatest(_blocks)
-        return held[first.owner] >= 2 * (held[sequence.owner] + self._needed(sequence))
-
-    def _greatest(self, size: Callable[[Sequence], int]) -> tuple[Sequence, Counter[str]]:
-        """Of those of the lowest priority that run: the lowest of the owner with most, and what each owner has."""
-        priority = self.running[-1].request.priority
-        lowest = [s for s in self.running if s.request.priority == priority]
-        held: Counter[str] = Counter()
-        for sequence in lowest:
-            held[sequence.owner] += size(sequence)
-        most = max(held.values())
-        return next(s for s in reversed(lowest) if held[s.owner] == most), held
 
     def _enter(self, sequence: Sequence, found: list[int]) -> None:
         self.waiting.remove(sequence)
@@ -303,7 +276,7 @@ class Scheduler:
         if missing <= 0:
             return True
         while self.pool.available < missing:
-            victim, _ = self._greatest(_blocks)
+            victim, _ = most_blocks(self.running)
             if victim is sequence:
                 return False
             plan.pop(victim, None)
@@ -322,7 +295,3 @@ class Scheduler:
 
 def _rank(sequence: Sequence) -> tuple[int, int, int]:
     return sequence.rank
-
-
-def _blocks(sequence: Sequence) -> int:
-    return len(sequence.blocks)
