@@ -200,6 +200,28 @@ def test_turns_go_round_among_the_small_too():
         assert done.index("b") < 12
 
 
+def test_what_has_been_read_goes_before_what_has_not():
+    """Else the objects of all bodies would be there at once."""
+    present, most = [0], [0]
+
+    async def ask(lanes, size):
+        of_size("a", size)
+        await lanes.read(lambda: None)
+        present[0] += 1
+        most[0] = max(most[0], present[0])
+        await lanes.run(lambda: None)
+        present[0] -= 1
+
+    async def all_at_once(size, count):
+        lanes = Lanes()
+        await asyncio.gather(*(ask(lanes, size) for _ in range(count)))
+        lanes.close()
+
+    for size, count in ((LARGE, 200), (LARGE + 1, 20)):
+        asyncio.run(all_at_once(size, count))
+        assert most[0] < 10
+
+
 def test_who_leaves_gives_the_turn_to_the_next():
     done = []
 
