@@ -36,6 +36,8 @@ def schema(tokenizer):
 ROUTES = (
     "POST /v1/chat/completions",
     "POST /v1/completions",
+    "POST /tokenize",
+    "POST /detokenize",
     "GET /v1/models",
     "GET /v1/models/{model}",
     "GET /health",

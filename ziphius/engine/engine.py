@@ -71,6 +71,9 @@ class Engine:
         self.stepper.disturb()
         for sequence in self.scheduler.running[:]:
             self.scheduler.preempt(sequence)
+        for sequence in (sequence for samples in self._requests.values() for sequence in samples):
+            if sequence.scores is not None:
+                sequence.scores.clear()
         self.scheduler.pool.forget_all()
         self._fingerprint = None
 
@@ -136,12 +139,15 @@ class Engine:
     def _update(self, sequence: Sequence) -> Update:
         """What is new of a sample."""
         told, sequence.reported = sequence.reported, sequence.generated
+        scores = sequence.scores if not told and not sequence.wants_scores else None
         return Update(
             id=sequence.id,
             sample=sequence.sample,
             token_ids=sequence.tokens[sequence.prompt_length + told :],
             logprobs=sequence.logprobs[told:],
             top_logprobs=None if sequence.request.settings.logprobs is None else sequence.top_logprobs[told:],
+            prompt_logprobs=scores and scores.logprobs(),
+            prompt_top_logprobs=scores and scores.top_logprobs(),
             finish_reason=sequence.finish_reason,
             stop_string=sequence.stop_string,
             cached_tokens=max(sequence.cached_tokens, 0),

@@ -19,6 +19,7 @@ class Request:
     the model may open one itself with its very first token; False, that there is none.
     `samples` continuations are drawn, which share the prompt's memory. A higher `priority` goes first. Without
     `stream`, a sample comes back in one piece when it ends.
+    With `prompt_logprobs` the prompt's own tokens are scored too: so many likeliest alternatives come with each.
     """
 
     prompt: Sequence[int]
@@ -27,6 +28,7 @@ class Request:
     thinking: bool | None = None
     samples: int = 1
     stream: bool = True
+    prompt_logprobs: int | None = None
 
 
 @dataclass(slots=True)
@@ -37,7 +39,9 @@ class Update:
     `stop_string` names it and `token_ids` run up to the token that completed it: the text is to be cut before it.
     `logprobs` holds each token's log-probability in the network's own distribution at the sampling temperature (at 1
     where that is 0), before penalties, biases, constraints and cuts; `top_logprobs`, where asked for, the likeliest
-    tokens of the same distribution, best first. `cached_tokens` of the prompt were found in the prefix cache.
+    tokens of the same distribution, best first. `prompt_logprobs` and `prompt_top_logprobs`, where asked for, say the
+    same of the prompt's tokens, in the network's own distribution at temperature 1, with the sample's first update; the
+    first token has neither. `cached_tokens` of the prompt were found in the prefix cache.
     `drafted` and `accepted_drafts` count the sample's speculation so far. `error` says what went wrong with finish
     reason `error`.
     """
@@ -47,6 +51,8 @@ class Update:
     token_ids: list[int]
     logprobs: list[float]
     top_logprobs: list[list[tuple[int, float]]] | None = None
+    prompt_logprobs: list[float | None] | None = None
+    prompt_top_logprobs: list[list[tuple[int, float]]] | None = None
     finish_reason: FinishReason | None = None
     stop_string: str | None = None
     cached_tokens: int = 0

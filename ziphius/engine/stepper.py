@@ -21,6 +21,7 @@ from ziphius.engine.pace import Pace
 from ziphius.engine.passes import Passes
 from ziphius.engine.sampling import Drawn, Sampler
 from ziphius.engine.scheduler import Piece, Scheduler
+from ziphius.engine.scoring import score_prompts
 from ziphius.engine.sequence import Sequence
 from ziphius.engine.settings import EngineSettings
 from ziphius.engine.shaping import Bound, is_shaped
@@ -113,10 +114,13 @@ class Stepper:
         began = time.perf_counter()
         decoding = all(piece.sequence.decodes for piece in plan)
         hidden_ND, targets, spans = self._read(plan)
+        score_prompts(self.passes.logits, hidden_ND, plan)
         copies = self._fork(targets)
         self._seat(depth)
-        if targets:
-            self._take(targets, self._draw(hidden_ND, targets))
+        ended = self._close(targets)
+        drawing = [target for target in targets if target.sequence not in ended]
+        if drawing:
+            self._take(drawing, self._draw(hidden_ND, drawing))
         spans += [_span(target) for target in targets if target.read]
         read = time.perf_counter()
         if decoding:
@@ -131,7 +135,20 @@ class Stepper:
         for span in spans:
             if span.sequence.computed // self.memory.block_size > span.sequence.registered:
                 span.sequence.register(self.scheduler.pool)
-        return [target.sequence for target in targets]
+        broken = [span.sequence for span in spans if span.sequence.error is not None]
+        return list(dict.fromkeys([*(target.sequence for target in targets), *broken]))
+
+    def _close(self, targets: list[_Target]) -> set[Sequence]:
+        """Those of whom nothing is to be drawn: they end where their prompt does."""
+        ended = set()
+        for target in targets:
+            sequence = target.sequence
+            if len(sequence.tokens) >= sequence.limit:
+                sequence.computed = len(sequence.tokens)
+                sequence.finish_reason = sequence.finish_reason or "length"
+                sequence.drafting = 0
+                ended.add(sequence)
+        return ended
 
     def _read(self, plan: list[Piece]) -> tuple[Tensor, list[_Target], list[Span]]:
         """Hidden states of the pieces [N, D]; where to draw; and what was read of prompts that go on."""

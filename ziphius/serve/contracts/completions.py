@@ -10,11 +10,13 @@ from ziphius.serve.contracts.sampling import MAX_CHOICES, Sampling
 class CompletionRequest(Sampling):
     """`POST /v1/completions`: a text continued as it stands, or, with `suffix`, what stands between the two.
 
-    `prompt` is a text, its token ids, or a list of either. In texts the special tokens are read as such.
+    `prompt` is a text, its token ids, or a list of either. In texts the special tokens are read as such. With
+    `max_tokens` 0 nothing is written: with `echo` and `logprobs` that scores a prompt.
     """
 
     prompt: str | list[str] | list[int] | list[list[int]]
     suffix: str | None = None
+    max_tokens: int | None = Field(None, ge=0)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=5)
 
@@ -26,8 +28,6 @@ class CompletionRequest(Sampling):
             raise ValueError(f"{len(self.prompts)} prompts × n exceed {MAX_CHOICES} answers; send fewer at once")
         if self.suffix is not None and not all(isinstance(prompt, str) for prompt in self.prompts):
             raise ValueError("suffix needs a prompt of text, not of token ids")
-        if self.echo and self.logprobs is not None:
-            raise ValueError("echo with logprobs is not offered: the log-probabilities of a prompt are not kept")
         if self.echo and self.suffix is not None:
             raise ValueError("echo and suffix cannot be combined")
         return self

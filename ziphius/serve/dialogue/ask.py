@@ -68,13 +68,20 @@ def completion_request(asked: CompletionRequest, ids: list[int], limits: Limits)
     room = _room(len(ids), asked.max_tokens, limits, "prompt")
     settings = _settings(asked, limits, room if asked.max_tokens is not None else min(room, _SHORT))
     settings["logprobs"] = asked.logprobs
-    return Request(ids, SamplingSettings(**settings), thinking=False, samples=asked.n or 1, stream=bool(asked.stream))
+    return Request(
+        ids,
+        SamplingSettings(**settings),
+        thinking=False,
+        samples=asked.n or 1,
+        stream=bool(asked.stream),
+        prompt_logprobs=asked.logprobs if asked.echo else None,
+    )
 
 
 def _room(prompt_tokens: int, wanted: int | None, limits: Limits, param: str) -> int:
     """How many tokens the answer may have."""
     left = limits.context - prompt_tokens
-    if left < 1 or (wanted is not None and wanted > left):
+    if left < (1 if wanted is None else wanted):
         grown = "" if wanted is None else f" and max_tokens adds {wanted}"
         raise ApiError(
             400,

@@ -33,12 +33,12 @@ class Parser(Protocol):
 
 @dataclass(slots=True)
 class TokenLog:
-    """A token with its log-probability and the likeliest tokens in its place."""
+    """A token with its log-probability and the likeliest tokens in its place; the first of a prompt has neither."""
 
     part: Part
     token: int
-    logprob: float
-    top: list[tuple[int, float]]
+    logprob: float | None
+    top: list[tuple[int, float]] | None
 
 
 @dataclass(slots=True)
@@ -63,10 +63,11 @@ class Choice:
     with_logs: bool = False
     finish_reason: str | None = None
     logs: list[TokenLog] = field(default_factory=list)
+    prompt: Sequence[int] = ()  # whose scores the first update brings
 
     def read(self, update: Update) -> News:
         """Take in an update of this choice."""
-        logs = []
+        logs = self._prompt_logs(update)
         last = len(update.token_ids) - 1
         for place, token in enumerate(update.token_ids):
             part = self.parser.push(token, update.stop_string if place == last else None)
@@ -80,6 +81,13 @@ class Choice:
             self.finish_reason = "tool_calls" if called and update.finish_reason == "stop" else update.finish_reason
         self.logs += logs
         return News(self, delta, logs, self.finish_reason)
+
+    def _prompt_logs(self, update: Update) -> list[TokenLog]:
+        if not self.with_logs or update.prompt_logprobs is None or update.prompt_top_logprobs is None:
+            return []
+        tops = [None, *update.prompt_top_logprobs[1:]]
+        scores = zip(self.prompt, update.prompt_logprobs, tops, strict=True)
+        return [TokenLog("content", token, logprob, top) for token, logprob, top in scores]
 
 
 class Answer:

@@ -17,11 +17,13 @@ from ziphius.serve.contracts.chat import ChatRequest
 from ziphius.serve.contracts.completions import CompletionRequest
 from ziphius.serve.contracts.errors import ApiError, ErrorBody, of_validation
 from ziphius.serve.contracts.reply import ChatCompletion, Health, ModelCard, ModelList, TextCompletion
+from ziphius.serve.contracts.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
 from ziphius.serve.wire import gate, page
 from ziphius.serve.wire.chat import complete_chat
 from ziphius.serve.wire.completions import complete_text
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.stream import ClientLeft
+from ziphius.serve.wire.tokens import detokenize, tokenize
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 413, 422, 429, 500, 503)
@@ -56,6 +58,21 @@ def make_app(service: Service) -> FastAPI:
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         """Continue a text, or write what stands between a prompt and a suffix."""
         return await complete_text(service, asked, request, request.state.owner)
+
+    @app.post("/tokenize", responses=_REFUSALS)
+    async def tokenized(asked: TokenizeRequest) -> Tokens:
+        """The ids of a text, or of a conversation as the model would read it."""
+        return await tokenize(service, asked)
+
+    @app.post("/detokenize", responses=_REFUSALS)
+    async def detokenized(asked: DetokenizeRequest) -> DetokenizedText:
+        """The text of ids."""
+        return await detokenize(service, asked)
+
+    @app.post("/v1/embeddings", include_in_schema=False)
+    async def embeddings() -> Response:
+        """There are none."""
+        raise ApiError(501, "this server has no embeddings: its model writes text", code="not_implemented")
 
     def card() -> ModelCard:
         settings = service.settings

@@ -20,6 +20,7 @@ from ziphius.serve.dialogue.stops import StopTail
 from ziphius.serve.wire.answer import Answer, Choice, TokenLog, respond
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.stream import DONE, KEEP_ALIVE, event
+from ziphius.serve.wire.tokens import spelled
 from ziphius.text.detokenise import Detokeniser
 from ziphius.text.tokenizer import Tokenizer
 
@@ -73,7 +74,7 @@ async def complete_text(service: Service, asked: CompletionRequest, request: Req
         begun = (prompt if isinstance(prompt, str) else service.tokenizer.decode(ids)) if asked.echo else ""
         for _ in range(asked.n or 1):
             parser = TextParser(service.tokenizer, begun, asked.stops, ends)
-            choices.append(Choice(len(choices), parser, asked.logprobs is not None))
+            choices.append(Choice(len(choices), parser, asked.logprobs is not None, prompt=ids if asked.echo else ()))
     name = f"cmpl-{secrets.token_hex(12)}"
     about: dict[str, Any] = {"path": "/v1/completions", "id": name, "owner": owner, "user": asked.user}
     if service.settings.log_prompts:
@@ -133,14 +134,17 @@ def _choice(tokenizer: Tokenizer, choice: Choice) -> TextChoice:
 
 
 def _logprobs(tokenizer: Tokenizer, logs: Sequence[TokenLog], offset: int) -> TextLogprobs:
-    names = [tokenizer.decode([log.token]) for log in logs]
+    names = [spelled(tokenizer, log.token) for log in logs]
     offsets = []
     for name in names:
         offsets.append(offset)
         offset += len(name)
     return TextLogprobs(
         tokens=names,
-        token_logprobs=[max(log.logprob, -9999.0) for log in logs],
-        top_logprobs=[{tokenizer.decode([token]): max(p, -9999.0) for token, p in log.top} for log in logs],
+        token_logprobs=[None if log.logprob is None else max(log.logprob, -9999.0) for log in logs],
+        top_logprobs=[
+            None if log.top is None else {spelled(tokenizer, token): max(p, -9999.0) for token, p in log.top}
+            for log in logs
+        ],
         text_offset=offsets,
     )

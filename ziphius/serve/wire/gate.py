@@ -15,7 +15,13 @@ from ziphius.serve.wire.keys import is_loopback
 from ziphius.serve.wire.service import Service
 
 _log = logging.getLogger("ziphius.serve")
-_GUARDED = ("/v1", "/metrics")
+_GUARDED = ("/v1", "/metrics", "/tokenize", "/detokenize")
+# DeepSeek's other base addresses: what is asked below them is asked below /v1.
+_BASES = ("/beta/v1/", "/beta/", "/")
+_BELOW_V1 = ("chat/completions", "completions", "models", "embeddings")
+
+
+_KNOWN = {"/metrics", "/tokenize", "/detokenize"} | {f"/v1/{below}" for below in _BELOW_V1}
 
 
 class Gate:
@@ -28,6 +34,8 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if (path := canonical(scope["path"])) != scope["path"]:
+            scope = scope | {"path": path, "raw_path": path.encode()}
         headers = Headers(scope=scope)
         try:
             self._check_host(headers)
@@ -111,6 +119,15 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
+def canonical(path: str) -> str:
+    """A path with the base address that the routes have: `/beta/chat/completions` is `/v1/chat/completions`."""
+    for base in _BASES:
+        below = path.removeprefix(base)
+        if below != path and (below in _BELOW_V1 or below.startswith("models/")):
+            return f"/v1/{below}"
+    return path
+
+
 def known(path: str) -> str:
     """A path as a metric's label: whatever else is asked for must not make labels without end."""
-    return path if path in ("/v1/chat/completions", "/v1/completions", "/v1/models", "/metrics") else "other"
+    return path if path in _KNOWN else "other"

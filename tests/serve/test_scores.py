@@ -1,0 +1,108 @@
+"""What evaluation by log-probabilities asks for: prompts scored, text to ids and back, other base addresses."""
+
+import httpx2
+import pytest
+import torch
+
+from tests.serve.scripted import ScriptedEngine
+from ziphius.engine.engine import Engine
+from ziphius.engine.settings import EngineSettings
+from ziphius.model.presets import ladder
+from ziphius.model.transformer import Transformer
+from ziphius.serve.wire.keys import Keys
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    model = Transformer(
+        ladder(2, tokenizer.vocab_size, hidden_size=32, initializer_range=0.3, max_position_embeddings=512)
+    )
+    model.init_weights(torch.Generator().manual_seed(0))
+    return model
+
+
+@pytest.fixture
+def server(serve, model):
+    return serve(Engine(model, None, EngineSettings(blocks=256)))
+
+
+def complete(server, **fields):
+    response = server.http.post("/v1/completions", json={"model": "tiny", "temperature": 0} | fields)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_loglikelihoods_as_an_evaluation_asks_for_them(server, model, tokenizer):
+    """lm-evaluation-harness's `local-completions`: ids in, entries from the context's length on but for the last."""
+    context = tokenizer.encode("a whale dives deep, many whales dive")
+    prompts = [[*context, *tokenizer.encode(end)] for end in (" 1", " whale deep", "鲸")]
+    body = complete(server, prompt=prompts, max_tokens=1, logprobs=1, echo=True, seed=1)
+    for prompt, choice in zip(prompts, body["choices"], strict=True):
+        logs = choice["logprobs"]
+        assert len(logs["tokens"]) == len(logs["top_logprobs"]) == len(logs["token_logprobs"]) == len(prompt) + 1
+        assert (logs["token_logprobs"][0], logs["top_logprobs"][0]) == (None, None)
+        with torch.no_grad():
+            expected = torch.log_softmax(model(torch.tensor([prompt])).logits[0], -1)
+        own = [float(expected[place - 1, prompt[place]]) for place in range(len(context), len(prompt))]
+        assert logs["token_logprobs"][len(context) : -1] == pytest.approx(own, abs=1e-4)
+        best = [float(expected[place - 1].max()) for place in range(len(context), len(prompt))]
+        assert [max(top.values()) for top in logs["top_logprobs"][len(context) : -1]] == pytest.approx(best, abs=1e-4)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo_alone_gives_the_prompt_and_its_scores(server, tokenizer, stream):
+    ids = tokenizer.encode("1 + 2 = 3")
+    asked = {"model": "tiny", "prompt": ids, "echo": True, "logprobs": 2, "max_tokens": 0, "n": 2, "stream": stream}
+    if not stream:
+        body = complete(server, **asked)
+        choices = body["choices"]
+        assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (len(ids), 0)
+    else:
+        import json
+
+        text = server.http.post("/v1/completions", json=asked).text
+        events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+        choices = sorted((event["choices"][0] for event in events), key=lambda choice: choice["index"])
+    assert [choice["index"] for choice in choices] == [0, 1]
+    for choice in choices:
+        assert (choice["text"], choice["finish_reason"]) == ("1 + 2 = 3", "length")
+        logs = choice["logprobs"]
+        assert "".join(logs["tokens"]) == choice["text"]
+        assert [choice["text"][place:].startswith(t) for t, place in zip(logs["tokens"], logs["text_offset"])]
+        assert logs["text_offset"][0] == 0
+
+
+def test_nothing_may_be_asked_for(server):
+    body = complete(server, prompt="a whale", max_tokens=0)
+    assert (body["choices"][0]["text"], body["choices"][0]["finish_reason"]) == ("", "length")
+
+
+def test_ids_and_back(server, tokenizer):
+    text = "many whales 鲸鱼"
+    found = server.http.post("/tokenize", json={"prompt": text, "return_token_strs": True}).json()
+    assert found["tokens"] == [tokenizer.bos_id, *tokenizer.encode(text)]
+    assert (found["count"], found["max_model_len"]) == (len(found["tokens"]), 512)
+    assert len(found["token_strs"]) == found["count"]
+    bare = server.http.post("/tokenize", json={"prompt": text, "add_special_tokens": False}).json()
+    assert bare["tokens"] == tokenizer.encode(text)
+    assert server.http.post("/detokenize", json={"tokens": bare["tokens"]}).json() == {"prompt": text}
+    chat = server.http.post("/tokenize", json={"messages": [{"role": "user", "content": "hi"}]}).json()
+    assert chat["count"] == server.ask(max_tokens=1).json()["usage"]["prompt_tokens"]
+
+
+def test_what_is_no_text_and_no_id_is_refused(server):
+    for path, body in (("tokenize", {}), ("detokenize", {"tokens": [10**6]}), ("detokenize", {"tokens": [-1]})):
+        response = server.http.post(f"/{path}", json=body)
+        assert response.status_code == 422, response.text
+        assert response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("base", ["/v1", "/beta", "/beta/v1", ""])
+def test_every_base_address_is_the_same_service(serve, tokenizer, base):
+    server = serve(ScriptedEngine(lambda _: [5, 1]), keys=Keys.load(None))
+    fields = {"model": "tiny", "prompt": "a", "max_tokens": 2}
+    assert server.http.post(f"{base}/completions", json=fields).status_code == 200
+    assert server.http.get(f"{base}/models/tiny").json()["id"] == "tiny"
+    response = server.http.post(f"{base}/embeddings", json={})
+    assert (response.status_code, response.json()["error"]["code"]) == (501, "not_implemented")
+    assert "/v1/completions" in httpx2.get(f"{server.url}/metrics").text
