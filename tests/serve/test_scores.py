@@ -1,5 +1,7 @@
 """What evaluation by log-probabilities asks for: prompts scored, text to ids and back, other base addresses."""
 
+import json
+
 import httpx2
 import pytest
 import torch
@@ -9,7 +11,6 @@ from ziphius.engine.engine import Engine
 from ziphius.engine.settings import EngineSettings
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
-from ziphius.serve.wire.keys import Keys
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,6 @@ def test_echo_alone_gives_the_prompt_and_its_scores(server, tokenizer, stream):
         choices = body["choices"]
         assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (len(ids), 0)
     else:
-        import json
-
         text = server.http.post("/v1/completions", json=asked).text
         events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
         choices = sorted((event["choices"][0] for event in events), key=lambda choice: choice["index"])
@@ -68,7 +67,8 @@ def test_echo_alone_gives_the_prompt_and_its_scores(server, tokenizer, stream):
         assert (choice["text"], choice["finish_reason"]) == ("1 + 2 = 3", "length")
         logs = choice["logprobs"]
         assert "".join(logs["tokens"]) == choice["text"]
-        assert [choice["text"][place:].startswith(t) for t, place in zip(logs["tokens"], logs["text_offset"])]
+        for token, place in zip(logs["tokens"], logs["text_offset"], strict=True):
+            assert choice["text"][place:].startswith(token)
         assert logs["text_offset"][0] == 0
 
 
@@ -99,10 +99,19 @@ def test_what_is_no_text_and_no_id_is_refused(server):
 
 @pytest.mark.parametrize("base", ["/v1", "/beta", "/beta/v1", ""])
 def test_every_base_address_is_the_same_service(serve, tokenizer, base):
-    server = serve(ScriptedEngine(lambda _: [5, 1]), keys=Keys.load(None))
+    server = serve(ScriptedEngine(lambda _: [5, 1]))
     fields = {"model": "tiny", "prompt": "a", "max_tokens": 2}
     assert server.http.post(f"{base}/completions", json=fields).status_code == 200
     assert server.http.get(f"{base}/models/tiny").json()["id"] == "tiny"
     response = server.http.post(f"{base}/embeddings", json={})
     assert (response.status_code, response.json()["error"]["code"]) == (501, "not_implemented")
     assert "/v1/completions" in httpx2.get(f"{server.url}/metrics").text
+
+
+def test_the_bos_before_a_text_is_no_part_of_it(server, tokenizer):
+    (choice,) = complete(server, prompt="a whale", echo=True, logprobs=0, max_tokens=0)["choices"]
+    logs = choice["logprobs"]
+    assert choice["text"] == "a whale"
+    assert logs["text_offset"][:2] == [0, 0]
+    assert logs["tokens"][0] == tokenizer.decode([tokenizer.bos_id])
+    assert "".join(logs["tokens"][1:]) == "a whale"

@@ -30,8 +30,12 @@ class TextParser:
 
     reasoning_tokens = 0
 
-    def __init__(self, tokenizer: Tokenizer, begun: str, stops: Sequence[str], ends: Sequence[int]) -> None:
-        """`begun`: what is said before the first token, as `echo` asks for."""
+    def __init__(
+        self, tokenizer: Tokenizer, begun: str, stops: Sequence[str], ends: Sequence[int], ahead: int = 0
+    ) -> None:
+        """`begun`: what is said before the first token, as `echo` asks for; `ahead` characters of the prompt, a bos that
+        was put before it, are not in it."""
+        self.offset = -ahead  # of the first token that is told
         self._detokeniser, self._tail = Detokeniser(tokenizer), StopTail(stops)
         self._ends = frozenset(ends)
         self._new = begun
@@ -72,8 +76,9 @@ async def complete_text(service: Service, asked: CompletionRequest, request: Req
     choices: list[Choice] = []
     for ids, prompt in zip(prompts, asked.prompts, strict=True):
         begun = (prompt if isinstance(prompt, str) else service.tokenizer.decode(ids)) if asked.echo else ""
+        ahead = len(service.tokenizer.decode(ids)) - len(begun) if asked.echo else 0
         for _ in range(asked.n or 1):
-            parser = TextParser(service.tokenizer, begun, asked.stops, ends)
+            parser = TextParser(service.tokenizer, begun, asked.stops, ends, ahead)
             choices.append(Choice(len(choices), parser, asked.logprobs is not None, prompt=ids if asked.echo else ()))
     name = f"cmpl-{secrets.token_hex(12)}"
     about: dict[str, Any] = {"path": "/v1/completions", "id": name, "owner": owner, "user": asked.user}
@@ -99,7 +104,7 @@ async def _stream(
 ) -> AsyncGenerator[str, None]:
     head = head | {"object": "text_completion"} | ({"usage": None} if usage_apart else {})
     open_choices = len(answer.choices)
-    offsets = dict.fromkeys(range(open_choices), 0)
+    offsets = {c.index: c.parser.offset for c in answer.choices if isinstance(c.parser, TextParser)}
     async for pieces in answer.news():
         if not pieces:
             yield KEEP_ALIVE
@@ -112,7 +117,7 @@ async def _stream(
             index, text, logs = news.choice.index, news.delta.content, None
             if news.logs:
                 logs = _logprobs(service.tokenizer, news.logs, offsets[index]).model_dump()
-            offsets[index] += len(text)
+            offsets[index] = max(offsets[index], 0) + len(text)
             if text or news.logs or news.finish_reason is not None:
                 choice = {"index": index, "text": text, "logprobs": logs, "finish_reason": news.finish_reason}
                 texts.append(event(head | {"choices": [choice]} | more))
@@ -128,7 +133,7 @@ def _choice(tokenizer: Tokenizer, choice: Choice) -> TextChoice:
     return TextChoice(
         index=choice.index,
         text=choice.parser.text,
-        logprobs=_logprobs(tokenizer, choice.logs, 0) if choice.with_logs else None,
+        logprobs=_logprobs(tokenizer, choice.logs, choice.parser.offset) if choice.with_logs else None,
         finish_reason=choice.finish_reason,
     )
 
@@ -137,7 +142,7 @@ def _logprobs(tokenizer: Tokenizer, logs: Sequence[TokenLog], offset: int) -> Te
     names = [spelled(tokenizer, log.token) for log in logs]
     offsets = []
     for name in names:
-        offsets.append(offset)
+        offsets.append(max(offset, 0))
         offset += len(name)
     return TextLogprobs(
         tokens=names,
