@@ -23,7 +23,9 @@ def score_prompts(logits: Callable[[Tensor], Tensor], hidden_ND: Tensor, plan: S
     `logits` maps hidden states to fp32 [S, W], a slice at a time: those of a long prompt would fill the memory. A
     prompt whose numbers are not finite breaks off.
     """
-    wanted, rows, tokens = [], [], []
+    wanted: list[tuple[Piece, int]] = []
+    rows: list[int] = []
+    tokens: list[int] = []
     first = 0
     for piece in plan:
         sequence, end = piece.sequence, min(piece.start + piece.count, piece.sequence.prompt_length - 1)

@@ -33,8 +33,8 @@ class TextParser:
     def __init__(
         self, tokenizer: Tokenizer, begun: str, stops: Sequence[str], ends: Sequence[int], ahead: int = 0
     ) -> None:
-        """`begun`: what is said before the first token, as `echo` asks for; `ahead` characters of the prompt, a bos that
-        was put before it, are not in it."""
+        """`begun`: what is said before the first token, as `echo` asks for; `ahead` characters of
+        the prompt, a bos that was put before it, are not in it."""
         self.offset = -ahead  # of the first token that is told
         self._detokeniser, self._tail = Detokeniser(tokenizer), StopTail(stops)
         self._ends = frozenset(ends)

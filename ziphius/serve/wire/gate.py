@@ -35,7 +35,7 @@ class Gate:
             await self.app(scope, receive, send)
             return
         if (path := canonical(scope["path"])) != scope["path"]:
-            scope = scope | {"path": path, "raw_path": path.encode()}
+            scope = {**scope, "path": path, "raw_path": path.encode()}
         headers = Headers(scope=scope)
         try:
             self._check_host(headers)
