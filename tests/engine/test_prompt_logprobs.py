@@ -91,7 +91,7 @@ def test_prompts_that_begin_alike_are_one_reading():
         check(update, MODEL, prompt, 2)
     assert engine.stats().miss_tokens == 14 + 3 * (2 + 4)
     assert engine.stats().steps == 2
-    run(engine, [ask(SHARED[:12] + [44])])
+    run(engine, [ask([*SHARED[:12], 44])])
     assert engine.stats().hit_tokens == 3 * 8 + 12  # who wants no scores takes every block
 
 

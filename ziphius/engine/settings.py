@@ -39,8 +39,8 @@ class SamplingSettings(BaseModel):
     - `seed`: the same request gives the same tokens. None takes another seed each time.
     - `stop` strings are looked for in the answer, not in the thinking nor in the whitespace behind it;
       `stop_token_ids` end the answer like its end token. Neither does before `min_tokens`.
-    - `max_new_tokens` counts thinking and answer; with 0 the prompt is read and nothing drawn. `thinking_budget` ends the thinking after so many tokens, and so
-      leaves the rest to the answer.
+    - `max_new_tokens` counts thinking and answer; with 0 the prompt is read and nothing drawn. `thinking_budget` ends
+      the thinking after so many tokens, and so leaves the rest to the answer.
     - `logprobs`: how many likeliest alternatives come back with each token (its own log-probability always does).
     - `ignore_eos`: go on past the model's end token.
     """

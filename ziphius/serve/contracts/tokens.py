@@ -12,7 +12,7 @@ from ziphius.serve.contracts.tools import Tool
 
 
 class TokenizeRequest(Strict):
-    """A text, or a conversation. With `add_special_tokens` (the default) a text begins with bos, as it would be read."""
+    """A text, or a conversation. With `add_special_tokens` (the default) a text begins with bos, as it is read."""
 
     model: str | None = None
     prompt: str | None = None

@@ -123,7 +123,8 @@ def _choice(tokenizer: Tokenizer, choice: Choice) -> ChatChoice:
 
 def _logprobs(tokenizer: Tokenizer, logs: Sequence[TokenLog]) -> ChoiceLogprobs:
     def one(log: TokenLog) -> TokenLogprob:
-        assert log.logprob is not None and log.top is not None  # only a prompt's first token has none
+        assert log.logprob is not None  # only a prompt's first token has none
+        assert log.top is not None
         top = [TopLogprob(**_named(tokenizer, token, logprob)) for token, logprob in log.top]
         return TokenLogprob(**_named(tokenizer, log.token, log.logprob), top_logprobs=top)
 
