@@ -1,15 +1,15 @@
 import asyncio
 import contextlib
+import socket
 import threading
 
 import httpx2
 import pytest
-import uvicorn
 from hypothesis import settings
 
 from ziphius.serve.dialogue.ask import Limits
-from ziphius.serve.wire.app import make_app
 from ziphius.serve.wire.runner import Runner
+from ziphius.serve.wire.server import Server
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.settings import ServeSettings
 from ziphius.text.tokenizer import Tokenizer, train_tokenizer
@@ -23,12 +23,27 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(["a whale dives deep", "1 + 2 = 3", "many whales dive", "鲸鱼"] * 3, 330)
 
 
+@pytest.fixture(scope="module")  # no longer: while it runs, no test of its thread can run an event loop
+def browser():
+    """Headless Chromium; without one on this machine, the test is skipped."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.serve.pages import CHROMIUM, NO_CHROMIUM, QUIET
+
+    if CHROMIUM is None:
+        pytest.skip(NO_CHROMIUM)
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield started
+        started.close()
+
+
 class Running:
     """A server in a thread: its address, its service, and a plain HTTP client for it."""
 
     def __init__(self, service, server, thread):
         self.service, self.server, self.thread = service, server, thread
-        port = server.servers[0].sockets[0].getsockname()[1]
+        port = server.door.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.port = port
         self.http = httpx2.Client(base_url=self.url, timeout=20)
@@ -47,15 +62,15 @@ def serve(tokenizer):
 
 
 @contextlib.contextmanager
-def running(tokenizer, engine, context=512, defaults=None, rate=None, keys=None, **options):
+def running(
+    tokenizer, engine, context=512, defaults=None, rate=None, keys=None, allowances=None, examples=None, **options
+):
     chosen = ServeSettings(**{"name": "tiny", "port": 0, "drain_seconds": 5} | options)
     limits = Limits(context, tokenizer.vocab_size, chosen.max_tokens, defaults or {"temperature": 0.6, "top_p": 0.95})
-    more = {key: value for key, value in (("rate", rate), ("keys", keys)) if value is not None}
+    given = {"rate": rate, "keys": keys, "allowances": allowances, "examples": examples}
+    more = {key: value for key, value in given.items() if value is not None}
     service = Service(chosen, tokenizer, Runner(engine), limits, **more)
-    config = uvicorn.Config(
-        make_app(service), port=0, log_config=None, timeout_graceful_shutdown=chosen.drain_seconds, loop="asyncio"
-    )
-    server = uvicorn.Server(config)
+    server = Server(service, socket.create_server(("127.0.0.1", 0), backlog=512))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
     while not server.started:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterable
 
@@ -19,13 +21,15 @@ class ScriptedEngine:
         self.script, self.pace, self.delay = script, pace, delay
         self.fingerprint = "fp_0123456789"
         self.failing: Exception | None = None
+        self.broken: str | None = None
         self.requests: list[Request] = []
         self.cancelled: list[int] = []
         self.steps = self.made = self.read = 0
         self._running: dict[tuple[int, int], tuple[Request, Iterable[int], list[int]]] = {}
 
-    def prepare(self, request: Request) -> None:
+    def prepared(self, request: Request, abandoned: threading.Event) -> contextlib.AbstractContextManager[object]:
         """Nothing takes long here."""
+        return contextlib.nullcontext()
 
     def add(self, request: Request) -> int:
         if len(request.prompt) > 10_000:

@@ -38,6 +38,7 @@ ROUTES = (
     "POST /v1/completions",
     "POST /tokenize",
     "POST /detokenize",
+    "POST /v1/responses",
     "GET /v1/models",
     "GET /v1/models/{model}",
     "GET /health",

@@ -1,19 +1,15 @@
 """The chat page in headless Chromium: what a person sees and does."""
 
 import re
-import shutil
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from tests.serve.conftest import running
+from tests.serve.pages import answered, ask, opened
 from tests.serve.scripted import ScriptedEngine
 from ziphius.text import tokens
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian's package: chromium)")
-
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 ANSWER = """\
 **Deep**: $d^2$ metres costs $5 and $6.
 
@@ -27,14 +23,6 @@ depth = 2992
 """
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield started
-        started.close()
-
-
 @pytest.fixture
 def engine(tokenizer):
     return ScriptedEngine(lambda _: tokenizer.encode(f"I <b>dive</b>.\n</think>\n\n{ANSWER}{tokens.EOS}"), pace=4)
@@ -45,22 +33,9 @@ def page(browser, tokenizer, engine):
     """The page of a running service; the test fails on an error in its console."""
     from ziphius.serve.contracts.price import Rate
 
-    with running(tokenizer, engine, context=4096, rate=Rate(0.09)) as server:
-        context = browser.new_context()
-        opened = context.new_page()
-        errors = []
-        opened.on("pageerror", lambda error: errors.append(str(error)))
-        opened.on("request", lambda r: r.url.startswith(server.url) or errors.append(f"asked for {r.url}"))
-        opened.goto(server.url)
-        expect(opened.locator("#model")).to_have_text("tiny")
-        yield opened
-        context.close()
-    assert errors == []
-
-
-def ask(page, text):
-    page.get_by_label("Your question").fill(text)
-    page.keyboard.press("Enter")
+    with running(tokenizer, engine, context=4096, rate=Rate(0.09)) as server, opened(browser, server.url) as page:
+        expect(page.locator("#model")).to_have_text("tiny")
+        yield page
 
 
 def test_thinking_folds_and_the_answer_is_rendered(page):
@@ -84,9 +59,10 @@ def test_a_model_can_inject_no_script(page):
     expect(page.locator(".bill")).to_contain_text("tokens/s")
     assert page.evaluate("window.hacked") is None
     assert page.locator(".answer script, .answer img, .answer [onerror], .answer a[href^=javascript]").count() == 0
-    policy = page.request.get(page.url).headers["content-security-policy"]
-    assert "script-src 'self'" in policy
-    assert "unsafe-inline" not in policy.split("script-src")[1].split(";")[0]
+    for path in ("", "page/worker/start.js"):  # a worker's own script says what the worker may do
+        policy = page.request.get(page.url + path).headers["content-security-policy"]
+        assert "script-src 'self'" in policy
+        assert "unsafe-inline" not in policy.split("script-src")[1].split(";")[0]
 
 
 def test_thinking_is_open_while_it_thinks_and_stop_ends_it(page, engine, tokenizer):
@@ -105,20 +81,20 @@ def test_thinking_is_open_while_it_thinks_and_stop_ends_it(page, engine, tokeniz
 def test_regenerate_edit_and_several_conversations(page, engine):
     ask(page, "first")
     page.get_by_role("button", name="Regenerate").click()
-    expect(page.locator(".bill")).to_have_count(1)
+    answered(page)
     page.get_by_role("button", name="Edit").click()
     page.get_by_label("Edit your question").fill("first, again")
     page.get_by_role("button", name="Send again").click()
-    expect(page.locator(".bill")).to_have_count(1)
+    answered(page)
     assert len(engine.requests) == 3
     page.get_by_role("button", name="New conversation").click()
     ask(page, "second")
-    expect(page.locator(".bill")).to_have_count(1)
+    answered(page)
     expect(page.locator("#conversations .name")).to_have_text(["second", "first, again"])
     page.reload()
     page.locator("#conversations .name", has_text="first").click()
     expect(page.locator(".message.user .text")).to_have_text("first, again")
-    expect(page.locator(".bill")).to_have_count(1)
+    answered(page)
 
 
 def test_two_tabs_do_not_undo_each_other(page):
@@ -126,7 +102,7 @@ def test_two_tabs_do_not_undo_each_other(page):
     other.goto(page.url)
     for tab, text in ((other, "in the other tab"), (page, "in this tab")):
         ask(tab, text)
-        expect(tab.locator(".bill")).to_have_count(1)
+        answered(tab)
     names = ["in this tab", "in the other tab"]
     expect(page.locator("#conversations .name")).to_have_text(names)
     other.reload()
@@ -155,17 +131,17 @@ def test_settings_reach_the_server(page, engine):
 
 
 def test_a_refusal_is_shown_and_announced(page):
-    page.evaluate("localStorage.setItem('ziphius.settings', '{\"max_tokens\": \"99999\"}')")
+    page.evaluate("localStorage.setItem('ziphius.settings', '{\"temperature\": \"9\"}')")
     page.reload()
     ask(page, "hello")
-    expect(page.get_by_role("alert")).to_contain_text("lower max_tokens")
-    expect(page.get_by_role("status")).to_contain_text("lower max_tokens")
+    expect(page.get_by_role("alert")).to_contain_text("less than or equal to 2")
+    expect(page.locator("#status")).to_contain_text("less than or equal to 2")
 
 
 def test_phone_width(page):
     page.set_viewport_size({"width": 360, "height": 640})
     ask(page, "how deep?")
-    expect(page.locator(".bill")).to_have_count(1)
+    answered(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.locator("#question").bounding_box()["width"] > 100
     assert page.locator("#ask").bounding_box()["height"] < 80
@@ -178,7 +154,7 @@ def test_phone_width(page):
 
 def test_everything_has_a_name_for_screen_readers(page):
     ask(page, "how deep?")
-    expect(page.locator(".bill")).to_have_count(1)
+    answered(page)
     unnamed = page.evaluate(
         """[...document.querySelectorAll('button, input, textarea, select')].filter((field) =>
            !(field.textContent.trim() || field.ariaLabel || field.labels?.length)).map((field) => field.outerHTML)"""

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ziphius.engine.course import Course
 from ziphius.serve.dialogue.parse import ReplyParser
 from ziphius.text import tokens
 
@@ -190,3 +191,17 @@ def test_any_order_of_marks_loses_no_text(parse, tokenizer, pieces, thinking, cu
     said = found.reasoning + found.content + "".join(c.name + c.arguments for c in found.calls)
     for letter in "QW{🐋":
         assert said.count(letter) == tokenizer.decode(ids).count(letter), (pieces, said)
+
+
+@given(
+    said=st.lists(st.sampled_from(["<think>", "</think>", "whale"]), max_size=8), thinking=st.sampled_from([True, None])
+)
+def test_reader_and_engine_agree_where_the_thinking_ends(tokenizer, said, thinking):
+    """What the engine binds to a form, and looks for stop strings in, is what is shown as the answer."""
+    course = Course(tokenizer.think_id, tokenizer.end_think_id, thinking)
+    parser = ReplyParser(tokenizer, bool(thinking))
+    for token in tokenizer.encode("".join(said)):
+        part = parser.push(token)
+        course.advance(token)
+        if part != "mark":
+            assert (part == "reasoning") == course.thinking

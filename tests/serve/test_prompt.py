@@ -83,3 +83,10 @@ def test_the_memory_of_replies_forgets_the_oldest():
     memory.keep(b"e", "x", range(57))  # larger than the whole memory
     assert memory.find(b"e", "x") is None
     assert memory.find(b"a", "y") is None
+
+
+def test_the_memory_keeps_no_control_tokens(tokenizer):
+    memory = Prompts(tokenizer).memory
+    for token in tokenizer.added_ids:
+        memory.keep(b"a", "x", [*tokenizer.encode("whale"), token])
+    assert memory.find(b"a", "x") is None

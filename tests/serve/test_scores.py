@@ -8,6 +8,7 @@ import torch
 
 from tests.serve.scripted import ScriptedEngine
 from ziphius.engine.engine import Engine
+from ziphius.engine.recovery import Recovery
 from ziphius.engine.settings import EngineSettings
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
@@ -23,8 +24,8 @@ def model(tokenizer):
 
 
 @pytest.fixture
-def server(serve, model):
-    return serve(Engine(model, None, EngineSettings(blocks=256)))
+def server(serve, model, tokenizer):
+    return serve(Recovery(Engine(model, tokenizer, EngineSettings(blocks=256)), tokenizer.bos_id))
 
 
 def complete(server, **fields):

@@ -117,8 +117,9 @@ def test_greedy_answers_do_not_change_with_load(client):
         assert message == alone[n % 3]
 
 
-def test_a_second_turn_finds_the_first_in_the_cache(client):
-    off = {"extra_body": {"thinking": {"type": "disabled"}}}
+def test_a_second_turn_finds_the_first_in_the_cache(client, tokenizer):
+    text_only = {str(token): -100 for token in tokenizer.added_ids}  # control tokens come back as text
+    off = {"extra_body": {"thinking": {"type": "disabled"}}, "logit_bias": text_only}
     messages = [{"role": "user", "content": "how deep do many whales dive, deep as 1 + 2 = 3?"}]
     first = chat(client, messages=messages, **off)
     messages += [{"role": "assistant", "content": first.choices[0].message.content or "x"}]
@@ -189,13 +190,16 @@ def test_the_terminal_talks_to_a_service_and_to_a_folder(served, folder, capsys)
     with pytest.raises(ValueError, match="v1/models cannot be reached"):
         converse("http://127.0.0.1:9", "x", {}, thinking=True)
     with pytest.raises(ValueError, match="answers 400: the prompt has"):
-        converse(served.url, "x", {"max_tokens": 9999}, thinking=True)
+        converse(served.url, "a whale " * 600, {}, thinking=True)
 
 
 def test_what_cannot_be_answered_does_not_end_the_conversation(folder, monkeypatch, capsys):
     monkeypatch.setattr("ziphius.serve.terminal.converse._remember_lines", lambda: None)
-    for settings, says in (({"max_tokens": 9999}, "max_tokens adds 9999"), ({"temperature": 3}, "temperature: Input")):
-        spoken = iter(["how deep?", "and wide?"])
+    for question, settings, says in (
+        ("a whale " * 600, {}, "the model reads and writes 512 at most"),
+        ("how deep?", {"temperature": 3}, "temperature: Input"),
+    ):
+        spoken = iter([question, question])
         monkeypatch.setattr("builtins.input", lambda _, spoken=spoken: next(spoken, ""))
         converse(str(folder), None, settings, thinking=True)
         assert capsys.readouterr().out.count(says) == 2

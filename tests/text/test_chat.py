@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ziphius.text.chat import render_chat, split_thinking
+from ziphius.text.chat import render_chat
 from ziphius.text.tokens import (
     ASSISTANT,
     BOS,
@@ -87,18 +87,3 @@ def test_tools_calls_and_their_outputs(tokenizer):
     silent = "{{ messages[0]['content'] }}{{ messages | length }}"  # a template that knows nothing of tools
     told = render_chat(silent, messages, bos_token=BOS, eos_token=EOS, tools=tools)
     assert told == asked.removeprefix(BOS) + "5"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("I add.\n</think>\n\n2 \n", ("I add.", "2")),
-        ("<think>\nI add.</think>2", ("I add.", "2")),
-        ("</think>2", ("", "2")),
-        ("a</think>b</think>c", ("a", "b</think>c")),
-        ("I add, and add ", (None, "I add, and add")),
-        ("", (None, "")),
-    ],
-)
-def test_split_thinking(text, expected):
-    assert split_thinking(text) == expected

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import secrets
+import threading
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from ziphius.engine.course import Course
-from ziphius.engine.grammar import Grammars, Matcher
+from ziphius.engine.grammar.matcher import Matcher
+from ziphius.engine.grammar.store import Grammars
 from ziphius.engine.random import sample_key
 from ziphius.engine.request import Request
 from ziphius.engine.scores import PromptScores
 from ziphius.engine.sequence import Sequence
-from ziphius.engine.settings import MOST_LOGPROBS, SamplingSettings
+from ziphius.engine.settings import MOST_LOGPROBS, EngineSettings, SamplingSettings
 from ziphius.engine.shaping import is_shaped
 from ziphius.model.config import ModelConfig
 from ziphius.text import tokens
 from ziphius.text.detokenise import Detokeniser, StopStrings
 from ziphius.text.tokenizer import Tokenizer
 
+_MOST_SAMPLES = 2**16
+
 
 class Admission:
     """Knows the model's limits; `capacity` is how many tokens the cache can hold of one sequence."""
 
-    def __init__(self, config: ModelConfig, tokenizer: Tokenizer | None, capacity: int) -> None:
+    def __init__(
+        self, config: ModelConfig, tokenizer: Tokenizer | None, capacity: int, engine: EngineSettings | None = None
+    ) -> None:
         self.config, self.tokenizer, self.capacity = config, tokenizer, capacity
         self.eos_id = config.eos_token_id if tokenizer is None else tokenizer.eos_id
-        self._grammars: Grammars | None = None
+        self._grammars = None
+        if tokenizer is not None:
+            self._grammars = Grammars(tokenizer, config.vocab_size, engine or EngineSettings())
 
     def sequences(self, id: int, request: Request) -> list[Sequence]:
         """The request's samples. Raises ValueError for what cannot be served."""
@@ -36,6 +46,9 @@ class Admission:
         scores = None
         if request.prompt_logprobs is not None:
             scores = PromptScores(len(prompt), min(request.prompt_logprobs, self.config.vocab_size))
+        matchers: list[Matcher | None] = [None] * request.samples
+        if self._grammars is not None and settings.constraint is not None:
+            matchers = [*self._grammars.matchers(settings.constraint, request.samples)]
         return [
             Sequence(
                 id=id,
@@ -50,26 +63,33 @@ class Admission:
                 plain=not (_is_bound(request) or _needs_text(settings) or settings.logprobs is not None)
                 and settings.max_new_tokens > 0,
                 scores=scores,
-                course=self._course(request),
-                watch=StopStrings(settings.stop) if settings.stop else None,
-                detokeniser=Detokeniser(self.tokenizer) if settings.stop and self.tokenizer is not None else None,
+                **self._followers(request, matcher),
             )
-            for sample in range(request.samples)
+            for sample, matcher in enumerate(matchers)
         ]
 
-    def prepare(self, settings: SamplingSettings) -> None:
-        """Read a constraint, which may take long, so that `sequences` need not; any thread may call it.
+    def rewind(self, sequence: Sequence) -> None:
+        """Make one whole again whose step failed: its last whole token is its last."""
+        matcher = None if sequence.course is None else sequence.course.matcher
+        if matcher is not None:
+            matcher.restart()
+        sequence.rewind(**self._followers(sequence.request, matcher))
 
-        Raises ValueError for one that cannot be read.
+    def prepared(self, request: Request, abandoned: threading.Event) -> AbstractContextManager[object]:
+        """Within it, `sequences` need not read the request's constraint, which may take seconds; any thread may enter.
+
+        Raises ValueError for one that cannot be used, Abandoned once that is set.
         """
-        if self.tokenizer is not None:
-            self._matcher(settings, self.tokenizer)
+        constraint = request.settings.constraint
+        if self._grammars is None or constraint is None:
+            return nullcontext()
+        return self._grammars.held(constraint, request.owner, abandoned)
 
     def _check(self, request: Request) -> None:
         settings, room, vocabulary = request.settings, self.config.max_position_embeddings, self.config.vocab_size
         length, limit = len(request.prompt), len(request.prompt) + settings.max_new_tokens
-        if request.samples < 1:
-            raise ValueError(f"samples is {request.samples}; it must be at least 1")
+        if not 1 <= request.samples <= _MOST_SAMPLES:
+            raise ValueError(f"samples is {request.samples}; it must be 1 to {_MOST_SAMPLES}")
         if request.prompt_logprobs is not None and not 0 <= request.prompt_logprobs <= MOST_LOGPROBS:
             raise ValueError(f"prompt_logprobs is {request.prompt_logprobs}; it must be 0 to {MOST_LOGPROBS}")
         if not length or limit > room:
@@ -96,7 +116,16 @@ class Admission:
         if self.tokenizer.inner.token_to_id(tokens.END_THINK) is None:
             raise ValueError(f"a thinking budget needs the token {tokens.END_THINK}, which this tokenizer lacks")
 
-    def _course(self, request: Request) -> Course | None:
+    def _followers(self, request: Request, matcher: Matcher | None) -> dict[str, Any]:
+        """What follows the tokens of a sample from its first one on."""
+        settings, tokenizer = request.settings, self.tokenizer
+        return {
+            "course": self._course(request, matcher),
+            "watch": StopStrings(settings.stop) if settings.stop else None,
+            "detokeniser": Detokeniser(tokenizer) if settings.stop and tokenizer is not None else None,
+        }
+
+    def _course(self, request: Request, matcher: Matcher | None) -> Course | None:
         settings, tokenizer = request.settings, self.tokenizer
         if tokenizer is None or not _needs_text(settings):
             return None
@@ -106,15 +135,8 @@ class Admission:
             find(tokens.END_THINK),
             request.thinking,
             settings.thinking_budget,
-            self._matcher(settings, tokenizer),
+            matcher,
         )
-
-    def _matcher(self, settings: SamplingSettings, tokenizer: Tokenizer) -> Matcher | None:
-        if settings.constraint is None:
-            return None
-        if self._grammars is None:
-            self._grammars = Grammars(tokenizer, self.config.vocab_size)
-        return self._grammars.matcher(settings.constraint)
 
 
 def _needs_text(settings: SamplingSettings) -> bool:

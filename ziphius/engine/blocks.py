@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
@@ -50,6 +50,24 @@ class BlockPool:
     def cached(self) -> int:
         """Blocks that nobody holds and whose contents can be found."""
         return len(self._idle)
+
+    def reset(self, spoiled: Collection[int] = ()) -> list[int]:
+        """Nobody holds anything, whatever was the case before, and the contents of `spoiled` blocks are forgotten.
+
+        The blocks that were held, or are spoiled, and have no contents to be found.
+        """
+        self._contents = {
+            block: content
+            for block, content in self._contents.items()
+            if block not in spoiled and self._block_of.get(content.digest) == block
+        }
+        self._block_of = {content.digest: block for block, content in self._contents.items()}
+        recent = [block for block in self._contents if block not in self._idle]
+        self._idle = OrderedDict.fromkeys([*(block for block in self._idle if block in self._contents), *recent])
+        self._blank = [block for block in range(self.total - 1, -1, -1) if block not in self._contents]
+        loose = [block for block in self._blank if self._holders[block] or block in spoiled]
+        self._holders = [0] * self.total
+        return loose
 
     def holders(self, block: int) -> int:
         return self._holders[block]

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ziphius.engine.grammar import Matcher
+from ziphius.engine.grammar.matcher import Matcher
+from ziphius.text.thinking import thinks_after
 
 
 class Demand(NamedTuple):
@@ -25,6 +26,8 @@ class Course:
     very first token or, where no constraint forbids it, once more before the answer. The budget of `thinking_budget`
     tokens ends it by force. The constraint binds the answer alone; for an answer to come, the end of the
     turn within the thinking is read as the end of the thinking. A tokenizer without the two tags has None.
+
+    What the constraint allows is known some time after `ask`: `look_ahead` may be called once nothing `waits`.
     """
 
     def __init__(
@@ -62,6 +65,16 @@ class Course:
             allowed_W[self._think_id] = True
         return allowed_W
 
+    @property
+    def finished(self) -> bool:
+        """Whether it is known that the constrained form is complete."""
+        return self.matcher is not None and not self.thinking and self.matcher.finished
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known if the form is complete."""
+        return self.matcher is None or self.thinking or self.matcher.known
+
     def accepts(self, token: int) -> bool:
         """Whether `advance` may be given this token."""
         forced = self.forced()
@@ -73,18 +86,43 @@ class Course:
 
     def advance(self, token: int) -> None:
         self._trail.append((self.thinking, self._thought, self._answered))
-        if self.thinking:
-            self._thought += 1
-            self.thinking = token != self._end_think_id
-        elif token == self._think_id and self._may_open():
-            self.thinking = True
-        else:
+        if self._step(token) and self.matcher is not None:
+            self.matcher.advance(token)
+
+    def _step(self, token: int) -> bool:
+        """Whether the token belongs to the answer."""
+        thinks = thinks_after(token, self.thinking, self._may_open(), self._think_id, self._end_think_id)
+        if self.thinking or thinks:
+            self._thought += self.thinking
+            self.thinking = thinks
+        elif token != self._end_think_id or self._answered or self.matcher is not None:  # one too many says nothing
             self._answered += 1
-            if self.matcher is not None:
-                self.matcher.advance(token)
+            return True
+        return False
 
     def _may_open(self) -> bool:
         return self._may_think and not self._answered and (self.matcher is None or not self._thought)
+
+    def ask(self, drafts: Seq[int]) -> None:
+        """Let the constraint be looked at as `look_ahead` will need it."""
+        if self.matcher is None:
+            return
+        state = self.thinking, self._thought, self._answered
+        bound, answers = not self.thinking, []
+        for draft in drafts:
+            if self.forced() not in (None, draft):
+                break
+            if self._step(draft):
+                answers.append(draft)
+            bound = bound or not self.thinking
+        self.thinking, self._thought, self._answered = state
+        if bound:
+            self.matcher.ask(answers)
+
+    @property
+    def waits(self) -> bool:
+        """Whether what was asked for is still to come. Raises GrammarError where it never will."""
+        return self.matcher is not None and self.matcher.waits
 
     def retreat(self, count: int) -> None:
         """Take back the last `count` tokens."""
@@ -93,6 +131,11 @@ class Course:
             if self.matcher is not None and self._answered > answered:
                 self.matcher.retreat()
             self.thinking, self._thought, self._answered = thinking, thought, answered
+
+    def close(self) -> None:
+        """The sample has ended."""
+        if self.matcher is not None:
+            self.matcher.close()
 
     def _demand(self) -> Demand:
         owes = self.thinking and self.matcher is not None

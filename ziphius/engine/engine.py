@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+
 from ziphius.engine.admission import Admission
 from ziphius.engine.blocks import BlockPool
+from ziphius.engine.faults import is_fault
 from ziphius.engine.fingerprint import fingerprint
-from ziphius.engine.request import EngineStats, FinishReason, Request, Update
+from ziphius.engine.request import EngineStats, Request, Update
 from ziphius.engine.scheduler import Scheduler
 from ziphius.engine.sequence import Sequence
 from ziphius.engine.settings import EngineSettings
@@ -31,7 +36,7 @@ class Engine:
         blocks = pool_blocks(s, model.config, compute_dtype(model.model.embed_tokens.weight).itemsize)
         self.scheduler = Scheduler(BlockPool(blocks, s.block_size, s.prefix_cache), s.max_rows, s.max_batch_tokens)
         self.stepper = Stepper(model, self.scheduler, s)
-        self._admission = Admission(model.config, tokenizer, blocks * s.block_size)
+        self._admission = Admission(model.config, tokenizer, blocks * s.block_size, s)
         self._requests: dict[int, list[Sequence]] = {}
         self._notices: list[Update] = []
         self._next_id = 0
@@ -39,27 +44,29 @@ class Engine:
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
-    def prepare(self, request: Request) -> None:
-        """What of `add` may take long, for another thread to do before. Raises ValueError for a constraint that cannot
-        be read."""
-        self._admission.prepare(request.settings)
+    def prepared(self, request: Request, abandoned: threading.Event) -> AbstractContextManager[object]:
+        """Within it, `add` has done already what of it may take seconds; another thread may enter.
+
+        Raises ValueError for a constraint that cannot be used, Abandoned once that is set.
+        """
+        return self._admission.prepared(request, abandoned)
 
     def add(self, request: Request) -> int:
         """Queue a request; its id. Raises ValueError for what cannot be served."""
         sequences = self._admission.sequences(self._next_id, request)
         self.stepper.disturb()
-        self._requests[self._next_id] = sequences
         for sequence in sequences:
             self.scheduler.add(sequence)
-        self._next_id += 1
-        return self._next_id - 1
+        id, self._next_id = self._next_id, self._next_id + 1
+        self._requests[id] = sequences
+        return id
 
     def cancel(self, id: int) -> None:
         """End a request; its blocks are free at once. The next step's updates say so. Unknown ids are let be."""
         self.stepper.disturb()
         for sequence in self._requests.get(id, [])[:]:
-            self._finish(sequence, "cancelled")
-            self._notices.append(self._update(sequence))
+            sequence.finish_reason = "cancelled"
+            self._end(sequence)
 
     @property
     def has_work(self) -> bool:
@@ -71,7 +78,7 @@ class Engine:
         self.stepper.disturb()
         for sequence in self.scheduler.running[:]:
             self.scheduler.preempt(sequence)
-        for sequence in (sequence for samples in self._requests.values() for sequence in samples):
+        for sequence in self.under_way():
             if sequence.scores is not None:
                 sequence.scores.clear()
         self.scheduler.pool.forget_all()
@@ -85,13 +92,13 @@ class Engine:
         return self._fingerprint
 
     def stats(self) -> EngineStats:
-        scheduler, pool = self.scheduler, self.scheduler.pool
+        scheduler, pool, shares = self.scheduler, self.scheduler.pool, self.scheduler.shares
         return EngineStats(
             blocks_total=pool.total,
             blocks_used=pool.used,
             blocks_cached=pool.cached,
             running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
+            waiting=shares.samples.total() - len(scheduler.running),
             preemptions=scheduler.preemptions,
             hit_tokens=scheduler.hit_tokens,
             miss_tokens=scheduler.miss_tokens,
@@ -99,31 +106,42 @@ class Engine:
             drafted_tokens=self.stepper.pace.drafted,
             accepted_tokens=self.stepper.pace.accepted,
             steps=self.stepper.steps,
+            owners={
+                owner: (shares.rows[owner], samples - shares.rows[owner]) for owner, samples in shares.samples.items()
+            },
         )
 
     # --- a step ------------------------------------------------------------------------------------------------------
 
+    def step(self) -> list[Update]:
+        """One pass of the network for what is running, and what it brought."""
+        self.advance()
+        return self.updates()
+
+    def advance(self) -> None:
+        """A step whose news wait for `updates`."""
+        for sequence in self.stepper.step():
+            if sequence.finish_reason is not None:
+                self._end(sequence)
+            elif sequence.request.stream:
+                self._tell(sequence)
+
     def updates(self) -> list[Update]:
-        """What there is to say without a step: the ends of cancelled requests."""
+        """What there is to say: what steps have brought, and the ends of cancelled requests."""
         notices, self._notices = self._notices, []
         return notices
 
-    def step(self) -> list[Update]:
-        """One pass of the network for what is running, and what it brought."""
-        updates = self.updates()
-        for sequence in self.stepper.step():
-            if sequence.finish_reason is not None:
-                self._finish(sequence, sequence.finish_reason)
-                updates.append(self._update(sequence))
-            elif sequence.request.stream:
-                updates.append(self._update(sequence))
-        return updates
-
-    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        sequence.finish_reason = reason
-        if reason == "error":
+    def _end(self, sequence: Sequence) -> None:
+        """Say that it has ended, and free what it holds."""
+        if sequence.finish_reason == "error":
             self._cleanse(sequence)
+        self._tell(sequence)
+        self._forget(sequence)
         self.scheduler.remove(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
+        if sequence.course is not None:
+            sequence.course.close()
         siblings = self._requests[sequence.id]
         siblings.remove(sequence)
         if not siblings:
@@ -136,22 +154,79 @@ class Engine:
         pool.forget(own)
         self.stepper.memory.clear_blocks(own)
 
-    def _update(self, sequence: Sequence) -> Update:
-        """What is new of a sample."""
-        told, sequence.reported = sequence.reported, sequence.generated
+    def _tell(self, sequence: Sequence) -> None:
+        """Leave word of what is new of a sample; once, wherever a failure may strike."""
+        told, generated = sequence.reported, sequence.generated
         scores = sequence.scores if not told and not sequence.wants_scores else None
-        return Update(
+        update = Update(
             id=sequence.id,
             sample=sequence.sample,
             token_ids=sequence.tokens[sequence.prompt_length + told :],
             logprobs=sequence.logprobs[told:],
             top_logprobs=None if sequence.request.settings.logprobs is None else sequence.top_logprobs[told:],
-            prompt_logprobs=None if scores is None else scores.logprobs(),
-            prompt_top_logprobs=None if scores is None else scores.top_logprobs(),
             finish_reason=sequence.finish_reason,
             stop_string=sequence.stop_string,
             cached_tokens=max(sequence.cached_tokens, 0),
             accepted_drafts=sequence.accepted,
             drafted=sequence.drafted,
             error=sequence.error,
+            refused=sequence.refused,
+            prompt_logprobs=None if scores is None else scores.logprobs(),
+            prompt_top_logprobs=None if scores is None else scores.top_logprobs(),
         )
+        self._notices.append(update)
+        sequence.reported, sequence.closed = generated, sequence.finish_reason is not None
+
+    # --- after a step that failed ------------------------------------------------------------------------------------
+
+    def under_way(self) -> list[Sequence]:
+        """All samples that have not ended."""
+        return [sequence for samples in self._requests.values() for sequence in samples]
+
+    def samples(self, id: int) -> list[Sequence]:
+        """Those of a request that have not ended."""
+        return self._requests.get(id, [])[:]
+
+    def involved(self) -> tuple[Sequence | None, list[Sequence]]:
+        """The sample that the failed step was about when it failed, where that is known; all that were in it."""
+        subject = self.scheduler.subject
+        return subject, [s for s in self.under_way() if s.row >= 0 or s is subject]
+
+    def take_part(self, only: Collection[Sequence] | None) -> None:
+        """Let these samples alone go on, while all others stand aside; None: let all."""
+        self.stepper.disturb()
+        self.scheduler.take_part(only)
+
+    def restore(self) -> None:
+        """Put every sample back into the queue with its last whole token, whatever a step or another call has left.
+
+        What was said stays said, and the prefix cache stays. They are read anew and go on to the same tokens, for draws
+        depend on seed, sample and place alone.
+        """
+        everyone = self.under_way()
+        self.stepper.disturb()
+        spoiled = {block for sequence in everyone if sequence.error is not None for block in sequence.blocks}
+        self.stepper.memory.clear_blocks(self.scheduler.clear(spoiled))
+        for sequence in everyone:
+            if not sequence.closed and sequence.error is None:
+                self._rewind(sequence)
+            if sequence.closed:
+                self._forget(sequence)
+            elif sequence.finish_reason is not None:
+                self._tell(sequence)
+                self._forget(sequence)
+            else:
+                self.scheduler.add(sequence)
+
+    def _rewind(self, sequence: Sequence) -> None:
+        try:
+            self._admission.rewind(sequence)
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            sequence.break_off(f"the answer so far cannot be followed any more: {error}")
+
+    def fail(self, sequence: Sequence, error: str) -> None:
+        """End one sample with an error."""
+        sequence.break_off(error)
+        self._end(sequence)

@@ -25,7 +25,7 @@ def generate(
     """One answer to each prompt, in order; the same seed gives the same answers.
 
     Questions (`str`, with a `tokenizer`) are put into the chat template and come back as texts: with `thinking`, the
-    thoughts, `</think>` and the answer (`ziphius.text.chat.split_thinking` parts them). Lists of token ids are
+    thoughts, `</think>` and the answer (`ziphius.reason.rewards.split_completion` parts them). Lists of token ids are
     continued as they stand and come back as `Completion`s: tokens with the log-probability of each.
     Temperature 0 takes the likeliest token. Raises ValueError for a prompt that is empty or does not fit the model.
     `ziphius.engine.engine.Engine` has all the settings, and streams.

@@ -5,8 +5,6 @@ B samples.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from ziphius.engine.sampling import Drawn
@@ -36,8 +34,7 @@ class Lockstep:
         ended = []
         for sequence, token, logprob in zip(self.sequences, drawn.tokens, drawn.logprobs, strict=True):
             sequence.computed += 1
-            if not logprob > -math.inf:
-                sequence.break_off("the network gave no finite numbers")
+            if not sequence.stands(logprob):
                 ended.append(sequence)
                 continue
             tokens = sequence.tokens

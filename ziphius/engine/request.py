@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,8 +18,9 @@ class Request:
     `thinking` says that the prompt leaves a thinking block open, so that the answer begins after `</think>`; None, that
     the model may open one itself with its very first token; False, that there is none.
     `samples` continuations are drawn, which share the prompt's memory. A higher `priority` goes first. Without
-    `stream`, a sample comes back in one piece when it ends.
-    With `prompt_logprobs` the prompt's own tokens are scored too: so many likeliest alternatives come with each.
+    `stream`, a sample comes back in one piece when it ends. Where several `owner`s want more than there is, each gets
+    an equal share. With `prompt_logprobs` the prompt's own tokens are scored too: so many likeliest alternatives come
+    with each.
     """
 
     prompt: Sequence[int]
@@ -28,6 +29,7 @@ class Request:
     thinking: bool | None = None
     samples: int = 1
     stream: bool = True
+    owner: str = ""
     prompt_logprobs: int | None = None
 
 
@@ -43,7 +45,7 @@ class Update:
     same of the prompt's tokens, in the network's own distribution at temperature 1, with the sample's first update; the
     first token has neither. `cached_tokens` of the prompt were found in the prefix cache.
     `drafted` and `accepted_drafts` count the sample's speculation so far. `error` says what went wrong with finish
-    reason `error`.
+    reason `error`, and `refused` that it was the request's own constraint.
     """
 
     id: int
@@ -57,6 +59,7 @@ class Update:
     accepted_drafts: int = 0
     drafted: int = 0
     error: str | None = None
+    refused: bool = False
     prompt_logprobs: list[float | None] | None = None
     prompt_top_logprobs: list[list[tuple[int, float]]] | None = None
 
@@ -66,7 +69,8 @@ class EngineStats:
     """The engine's state and its counts since it was made.
 
     Blocks are `used` by running samples, `cached` for later ones, or free. `hit_tokens` of the prompts were found in
-    the prefix cache, `miss_tokens` were not. Of `drafted_tokens`, `accepted_tokens` were right.
+    the prefix cache, `miss_tokens` were not. Of `drafted_tokens`, `accepted_tokens` were right. `owners` has how many
+    samples of each owner run, and how many wait.
     """
 
     blocks_total: int
@@ -81,6 +85,7 @@ class EngineStats:
     drafted_tokens: int
     accepted_tokens: int
     steps: int
+    owners: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def acceptance(self) -> float | None:

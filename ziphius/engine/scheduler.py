@@ -6,6 +6,8 @@ R rows, M blocks of a row's table.
 from __future__ import annotations
 
 from bisect import insort
+from collections import Counter, deque
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +15,7 @@ import numpy as np
 from ziphius.engine.blocks import BlockPool
 from ziphius.engine.scores import MOST_KEPT
 from ziphius.engine.sequence import Sequence
+from ziphius.engine.shares import Shares
 
 
 @dataclass(slots=True)
@@ -27,9 +30,12 @@ class Piece:
 class Scheduler:
     """Waiting and running sequences, both in order of rank, and the blocks between them.
 
-    Who needs a block takes it from the lowest below it, which then waits and is read anew later; where all the others
-    rank higher, it rests for a step. The highest always goes on, so all end. Orders of magnitude: arXiv 2309.06180
-    (paging), 2308.16369 (prompts in chunks beside answers).
+    Who needs a block takes it from the owner with the most, whose lowest sample then waits and is read anew later;
+    where that is itself, it rests for a step. With one owner, the highest always goes on, so all end. Orders of
+    magnitude: arXiv 2309.06180 (paging), 2308.16369 (prompts in chunks beside answers).
+
+    Between owners the tokens of prompts, the rows and the blocks are shared: the prompts of the owner who has had least
+    come first, and an owner who has fewer rows, or not half the blocks, of another takes them from that one's lowest.
     """
 
     def __init__(self, pool: BlockPool, max_rows: int, max_batch_tokens: int) -> None:
@@ -38,14 +44,19 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.tables_RM = np.zeros((max_rows, 4), np.int32)
         self.seated: list[Sequence] = []  # those who have got a row since their user last looked
+        self.subject: Sequence | None = None  # whose own affair is being seen to: what fails then is theirs
+        self.shares = Shares()
         self.preemptions = 0
         self.hit_tokens = 0
         self.miss_tokens = 0
         self._rows = list(range(max_rows - 1, -1, -1))
         self._reading: set[int] = set()  # requests whose prompt is being read: their other samples wait for it
+        self._aside: list[Sequence] = []
+        self._only: Collection[Sequence] | None = None
 
     def add(self, sequence: Sequence) -> None:
-        insort(self.waiting, sequence, key=_rank)
+        self.shares.enter(sequence.owner)
+        self._queue(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Take out a sequence that has ended; its blocks and its row are free."""
@@ -53,35 +64,60 @@ class Scheduler:
             self._vacate(sequence)
             self.running.remove(sequence)
         else:
-            self.waiting.remove(sequence)
+            (self._aside if sequence in self._aside else self.waiting).remove(sequence)
+        self.shares.leave(sequence.owner)
 
-    def schedule(self, lookahead: int = 0) -> list[Piece]:
-        """The pieces of the next step, with blocks for them and for `lookahead` tokens beyond an answer's end."""
+    def clear(self, spoiled: Collection[int] = ()) -> list[int]:
+        """Nobody is here, whatever was the case before; the blocks that `BlockPool.reset` tells of."""
+        self.waiting, self.running, self.seated, self._aside, self._only = [], [], [], [], None
+        self._rows = list(range(len(self.tables_RM) - 1, -1, -1))
+        self._reading = set()
+        self.subject = None
+        self.shares.clear()
+        return self.pool.reset(spoiled)
+
+    def take_part(self, only: Collection[Sequence] | None) -> None:
+        """Let these alone take part, and all others stand aside; None: let all."""
+        self._only = only
+        for sequence in self.running[:]:
+            if only is not None and sequence not in only:
+                self.preempt(sequence)
+        others = self.waiting + self._aside
+        self.waiting, self._aside = [], []
+        for sequence in others:
+            self._queue(sequence)
+
+    def schedule(self, lookahead: int = 0, prompt_tokens: int | None = None) -> list[Piece]:
+        """The pieces of the next step, with blocks for them and for `lookahead` tokens beyond an answer's end; at most
+        `prompt_tokens` of them are of prompts."""
         plan: dict[Sequence, Piece] = {}
         budget = self.max_batch_tokens
         readers = []
         for sequence in list(self.running):
-            if sequence.row < 0:
-                continue  # preempted just now
+            if sequence.row < 0 or sequence.late:
+                continue  # preempted just now, or sits the step out
+            self.subject = sequence
             if not sequence.decodes:
                 readers.append(sequence)
                 continue
             count = 1 + len(sequence.drafts)
             if self._grow(sequence, sequence.computed + count + lookahead, plan):
                 plan[sequence] = Piece(sequence, sequence.computed, count)
+                self.shares.charge(sequence.owner, count)
         budget -= sum(piece.count for piece in plan.values())
-        for sequence in readers:
-            if sequence.row >= 0:
-                budget -= self._read(sequence, budget, lookahead, plan)
-        self._admit(budget, lookahead, plan)
+        if prompt_tokens is not None:
+            budget = min(budget, prompt_tokens)
+        self._read_prompts(readers, budget, lookahead, plan)
+        self.subject = None
         return list(plan.values())
 
     def is_closed(self, ends: bool) -> bool:
         """Whether nobody can join those who run; `ends` says that someone leaves them."""
         if not self.waiting:
             return True
-        first = self.waiting[0].request.priority
-        return not (ends or self._rows) and first <= self.running[-1].request.priority
+        if ends or self._rows or self.shares.uneven():
+            return False
+        return self.waiting[0].request.priority <= self.running[-1].request.priority
 
     def grow(self, sequences: list[Sequence]) -> bool:
         """Give each a block more, if there is one for all of them without taking any from others."""
@@ -119,8 +155,18 @@ class Scheduler:
         self.running.remove(sequence)
         sequence.computed = sequence.registered = 0
         sequence.drafts = []
-        self.add(sequence)
+        self._queue(sequence)
         self.preemptions += 1
+
+    # --- turns -------------------------------------------------------------------------------------------------------
+
+    def _queue(self, sequence: Sequence) -> None:
+        takes_part = self._only is None or sequence in self._only
+        insort(self.waiting if takes_part else self._aside, sequence, key=_rank)
+
+    def _turn(self, sequence: Sequence) -> tuple[int, tuple[int, int], tuple[int, int, int]]:
+        """The least of these is next: priority first, then the owner who has had least, then arrival."""
+        return -sequence.request.priority, self.shares.turn(sequence.owner), sequence.rank
 
     # --- room --------------------------------------------------------------------------------------------------------
 
@@ -132,26 +178,62 @@ class Scheduler:
         if count <= 0 or not self._grow(sequence, end, plan):
             return 0
         plan[sequence] = Piece(sequence, sequence.computed, count)
+        self.shares.charge(sequence.owner, count)
         return count
 
-    def _admit(self, budget: int, lookahead: int, plan: dict[Sequence, Piece]) -> None:
-        for sequence in list(self.waiting):
-            if budget <= 0:
-                return
-            if sequence.row >= 0 or (sequence.cached_tokens < 0 and sequence.id in self._reading):
+    def _read_prompts(self, readers: list[Sequence], budget: int, lookahead: int, plan: dict[Sequence, Piece]) -> None:
+        """Go on with prompts and let in who waits, while the step has tokens left or somebody has to yield. Who finds
+        no room keeps what there is from those behind it, but not from an owner who has little."""
+        queues: dict[str, deque[Sequence]] = {}
+        for sequence in readers if self.is_closed(False) else readers + self.waiting:
+            queues.setdefault(sequence.owner, deque()).append(sequence)
+        crowded = False
+        while queues and (budget > 0 or self.shares.uneven()):
+            owner = min(queues, key=lambda owner: self._turn(queues[owner][0]))
+            sequence = self.subject = queues[owner].popleft()
+            if not queues[owner]:
+                del queues[owner]
+            if sequence in readers:
+                if sequence.row >= 0:
+                    budget -= self._read(sequence, budget, lookahead, plan)
+                continue
+            if sequence.cached_tokens < 0 and sequence.id in self._reading:
                 continue
             if self._is_being_read(sequence, plan):
                 continue
-            found = self._find(sequence)
-            while not self._fits(sequence, found):
-                victim = self.running[-1] if self.running else None
-                if victim is None or victim.request.priority >= sequence.request.priority:
-                    return  # the first in the queue waits for room, and those behind it wait with it
-                budget += plan.pop(victim).count if victim in plan else 0
-                self.preempt(victim)
+            if not crowded or self._has_little(sequence):
+                gone = self._make_room(sequence)
+                budget += sum(plan.pop(victim).count for victim in gone if victim in plan)
                 found = self._find(sequence)
-            self._enter(sequence, found)
-            budget -= self._read(sequence, budget, lookahead, plan)
+                if self._fits(sequence, found):
+                    self._enter(sequence, found)
+                    budget -= self._read(sequence, budget, lookahead, plan)
+                    continue
+                crowded = crowded or not self._has_blocks(sequence, found)
+            queues.pop(owner, None)
+
+    def _make_room(self, sequence: Sequence) -> list[Sequence]:
+        """Who had to yield to one that waits."""
+        gone: list[Sequence] = []
+        while not self._fits(sequence, found := self._find(sequence)):
+            victim = self._yielding(sequence, found)
+            if victim is None:
+                break
+            self.preempt(victim)
+            gone.append(victim)
+        return gone
+
+    def _yielding(self, sequence: Sequence, found: list[int]) -> Sequence | None:
+        """Who has to yield to one that waits: the lowest of lower priority, or of an owner with more than its own."""
+        lowest, priority = self.running[-1] if self.running else None, sequence.request.priority
+        if lowest is None or lowest.request.priority < priority:
+            return lowest
+        if lowest.request.priority > priority:
+            return None
+        if not self._has_blocks(sequence, found):
+            return self._greatest(_blocks)[0] if self._has_little(sequence) else None
+        victim, rows = self._greatest(lambda _: 1)
+        return victim if rows[victim.owner] > rows[sequence.owner] + 1 else None
 
     def _find(self, sequence: Sequence) -> list[int]:
         """Cached blocks of its tokens, but for the last token: the network must read at least that."""
@@ -170,10 +252,10 @@ class Scheduler:
         return found
 
     def _is_being_read(self, sequence: Sequence, plan: dict[Sequence, Piece]) -> bool:
-        """Whether one that goes before it reads, in this very step, a block that both begin with.
+        """Whether one of its owner's that goes before it reads, in this very step, a block that both begin with.
 
         It then waits, for a step later it finds that block in the cache. It waits only for who makes progress, so that
-        nobody waits for ever.
+        nobody waits for ever, and for nobody else's, so that nobody waits at another's pace.
         """
         size = self.pool.block_size
         usable = (len(sequence.tokens) - 1) // size
@@ -182,7 +264,7 @@ class Scheduler:
         digests = sequence.full_digests(self.pool)
         for reader, piece in plan.items():
             place = piece.start // size
-            if place >= usable or reader.rank > sequence.rank:
+            if reader.decodes or reader.owner != sequence.owner or reader.rank > sequence.rank or place >= usable:
                 continue
             read = reader.full_digests(self.pool)
             if len(read) <= place or read[place] != digests[place]:
@@ -194,9 +276,31 @@ class Scheduler:
 
     def _fits(self, sequence: Sequence, found: list[int]) -> bool:
         """Whether there is a row, and room for all that it has to read."""
-        needed = len(sequence.tokens) // self.pool.block_size + 1 - len(found)
+        return bool(self._rows) and self._has_blocks(sequence, found)
+
+    def _has_blocks(self, sequence: Sequence, found: list[int]) -> bool:
         idle = sum(map(self.pool.is_idle, found))
-        return bool(self._rows) and self.pool.available - idle >= needed
+        return self.pool.available - idle >= self._needed(sequence) - len(found)
+
+    def _needed(self, sequence: Sequence) -> int:
+        return len(sequence.tokens) // self.pool.block_size + 1
+
+    def _has_little(self, sequence: Sequence) -> bool:
+        """Whether its owner, once it had all that it needs, would hold no more than half the blocks of another."""
+        if not self.running:
+            return False
+        first, held = self._greatest(_blocks)
+        return held[first.owner] >= 2 * (held[sequence.owner] + self._needed(sequence))
+
+    def _greatest(self, size: Callable[[Sequence], int]) -> tuple[Sequence, Counter[str]]:
+        """Of those of the lowest priority that run: the lowest of the owner with most, and what each owner has."""
+        priority = self.running[-1].request.priority
+        lowest = [s for s in self.running if s.request.priority == priority]
+        held: Counter[str] = Counter()
+        for sequence in lowest:
+            held[sequence.owner] += size(sequence)
+        most = max(held.values())
+        return next(s for s in reversed(lowest) if held[s.owner] == most), held
 
     def _enter(self, sequence: Sequence, found: list[int]) -> None:
         self.waiting.remove(sequence)
@@ -214,25 +318,27 @@ class Scheduler:
 
     def _seat(self, sequence: Sequence) -> None:
         sequence.row = self._rows.pop()
+        self.shares.take_row(sequence.owner)
         self.seated.append(sequence)
         insort(self.running, sequence, key=_rank)
         self._write_table(sequence, 0)
 
     def _vacate(self, sequence: Sequence) -> None:
         self._rows.append(sequence.row)
+        self.shares.give_row(sequence.owner)
         self.pool.release(sequence.blocks)
         self._reading.discard(sequence.id)
         sequence.row, sequence.blocks = -1, []
 
     def _grow(self, sequence: Sequence, length: int, plan: dict[Sequence, Piece]) -> bool:
-        """Give it blocks for `length` tokens, if need be those of sequences below it."""
+        """Give it blocks for `length` tokens, if need be those of others."""
         length = min(length, sequence.limit)
         held = len(sequence.blocks)
         missing = -(-length // self.pool.block_size) - held
         if missing <= 0:
             return True
         while self.pool.available < missing:
-            victim = self.running[-1]
+            victim, _ = self._greatest(_blocks)
             if victim is sequence:
                 return False
             plan.pop(victim, None)
@@ -256,3 +362,7 @@ def _wanted(sequence: Sequence) -> int:
 
 def _rank(sequence: Sequence) -> tuple[int, int, int]:
     return sequence.rank
+
+
+def _blocks(sequence: Sequence) -> int:
+    return len(sequence.blocks)

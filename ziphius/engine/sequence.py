@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from ziphius.engine.blocks import ROOT, BlockPool
@@ -32,6 +33,8 @@ class Sequence:
     course: Course | None = None
     watch: StopStrings | None = None
     detokeniser: Detokeniser | None = None
+    late: bool = False  # whether its constraint has not said yet what may come; was_late: whether that ever was so
+    was_late: bool = False
     answered: bool = False  # whether the watched answer has begun
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
@@ -46,14 +49,20 @@ class Sequence:
     drafted: int = 0
     accepted: int = 0
     reported: int = 0  # generated tokens that an update has told of
+    closed: bool = False  # whether an update has told its end
     finish_reason: FinishReason | None = None
     stop_string: str | None = None
     error: str | None = None
+    refused: bool = False  # whether its own constraint is to blame for the error
 
     @property
     def rank(self) -> tuple[int, int, int]:
         """Its place in the order of service: priority first, then arrival."""
         return -self.request.priority, self.id, self.sample
+
+    @property
+    def owner(self) -> str:
+        return self.request.owner
 
     @property
     def generated(self) -> int:
@@ -72,15 +81,25 @@ class Sequence:
     def break_off(self, error: str) -> None:
         self.error, self.finish_reason = error, "error"
 
+    def stands(self, logprob: float) -> bool:
+        """Whether a token was drawn from numbers that are finite; the sample is broken off where it was not."""
+        if not logprob > -math.inf:
+            self.break_off("the network gave no finite numbers")
+        return self.error is None
+
     def append(self, token: int, logprob: float) -> bool:
-        """Take on a token; whether the answer goes on."""
+        """Take on a token; whether the answer goes on. One whose form may be complete does, for a step that sees."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
         if token in self.stops or (self.course is not None and self._ends_in_text(self.course, token)):
             self.finish_reason = "stop"
-        elif len(self.tokens) >= self.limit:
-            self.finish_reason = "length"
+        elif self.course is None or self.course.settled:
+            self.end_at_limit()
         return self.finish_reason is None
+
+    def end_at_limit(self) -> None:
+        if len(self.tokens) >= self.limit:
+            self.finish_reason = "length"
 
     def _ends_in_text(self, course: Course, token: int) -> bool:
         """Whether a stop string is complete, or the constrained form."""
@@ -97,7 +116,27 @@ class Sequence:
             if self.watch.found is not None and self.generated < self.request.settings.min_tokens:
                 self.watch.look_on()
             self.stop_string = self.watch.found
-        return self.stop_string is not None or (course.matcher is not None and course.matcher.finished)
+        return self.stop_string is not None or course.finished
+
+    def rewind(self, course: Course | None, watch: StopStrings | None, detokeniser: Detokeniser | None) -> None:
+        """Back to its last whole token, as one that waits and of which nothing was read. What follows its tokens is
+        given anew and led through them."""
+        whole = min(self.generated, len(self.logprobs))
+        if self.request.settings.logprobs is not None:
+            whole = min(whole, len(self.top_logprobs))
+        tokens, logprobs = self.tokens[: self.prompt_length + whole], self.logprobs[:whole]
+        del self.top_logprobs[whole:]
+        self.row, self.computed, self.registered, self.drafting = -1, 0, 0, 0
+        self.blocks, self.digests, self.drafts = [], [], []
+        self.course, self.watch, self.detokeniser, self.answered = course, watch, detokeniser, False
+        self.finish_reason = self.stop_string = None
+        self.late = False
+        try:
+            self.tokens, self.logprobs = tokens[: self.prompt_length], []
+            for token, logprob in zip(tokens[self.prompt_length :], logprobs, strict=True):
+                self.append(token, logprob)
+        finally:  # nothing that was said is lost, should one that follows fail
+            self.tokens, self.logprobs = tokens, logprobs
 
     # --- blocks ------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ B samples, D model, N tokens of a step, S rows of a draw.
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 
@@ -15,10 +14,11 @@ from torch import Tensor
 
 from ziphius.engine.cache import LatentMemory
 from ziphius.engine.course import Demand
-from ziphius.engine.grammar import GrammarError
+from ziphius.engine.forms import Forms
 from ziphius.engine.lockstep import Lockstep
 from ziphius.engine.pace import Pace
 from ziphius.engine.passes import Passes
+from ziphius.engine.reading import Reading
 from ziphius.engine.sampling import Drawn, Sampler
 from ziphius.engine.scheduler import Piece, Scheduler
 from ziphius.engine.scoring import score_prompts
@@ -56,6 +56,8 @@ class Stepper:
         self.sampler = Sampler(settings.max_rows, config.vocab_size, weight.device)
         self.drafter = Drafter(self.passes, self.sampler)
         self.pace = Pace(settings, config.num_hidden_layers, config.num_nextn_predict_layers)
+        self.reading = Reading(settings)
+        self.forms = Forms()
         self.steps = self.generated = 0
         self._lockstep: Lockstep | None = None
 
@@ -71,11 +73,14 @@ class Stepper:
         if lockstep is not None and self.scheduler.grow(self._lacking(lockstep)):
             self.steps += 1
             return self._march(lockstep)
-        plan = self.scheduler.schedule(lookahead=depth)
+        self.forms.rouse()
+        plan = self.scheduler.schedule(depth, self.reading.tokens())
         news = []
         if plan:
             self.steps += 1
             news = self._advance(plan, depth)
+        else:
+            self.forms.rest()
         self._lockstep = None if depth else self._lock()
         return news
 
@@ -100,6 +105,7 @@ class Stepper:
         hidden_BD = self.passes.read(lockstep.tokens_B, placement)
         ended = lockstep.take(self.sampler.draw(self.passes.logits(hidden_BD), rows_B, positions_B + 1))
         self.generated += len(rows_B)
+        self.scheduler.shares.charge_rows()
         self.pace.note_step(len(rows_B), time.perf_counter() - began)
         for sequence in lockstep.at_block_start():
             sequence.register(self.scheduler.pool)
@@ -113,18 +119,22 @@ class Stepper:
         """A step of any pieces."""
         began = time.perf_counter()
         decoding = all(piece.sequence.decodes for piece in plan)
+        for piece in plan:
+            self.forms.ask(piece.sequence)
         hidden_ND, targets, spans = self._read(plan)
         score_prompts(self.passes.logits, hidden_ND, plan)
         copies = self._fork(targets)
         self._seat(depth)
-        ended = self._close(targets)
-        drawing = [target for target in targets if target.sequence not in ended]
-        if drawing:
-            self._take(drawing, self._draw(hidden_ND, drawing))
-        spans += [_span(target) for target in targets if target.read]
+        drawn, ended = self._hear(targets)
+        if drawn:
+            self._take(drawn, self._draw(hidden_ND, drawn))
+        broken = [span.sequence for span in spans if span.sequence.error is not None]
+        spans += [_span(target) for target in drawn + ended if target.read]
         read = time.perf_counter()
         if decoding:
             self.pace.note_step(len(hidden_ND), read - began)
+        else:
+            self.reading.note(len(hidden_ND), read - began)
         drafting = [span for span in spans if span.sequence.drafting and span.sequence.error is None]
         if depth and drafting:
             self.drafter.draft(hidden_ND, drafting, depth, self.scheduler.tables_RM)
@@ -135,20 +145,23 @@ class Stepper:
         for span in spans:
             if span.sequence.computed // self.memory.block_size > span.sequence.registered:
                 span.sequence.register(self.scheduler.pool)
-        broken = [span.sequence for span in spans if span.sequence.error is not None]
-        return list(dict.fromkeys([*(target.sequence for target in targets), *broken]))
+        return [*(target.sequence for target in ended + drawn), *broken]
 
-    def _close(self, targets: list[_Target]) -> set[Sequence]:
-        """Those of whom nothing is to be drawn: they end where their prompt does."""
-        ended = set()
+    def _hear(self, targets: list[_Target]) -> tuple[list[_Target], list[_Target]]:
+        """Those to draw from, and those that have ended: their form turns out to be complete, or they were to write
+        nothing. Who is late is neither, and reads its newest tokens once more."""
+        self.forms.hear([target.sequence for target in targets])
+        drawn, ended = [], []
         for target in targets:
             sequence = target.sequence
-            if len(sequence.tokens) >= sequence.limit:
-                sequence.computed = len(sequence.tokens)
-                sequence.finish_reason = sequence.finish_reason or "length"
-                sequence.drafting = 0
-                ended.add(sequence)
-        return ended
+            if sequence.finish_reason is None and not sequence.late:
+                sequence.end_at_limit()
+            if sequence.finish_reason is not None and sequence.error is None:
+                sequence.computed, sequence.drafts = len(sequence.tokens), []
+                ended.append(target)
+            elif not sequence.late:
+                drawn.append(target)
+        return drawn, ended
 
     def _read(self, plan: list[Piece]) -> tuple[Tensor, list[_Target], list[Span]]:
         """Hidden states of the pieces [N, D]; where to draw; and what was read of prompts that go on."""
@@ -180,17 +193,19 @@ class Stepper:
             leader = target.sequence
             if leader.request.samples > 1 and not leader.generated:
                 for sibling, source, own in self.scheduler.fork(leader):
-                    targets.append(_Target(sibling, target.first + target.read - 1, sibling.computed, 0, 1))
+                    targets.append(_Target(sibling, target.first + target.read - target.draws, sibling.computed, 0, 1))
                     copies.append((source, own))
         return copies
 
     def _seat(self, depth: int) -> None:
         """Give the settings of those who got a row to the sampler, and see who drafts."""
         for sequence in self.scheduler.seated:
-            if sequence.row >= 0:  # it may have left in a step that failed
+            if sequence.row >= 0:  # it may have been sent back at once
+                self.scheduler.subject = sequence
                 self.sampler.seat(sequence)
                 self.drafter.seat(sequence)
                 sequence.drafting = self.drafter.modules
+        self.scheduler.subject = None
         self.scheduler.seated.clear()
         for sequence in self.scheduler.running:
             sequence.drafting = min(sequence.drafting, depth)
@@ -205,10 +220,12 @@ class Stepper:
             first = target.first + max(target.read, 1) - draws
             length = len(sequence.tokens)
             if sequence.shaped:
+                self.scheduler.subject = sequence
                 bound += self._bounds(sequence, len(index))
             index += range(first, first + draws)
             rows += [sequence.row] * draws
             places += range(length, length + draws)
+        self.scheduler.subject = None
         if index != list(range(len(hidden_ND))):
             hidden_ND = hidden_ND[torch.tensor(index, device=hidden_ND.device)]
         return self.sampler.draw(self.passes.logits(hidden_ND), np.array(rows), np.array(places), bound)
@@ -217,11 +234,8 @@ class Stepper:
         """What binds its draws, the first of which is at row `first`; those behind a draft that cannot be are free."""
         always = is_shaped(sequence.request.settings)
         demands = [Demand()] * (1 + len(sequence.drafts))
-        if sequence.course is not None:
-            try:
-                demands = sequence.course.look_ahead(sequence.drafts)
-            except GrammarError as error:
-                sequence.break_off(str(error))
+        if sequence.course is not None and sequence.error is None:
+            demands = sequence.course.look_ahead(sequence.drafts)
         return [
             Bound(first + place, sequence, sequence.drafts[:place], demand)
             for place, demand in enumerate(demands)
@@ -234,6 +248,7 @@ class Stepper:
         offered, accepted = [], []
         for target in targets:
             sequence, drafts = target.sequence, target.sequence.drafts
+            self.scheduler.subject = sequence
             before = len(sequence.tokens)
             right = self._extend(sequence, drawn, first, target.draws)
             taken = len(sequence.tokens) - before
@@ -248,6 +263,7 @@ class Stepper:
             self.sampler.shaper.count(sequence, sequence.tokens[before:])
             self.generated += taken
             first += target.draws
+        self.scheduler.subject = None
         if offered:
             self.pace.note_drafts(offered, accepted)
 
@@ -256,18 +272,12 @@ class Stepper:
         drafts = sequence.drafts
         for place in range(draws):
             token, logprob = drawn.tokens[first + place], drawn.logprobs[first + place]
-            if sequence.error is None and not logprob > -math.inf:
-                sequence.break_off("the network gave no finite numbers")
-            if sequence.error is not None:
+            if sequence.error is not None or not sequence.stands(logprob):
                 return place
             if drawn.top_logprobs is not None and (top := drawn.top_logprobs[first + place]) is not None:
                 sequence.top_logprobs.append(top)
             right = place < len(drafts) and drafts[place] == token
-            try:
-                goes_on = sequence.append(token, logprob)
-            except GrammarError as error:
-                sequence.break_off(str(error))
-                goes_on = False
+            goes_on = sequence.append(token, logprob)
             if not (right and goes_on):
                 return place + right
         return draws - 1

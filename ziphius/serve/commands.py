@@ -33,6 +33,12 @@ def serve(
     keys: Annotated[
         Path | None, typer.Option(help="File of API keys (`ziphius key` writes it), e.g. --keys keys.txt.")
     ] = None,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Let pages of this origin use the API, e.g. --cors https://chat.example; * for all. Repeatable."
+        ),
+    ] = None,
     open_to_all: Annotated[bool, typer.Option("--open-to-all", help="Serve a public address without keys.")] = False,
     dollars_per_hour: Annotated[
         float | None, typer.Option(help="What the machine costs, e.g. 0.09; the run's price otherwise.")
@@ -59,6 +65,7 @@ def serve(
 
     given: dict[str, Any] = {"host": host, "port": port, "name": name, "keys": keys, "price_list": price_list}
     given |= {
+        "cors": cors or None,
         "device": device,
         "weights": weights,
         "dollars_per_hour": dollars_per_hour,
@@ -101,15 +108,45 @@ def chat(
 
 def key(
     file: Annotated[Path, typer.Argument(help="File of keys; made where there is none.")],
-    name: Annotated[str, typer.Argument(help="Whose key it is: one word, which the log will show.")],
+    name: Annotated[
+        str | None, typer.Argument(help="Whose key it is: one word, which the log will show. Without it: a list.")
+    ] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="E.g. --requests-per-minute 60.")] = None,
+    requests_per_day: Annotated[int | None, typer.Option(min=1, help="Days are UTC's.")] = None,
+    tokens_per_day: Annotated[
+        int | None, typer.Option(min=1, help="Of prompts and answers, e.g. --tokens-per-day 100000.")
+    ] = None,
+    dollars_per_day: Annotated[
+        float | None, typer.Option(help="Of the machine's time, e.g. --dollars-per-day 0.5.")
+    ] = None,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Take the key away; a running service obeys at once.")
+    ] = False,
 ) -> None:
-    """Make an API key: it is printed once, the file keeps its hash.
+    """Make an API key: it is printed once, the file keeps its hash. Or list the file's keys, or delete one.
 
-    Example: `ziphius key keys.txt ada`
+    Example: `ziphius key keys.txt ada --tokens-per-day 100000`
     """
-    from ziphius.serve.wire.keys import new_key
+    from ziphius.serve.key_file import delete_key, list_keys, new_key
+    from ziphius.serve.wire.keys import Allowance
 
-    print(new_key(file, name))
+    limits = {
+        "requests_per_minute": requests_per_minute,
+        "requests_per_day": requests_per_day,
+        "tokens_per_day": tokens_per_day,
+        "dollars_per_day": dollars_per_day,
+    }
+    words = [f"{limit}={value}" for limit, value in limits.items() if value is not None]
+    if words and (name is None or delete):
+        raise ValueError("limits are given to a key when it is made: say its name, and no --delete")
+    if name is None:
+        if delete:
+            raise ValueError("--delete needs the name of a key")
+        print("\n".join(list_keys(file)))
+    elif delete:
+        delete_key(file, name)
+    else:
+        print(new_key(file, name, Allowance.of(words)))
 
 
 def export(
@@ -132,6 +169,6 @@ def export(
 def _need_packages() -> None:
     from importlib.util import find_spec
 
-    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
+    missing = [name for name in ("fastapi", "uvicorn", "httptools", "prometheus_client") if find_spec(name) is None]
     if missing:
         raise ValueError(f"serving needs {', '.join(missing)}: pip install 'ziphius[serve]'")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ziphius.ledger.folder import read_json
+from ziphius.ledger.folder import evaluations, read_json
 
+EXAMPLES = "examples.json"
+_MOST_EXAMPLES, _LONGEST_EXAMPLE = 4, 2000
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -33,3 +36,25 @@ def machine_price(folder: Path) -> float:
     run = run_of(folder)
     recipe = read_json(run / "recipe.json") if run else None
     return float(recipe.get("price", {}).get("dollars_per_hour", 0.0)) if recipe else 0.0
+
+
+def example_questions(folder: Path) -> list[str]:
+    """Questions to begin with, as the chat page offers them: those of the folder's examples.json, a list of strings;
+    without one, what the folder's evaluation asked (a task's questions in turns); [] where there is neither.
+
+    Raises ValueError for an examples.json that is no list of strings.
+    """
+    path = folder / EXAMPLES
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: this is no JSON ({error}); write a list of questions, or remove it") from None
+        if not (isinstance(found, list) and all(isinstance(question, str) for question in found)):
+            raise ValueError(f'{path}: a list of questions is wanted, such as ["How deep do whales dive?"]')
+    else:
+        asked = [result.get("examples", []) for result in evaluations(folder)]
+        turns = (example.get("prompt") for row in zip_longest(*asked, fillvalue={}) for example in row)
+        found = [question for question in turns if isinstance(question, str)]
+    fitting = [question.strip() for question in found if question.strip() and len(question) <= _LONGEST_EXAMPLE]
+    return list(dict.fromkeys(fitting))[:_MOST_EXAMPLES]

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import gc
 import json
-import logging
 import signal
 import socket
 import sys
 from datetime import date
 from pathlib import Path
-from types import FrameType
 from typing import Any
-
-import uvicorn
 
 from ziphius.checkpoint.device import load_on, pick_device
 from ziphius.checkpoint.folder import model_folder
 from ziphius.engine.complete import try_once
 from ziphius.engine.engine import Engine
+from ziphius.engine.recovery import Recovery
 from ziphius.engine.settings import EngineSettings
 from ziphius.serve.contracts.price import Rate
 from ziphius.serve.dialogue.ask import Limits
-from ziphius.serve.folders import machine_price, run_of, sampling_defaults
-from ziphius.serve.wire.app import make_app
-from ziphius.serve.wire.keys import Keys
+from ziphius.serve.folders import example_questions, machine_price, run_of, sampling_defaults
+from ziphius.serve.wire.allowances import Allowances
+from ziphius.serve.wire.keys import Keys, WatchedKeys
+from ziphius.serve.wire.log import PipeHandler, json_log
 from ziphius.serve.wire.runner import Runner
+from ziphius.serve.wire.server import Server
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.settings import ServeSettings
 from ziphius.text.tokenizer import Tokenizer
+
+_SWITCH = 0.0005  # seconds that a thread may keep the others waiting; Python's own 0.005 adds up over an answer
+_STEP_SECONDS = 0.1  # after so long at most the next to ask gets a part of the engine, where a prompt is being read
 
 
 def launch(folder: Path, given: dict[str, Any]) -> None:
@@ -41,25 +44,16 @@ def launch(folder: Path, given: dict[str, Any]) -> None:
         (settings.host, settings.port), family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET, backlog=2048
     )
     service = make_service(folder, settings, engine_settings)
-    config = uvicorn.Config(
-        make_app(service), log_config=None, access_log=False, timeout_graceful_shutdown=round(settings.drain_seconds)
-    )
+    gc.freeze()  # the model and all modules stay: no collection looks at them again, which would stop every thread
+    sys.setswitchinterval(_SWITCH)
+    server = Server(service, listener)
     host, port = listener.getsockname()[:2]
-    _introduce(service, folder, f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    _introduce(server, folder, f"http://{f'[{host}]' if ':' in host else host}:{port}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn sends itself the signal again when all is done
-    Server(config, service).run(sockets=[listener])
-
-
-class Server(uvicorn.Server):
-    """A server that, asked to stop, takes no more requests and lets those under way end."""
-
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
-        self._service = service
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._service.draining = True
-        super().handle_exit(sig, frame)
+    log = PipeHandler(sys.stderr.fileno())
+    service.metrics.watch_log(lambda: log.dropped)
+    with json_log(log):
+        server.run()
 
 
 def split_settings(folder: Path, given: dict[str, Any]) -> tuple[ServeSettings, EngineSettings]:
@@ -69,36 +63,44 @@ def split_settings(folder: Path, given: dict[str, Any]) -> tuple[ServeSettings, 
     own.setdefault("name", run.name if run is not None else folder.resolve().name)
     own.setdefault("dollars_per_hour", machine_price(folder))
     engine = {key: value for key, value in given.items() if key in EngineSettings.model_fields}
+    engine.setdefault("step_seconds", _STEP_SECONDS)
     return ServeSettings(**own), EngineSettings(**engine)
 
 
 def make_service(folder: Path, settings: ServeSettings, engine_settings: EngineSettings) -> Service:
     """The model of `folder` behind an engine that has been tried once, so that the first to ask need not wait."""
-    keys = Keys.load(settings.keys) if settings.keys is not None else Keys()
+    keys: Keys | WatchedKeys = Keys()
+    allowances = Allowances()
+    if settings.keys is not None:
+        keys = WatchedKeys(settings.keys)
+        allowances = Allowances(settings.keys.with_name(f"{settings.keys.name}.used.json"))
     rate = Rate.of(settings.dollars_per_hour, settings.price_list, date.today())
+    examples = example_questions(folder)
     model, tokenizer = load_on(folder, pick_device(settings.device), settings.weights), Tokenizer.load(folder)
     engine = Engine(model, tokenizer, engine_settings)
     try_once(engine, tokenizer.bos_id)
+    room = engine.stats().blocks_total * engine.settings.block_size
     limits = Limits(
-        context=model.config.max_position_embeddings,
+        context=min(model.config.max_position_embeddings, room),
         vocab_size=model.config.vocab_size,
         max_tokens=settings.max_tokens,
         defaults=sampling_defaults(folder),
     )
-    return Service(settings, tokenizer, Runner(engine), limits, rate, keys)
+    runner = Runner(Recovery(engine, tokenizer.bos_id))
+    return Service(settings, tokenizer, runner, limits, rate, keys, allowances, examples)
 
 
-def _introduce(service: Service, folder: Path, address: str) -> None:
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
-    logging.getLogger("ziphius.serve").setLevel(logging.INFO)
+def _introduce(server: Server, folder: Path, address: str) -> None:
+    service, door = server.service, server.door
     settings, stats = service.settings, service.runner.stats
-    room = stats.blocks_total * service.runner.engine.settings.block_size  # type: ignore[attr-defined]
+    room = stats.blocks_total * service.runner.engine.engine.settings.block_size  # type: ignore[attr-defined]
     body = {"model": settings.name, "messages": [{"role": "user", "content": "Hello"}]}
-    key = '-H "Authorization: Bearer $KEY" ' if service.keys.hashes else ""
+    key = '-H "Authorization: Bearer $KEY" ' if service.keys.guarded else ""
     where = f"{folder} on {pick_device(settings.device)}"
     print(f"{settings.name}: {where}, {service.limits.context} tokens of context, cache for {room:,} tokens")
     print(f"Chat page   {address}/")
     print(f"API         {address}/v1   metrics {address}/metrics   health {address}/health")
     curl = f"curl {address}/v1/chat/completions {key}-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
     print(f"Try         {curl}")
+    print(f"Room        {door.most:,} connections, {door.most_per_address:,} from one address")
     print("Ctrl-C or SIGTERM lets the answers under way end, and stops.", flush=True)

@@ -1,4 +1,4 @@
-"""Rendering a conversation with its chat template, and the split of a completion into thinking and answer."""
+"""Rendering a conversation with its chat template."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,6 @@ from jinja2 import Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ziphius.text.template import TOOLS_SECTION
-from ziphius.text.tokens import END_THINK, THINK
 
 
 def render_chat(
@@ -58,19 +57,6 @@ def render_chat(
         )
     except TemplateError as error:
         raise ValueError(f"the chat template refused the conversation: {error}") from error
-
-
-def split_thinking(text: str) -> tuple[str | None, str]:
-    """A completion → (thinking, answer), both stripped of surrounding whitespace.
-
-    `text` is what the model wrote after the generation prompt's `<think>\\n`; should it open the block again, that tag
-    is dropped. The first `</think>` ends the thinking. Where there is none the thinking never closed: it is None, and
-    the whole text comes back in the answer's place; who pays rewards must look at the None first.
-    """
-    thinking, closed, answer = text.partition(END_THINK)
-    if not closed:
-        return None, text.strip()
-    return thinking.strip().removeprefix(THINK).strip(), answer.strip()
 
 
 def _told_of_tools(

@@ -104,6 +104,16 @@ class Tokenizer:
         """The bytes one id stands for, none for an id without a token; several ids may make up one character."""
         return self._bytes[token] if 0 <= token < len(self._bytes) else b""
 
+    @cached_property
+    def longest_token(self) -> int | None:
+        """The bytes of the longest token, so that a text of N characters has N over as many tokens at least.
+
+        None where the tokenizer changes texts before it splits them: it may shorten them.
+        """
+        normalizer = self.inner.normalizer
+        unchanged = normalizer is None or b'"normalizers":[]' in normalizer.__getstate__()
+        return max(map(len, self._bytes)) if unchanged else None
+
     @property
     def added_ids(self) -> list[int]:
         """The ids of the special tokens, which no text but their own spelling gives."""

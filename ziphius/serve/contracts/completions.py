@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field, model_validator
 
+from ziphius.serve.contracts.fields import COMPLETION_IGNORED, COMPLETION_REFUSED
 from ziphius.serve.contracts.sampling import MAX_CHOICES, Sampling
 
 
@@ -14,9 +17,11 @@ class CompletionRequest(Sampling):
     `max_tokens` 0 nothing is written: with `echo` and `logprobs` that scores a prompt.
     """
 
+    ignored: ClassVar = COMPLETION_IGNORED
+    refused: ClassVar = COMPLETION_REFUSED
+
     prompt: str | list[str] | list[int] | list[list[int]]
     suffix: str | None = None
-    max_tokens: int | None = Field(None, ge=0)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=5)
 

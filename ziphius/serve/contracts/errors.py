@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+_LONGEST, _LONGEST_PARAM = 1000, 200  # characters: a message may quote what a client sent, which may be anything
 _TYPES = {
     401: "authentication_error",
     404: "not_found_error",
@@ -18,7 +19,8 @@ _TYPES = {
     503: "service_unavailable_error",
 }
 # Names of union members that pydantic puts into the path of an error and no client has written.
-_TAGS = {"system", "developer", "user", "assistant", "tool", "text", "json_object", "json_schema", "regex", "grammar"}
+_ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
+_FORMS = {"text", "json_object", "json_schema", "regex", "grammar"}
 
 
 class ApiError(Exception):
@@ -27,8 +29,10 @@ class ApiError(Exception):
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None, wait: int | None = None
     ) -> None:
+        message = readable(message, _LONGEST)
         super().__init__(message)
-        self.status, self.message, self.param, self.code, self.wait = status, message, param, code, wait
+        self.status, self.message, self.code, self.wait = status, message, code, wait
+        self.param = param and readable(param, _LONGEST_PARAM)
 
     @property
     def body(self) -> dict[str, Any]:
@@ -39,6 +43,13 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         headers = {} if self.wait is None else {"Retry-After": str(self.wait)}
         return headers | {"WWW-Authenticate": "Bearer"} if self.status == 401 else headers
+
+
+def readable(text: str, most: int) -> str:
+    """A text that may quote a client: of a long one beginning and end, and no character that a terminal obeys."""
+    if len(text) > most:
+        text = f"{text[: most // 2]} … {text[-most // 4 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
 
 
 class ErrorDetail(BaseModel):
@@ -78,8 +89,9 @@ def _written(where: Sequence[Any]) -> list[Any]:
     """A path without the tags of unions: `messages.0.user.content` was written `messages.0.content`."""
     kept: list[Any] = []
     for i, part in enumerate(where):
-        before = where[i - 1] if i else None
-        tag = part in _TAGS and (isinstance(before, int) or before == "response_format")
+        tag = (i == 2 and where[0] == "messages" and part in _ROLES) or (
+            where[:i] == ["response_format"] and part in _FORMS
+        )
         if not tag and not (isinstance(part, str) and ("[" in part or (part.istitle() and "_" not in part))):
             kept.append(part)
     return kept

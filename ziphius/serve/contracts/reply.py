@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from ziphius.serve.contracts.messages import CalledFunction
 from ziphius.serve.contracts.usage import Usage
+
+
+def written(logprob: float) -> float:
+    """A log-probability as JSON can hold it, which knows no infinity; the least is OpenAI's."""
+    return max(logprob, -9999.0)
 
 
 class TopLogprob(BaseModel):
@@ -23,26 +27,42 @@ class TokenLogprob(TopLogprob):
 class ChoiceLogprobs(BaseModel):
     content: list[TokenLogprob]
     reasoning_content: list[TokenLogprob]
+    refusal: None = None
+
+
+class MadeFunction(BaseModel):
+    """`arguments` is JSON in a string."""
+
+    name: str
+    arguments: str
 
 
 class MadeCall(BaseModel):
     id: str
     type: Literal["function"] = "function"
-    function: CalledFunction
+    function: MadeFunction
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class ChatMessage(BaseModel):
+    """`function_call` answers a request with `functions`, OpenAI's form of 2023. A model here refuses in its text."""
+
     role: Literal["assistant"] = "assistant"
     content: str | None
     reasoning_content: str | None
-    tool_calls: list[MadeCall] | None = None
+    refusal: None = None
+    tool_calls: list[MadeCall] | None = Field(None, exclude_if=_is_none)
+    function_call: MadeFunction | None = Field(None, exclude_if=_is_none)
 
 
 class ChatChoice(BaseModel):
     index: int
     message: ChatMessage
     logprobs: ChoiceLogprobs | None
-    finish_reason: Literal["stop", "length", "tool_calls"]
+    finish_reason: Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class ChatCompletion(BaseModel):
@@ -86,11 +106,14 @@ class TextCompletion(BaseModel):
 
 
 class ModelCard(BaseModel):
+    """The model: beyond OpenAI's fields the longest sequence it reads and writes, and questions to begin with."""
+
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str
     context_length: int
+    examples: list[str] = []
 
 
 class ModelList(BaseModel):

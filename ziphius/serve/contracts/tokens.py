@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, Field, model_validator
 
+from ziphius.serve.contracts.lenient import Lenient, Refused
 from ziphius.serve.contracts.messages import Message
-from ziphius.serve.contracts.strict import Strict
 from ziphius.serve.contracts.tools import Tool
 
 
-class TokenizeRequest(Strict):
+class TokenizeRequest(Lenient):
     """A text, or a conversation. With `add_special_tokens` (the default) a text begins with bos, as it is read."""
+
+    refused: ClassVar = {
+        "chat_template": Refused("the folder's template is used"),
+        "continue_final_message": Refused("a conversation is read with the assistant's turn begun"),
+    }
 
     model: str | None = None
     prompt: str | None = None
@@ -42,7 +47,7 @@ class Tokens(BaseModel):
     token_strs: list[str] | None = None
 
 
-class DetokenizeRequest(Strict):
+class DetokenizeRequest(Lenient):
     model: str | None = None
     tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
 

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ziphius.serve.contracts.strict import Strict
+from ziphius.serve.contracts.fields import CUSTOM_REFUSED
+from ziphius.serve.contracts.lenient import Lenient
 
 
-class Function(Strict):
+class Function(Lenient):
+    minds_slips: ClassVar = True
+
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
-class Tool(Strict):
+class Tool(Lenient):
+    refused: ClassVar = CUSTOM_REFUSED
+
     type: Literal["function"]
     function: Function
 
 
-class NamedFunction(Strict):
+class NamedFunction(Lenient):
     name: str
 
 
-class NamedTool(Strict):
+class NamedTool(Lenient):
     type: Literal["function"]
     function: NamedFunction

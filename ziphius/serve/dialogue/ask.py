@@ -17,11 +17,14 @@ from ziphius.serve.contracts.sampling import Sampling
 from ziphius.serve.dialogue.prompt import Prompt
 
 # The share of an answer's tokens that thinking may take, so that the answer always has room.
-EFFORT = {"minimal": 1 / 8, "low": 1 / 4, "medium": 1 / 2, "high": 3 / 4, "xhigh": 7 / 8, "max": 15 / 16}
+EFFORT = {
+    "minimal": 1 / 8, "low": 1 / 4, "medium": 1 / 2, "high": 3 / 4, "xhigh": 7 / 8, "max": 15 / 16, "ultra": 15 / 16,
+}  # fmt: skip
 _SHORT = 16  # tokens of a completion that does not say, as OpenAI has it
+_LEAST_TOP_P = 1e-6  # 0, which takes the likeliest token
 _SAME_NAME = (
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
-    "logit_bias", "seed", "min_tokens",
+    "logit_bias", "seed", "min_tokens", "ignore_eos",
 )  # fmt: skip
 
 
@@ -49,6 +52,7 @@ def chat_request(
     tools = tools or {}
     room = _room(len(prompt.ids), asked.limit, limits, "messages")
     settings = _settings(asked, limits, room)
+    ends = () if asked.ignore_eos else ends
     settings["stop_token_ids"] = (*settings["stop_token_ids"], *ends, *tools.get("stop_token_ids", ()))
     settings["logit_bias"] = settings.get("logit_bias", {}) | tools.get("logit_bias", {})
     settings["constraint"] = tools.get("constraint", settings["constraint"])
@@ -79,14 +83,13 @@ def completion_request(asked: CompletionRequest, ids: list[int], limits: Limits)
 
 
 def _room(prompt_tokens: int, wanted: int | None, limits: Limits, param: str) -> int:
-    """How many tokens the answer may have."""
+    """How many tokens the answer may have: what is wanted, or as many as the context leaves."""
     left = limits.context - prompt_tokens
-    if left < (1 if wanted is None else wanted):
-        grown = "" if wanted is None else f" and max_tokens adds {wanted}"
+    if left < (1 if wanted is None else min(1, wanted)):
         raise ApiError(
             400,
-            f"the prompt has {prompt_tokens} tokens{grown}; the model reads and writes {limits.context} at most: "
-            f"shorten {param}" + ("" if wanted is None else " or lower max_tokens"),
+            f"the prompt has {prompt_tokens} tokens; the model reads and writes {limits.context} at most: "
+            f"shorten {param}",
             param=param,
             code="context_length_exceeded",
         )
@@ -101,6 +104,10 @@ def _settings(asked: Sampling, limits: Limits, room: int) -> dict[str, Any]:
                 raise ApiError(
                     422, f"{name}: there is no token {token}; ids run from 0 to {limits.vocab_size - 1}", param=name
                 )
+    if "top_k" in given:
+        given["top_k"] = min(given["top_k"], limits.vocab_size)  # more is the same as all, and may be any number
+    if "top_p" in given:
+        given["top_p"] = max(given["top_p"], _LEAST_TOP_P)
     if given.get("min_tokens", 0) > room:
         raise ApiError(
             422,
@@ -126,11 +133,11 @@ def _budget(asked: ChatRequest, room: int) -> int | None:
     budget = int(room * EFFORT[asked.reasoning_effort or "high"])
     if asked.thinking is not None and asked.thinking.budget_tokens is not None:
         budget = asked.thinking.budget_tokens
-        if budget + 2 > room:
+        if asked.limit is not None and budget + 2 > asked.limit:
             raise ApiError(
                 422,
-                f"thinking.budget_tokens: {budget} leaves no room for an answer within {room} tokens; lower it, or "
-                "raise max_tokens",
+                f"thinking.budget_tokens: {budget} leaves no room for an answer within {asked.limit} tokens; "
+                "lower it, or raise max_tokens",
                 param="thinking.budget_tokens",
             )
     return min(budget, room - 2)

@@ -16,6 +16,7 @@ from typing import Literal
 from ziphius.serve.dialogue.stops import StopTail
 from ziphius.text import tokens
 from ziphius.text.detokenise import Detokeniser
+from ziphius.text.thinking import thinks_after
 from ziphius.text.tokenizer import Tokenizer
 
 Part = Literal["reasoning", "content", "call", "mark"]
@@ -44,6 +45,19 @@ class Delta:
 
 
 @dataclass(slots=True)
+class Piece:
+    """What a reply says in one go: thinking, answer, or the arguments of a call, as they came."""
+
+    part: Part
+    texts: list[str] = field(default_factory=list)
+    call: CallDelta | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+@dataclass(slots=True)
 class _Call:
     """A call being written: `header` up to the separator, then arguments, plain (V3.1) or behind a name and a fence."""
 
@@ -62,6 +76,7 @@ class ReplyParser:
     Thinking is open from the start where the prompt leaves it open, or once `<think>` is the first thing said. The
     first `</think>` ends it; opened once more before the answer begins, it goes on. Once the answer has begun both tags
     are text like any other. Whitespace around the thinking, and before an answer that follows it, is dropped.
+    `pieces` holds the same in the order in which it was said, which the pace of the tokens does not change.
     """
 
     def __init__(
@@ -90,6 +105,7 @@ class ReplyParser:
         self._reasoning: list[str] = []
         self._content: list[str] = []
         self.calls: list[CallDelta] = []
+        self.pieces: list[Piece] = []
         self.reasoning_tokens = 0
 
     def push(self, token: int, stop: str | None = None) -> Part:
@@ -137,6 +153,7 @@ class ReplyParser:
 
     def _mark(self, token: int) -> bool:
         """Whether the token changes the part instead of adding to it."""
+        thinks = thinks_after(token, self._part == "reasoning", not self._content, self._think, self._end_think)
         if self._part == "call" and self._call is not None:
             if token == self._sep and not self._call.began:
                 self._begin_arguments()
@@ -150,10 +167,10 @@ class ReplyParser:
             self._call = _Call() if token == self._call_begin else None
         elif self._part == "call" and token == self._calls_end:
             self._part = "content"
-        elif self._part == "reasoning" and token == self._end_think:
+        elif self._part == "reasoning" and not thinks:
             self._leave()
             self._part, self._thought = "content", True
-        elif token == self._think and token is not None and (self._part == "reasoning" or not self._content):
+        elif thinks and token == self._think:
             if self._part != "reasoning":
                 self.reasoning_tokens += 1
                 self._held, self._content_ids = "", []
@@ -237,20 +254,29 @@ class ReplyParser:
         self._call.named = True
         call = CallDelta(len(self.calls), f"call_{secrets.token_hex(12)}", name)
         self.calls.append(call)
+        self.pieces.append(Piece("call", call=call))
         self._delta.calls.append(CallDelta(call.index, call.id, call.name))
 
     def _say_arguments(self, text: str) -> None:
         if text and self._call is not None:
             self._call.arguments += text
             self.calls[-1].arguments += text
+            self._add("call", text)
             self._delta.calls.append(CallDelta(self.calls[-1].index, arguments=text))
 
     def _say_reasoning(self, text: str) -> None:
         if text:
             self._reasoning.append(text)
+            self._add("reasoning", text)
             self._delta.reasoning += text
 
     def _say_content(self, text: str) -> None:
         if text:
             self._content.append(text)
+            self._add("content", text)
             self._delta.content += text
+
+    def _add(self, part: Part, text: str) -> None:
+        if not self.pieces or self.pieces[-1].part != part:
+            self.pieces.append(Piece(part))
+        self.pieces[-1].texts.append(text)

@@ -7,7 +7,7 @@ import json
 import re
 from array import array
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -38,16 +38,18 @@ class ReplyMemory:
     """The token ids of replies, found again by the turn they were given in and their text; the oldest are dropped.
 
     A text has more than one tokenisation, and the model need not write the shortest. Read back as written, the next
-    turn finds its prefix in the cache.
+    turn finds its prefix in the cache. A reply with one of the tokens in `control` is not kept: what it says comes back
+    as text, whoever made the model say it.
     """
 
-    def __init__(self, max_tokens: int = 1_000_000) -> None:
+    def __init__(self, max_tokens: int = 1_000_000, control: Iterable[int] = ()) -> None:
+        self._control = frozenset(control)
         self._capacity = self._room = max_tokens
         self._replies: OrderedDict[tuple[bytes, bytes], array[int]] = OrderedDict()
         self._lock = Lock()  # prompts are made in threads
 
     def keep(self, turn: bytes, text: str, ids: Sequence[int]) -> None:
-        if _OVERHEAD + len(ids) > self._capacity:
+        if _OVERHEAD + len(ids) > self._capacity or not self._control.isdisjoint(ids):
             return
         place = turn, _digest(text)
         with self._lock:
@@ -72,7 +74,7 @@ class Prompts:
 
     def __init__(self, tokenizer: Tokenizer, memory: ReplyMemory | None = None) -> None:
         self.tokenizer = tokenizer
-        self.memory = memory or ReplyMemory()
+        self.memory = memory or ReplyMemory(control=tokenizer.added_ids)
         added = sorted((token.content for token in tokenizer.inner.get_added_tokens_decoder().values()), key=len)
         self._special = re.compile("|".join(map(re.escape, reversed(added))))
         ids = {name: tokenizer.inner.token_to_id(name) for name in (*tokens.MARKUP, tokens.EOS)}

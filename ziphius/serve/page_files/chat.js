@@ -1,251 +1,236 @@
-// The page: conversations, the question, an answer under way.
+// The page: which conversation is open, what is being written, and what the buttons do.
 
-import { answer, modelName } from "./api.js";
-import { AnswerView, element, questionView } from "./message.js";
-import {
-  loadConversations, loadSettings, newConversation, saveConversations, saveSettings, whenSavedElsewhere,
-} from "./store.js";
+import { Answers } from "./answers.js";
+import { modelCard } from "./api.js";
+import { exportAll, initArchive } from "./archive.js";
+import { titleOf } from "./check.js";
+import { Composer } from "./composer.js";
+import { $, rarely } from "./dom.js";
+import { emptyView } from "./empty.js";
+import { showGauge } from "./gauge.js";
+import { formatAgain, plainOnly } from "./guard.js";
+import { greet } from "./header.js";
+import { Library } from "./library.js";
+import { answeredTurns, begun, requestBody } from "./request.js";
+import { initSettings, openSettings, settings } from "./settings.js";
+import { Side } from "./side.js";
+import { Thread } from "./thread.js";
+import { toast } from "./toast.js";
+import { add, choose, newConversation, parentOf, pathTo } from "./tree.js";
 
-const $ = (id) => document.getElementById(id);
-const NO_ANSWER = {
-  length: "There was no answer within the limit; allow it more tokens in the settings.",
-  stop: "The model ended its turn without an answer. Ask again, or in the words that it was trained on.",
-};
-const SAMPLING = ["temperature", "top_p", "max_tokens", "seed"];
+const KEEP_MS = 3000; // between two savings of an answer that is being written
 
-const conversations = loadConversations();
-const settings = loadSettings();
-let here = conversations[0] ?? newConversation();
-let model = null;
-let working = null; // the AbortController of an answer under way
+const library = new Library(changedElsewhere);
+const answers = new Answers({ piece: arrived, ended });
+let here = library.conversations[0] ?? newConversation();
+let card = null; // the model's
+let full = false; // the browser's room was, at the last saving
+const keepWritten = rarely(KEEP_MS, () => library.conversations.filter((all) => answers.in(all)).forEach(keep));
 
-// --- an answer ---------------------------------------------------------------------------------------------------
+const composer = new Composer(send);
+const thread = new Thread($("messages"), actsOn, () => emptyView(card?.examples, take));
+const side = new Side({
+  open,
+  remove: (conversation) => remove([conversation], `“${conversation.title}” is deleted.`),
+  rename: (conversation, title) => {
+    Object.assign(conversation, { title, named: true, updated: Date.now() });
+    keep(conversation);
+  },
+  found: (text) => (text ? library.search(text) : library.conversations),
+  isHere: (conversation) => conversation === here,
+  isWriting: (conversation) => Boolean(answers.in(conversation)),
+});
 
-async function ask() {
+// --- asking ------------------------------------------------------------------------------------------------------
+
+function send(text, files = []) {
+  if (isBusy()) return false;
+  ask(pathTo(here).at(-1) ?? null, text, files);
+  return true;
+}
+
+function ask(parent, content, files) {
+  if (!parent && !here.named) here.title = titleOf(content || files[0].name);
+  const question = add(here, parent, { role: "user", content, reasoning: "", files });
+  answerTo(question);
+}
+
+function answerTo(question) {
+  const omit = Math.max(0, ...pathTo(here, question.id).map((message) => message.omit ?? 0));
+  const message = add(here, question, { role: "assistant", content: "", reasoning: "", ...(omit ? { omit } : {}) });
+  begin(message);
+  thread.show(here, message);
+  thread.follow();
+}
+
+// Have `message` of the conversation that is open written, or gone on with.
+function begin(message) {
   const conversation = here;
-  const message = { role: "assistant", content: "", reasoning: "" };
-  const view = new AnswerView(() => again(conversation, message));
-  $("messages").append(view.place);
-  const control = new AbortController();
-  busy(control);
-  const began = performance.now();
-  try {
-    model ??= await modelName(settings.key);
-    for await (const piece of answer(request(conversation), settings.key, control.signal)) {
-      message.reasoning += piece.reasoning;
-      message.content += piece.content;
-      message.seconds = (performance.now() - began) / 1000;
-      if (!message.content) message.thinkingSeconds = message.seconds;
-      if (piece.usage !== undefined) Object.assign(message, { usage: piece.usage, finish: piece.finish ?? "lost" });
-      follow(() => view.update(message));
-    }
-    if (!message.content) message.fault = NO_ANSWER[message.finish] ?? "The connection ended before the answer came.";
-  } catch (error) {
-    message.finish = control.signal.aborted ? "stopped" : "failed";
-    if (!control.signal.aborted) message.fault = sentence(error);
+  const body = async () => {
+    card ??= await modelCard(settings.key);
+    return requestBody(card.id, pathTo(conversation, message.id), settings);
+  };
+  answers.begin(conversation, message, body, settings.key);
+  keep(conversation);
+  showState();
+  say("The model is writing.");
+}
+
+function arrived(conversation, message) {
+  thread.view(message)?.update();
+  keepWritten();
+}
+
+function ended(conversation, message) {
+  if (library.conversations.includes(conversation)) keep(conversation); // it may have been deleted meanwhile
+  showState();
+  thread.view(message)?.finish();
+  const how = message.fault ?? (message.finish === "stopped" ? "Stopped." : "The answer is there.");
+  if (conversation === here) say(how);
+  else if (message.finish !== "stopped") toast(`“${conversation.title}”: ${how}`, { Open: () => open(conversation) });
+}
+
+// What can be done with a message of the conversation that is open.
+function actsOn(message) {
+  const question = parentOf(here, message);
+  const turns = answeredTurns(pathTo(here, message.id).slice(0, -2)).length - (message.omit ?? 0);
+  const idle = (act) => (...given) => !isBusy() && act(...given);
+  return {
+    edit: idle((text) => {
+      ask(question, text, message.files);
+      composer.focus();
+    }),
+    again: idle(() => {
+      if (begun(message) || message.calls?.length) answerTo(question);
+      else repeat(message); // nothing would be lost
+      composer.focus();
+    }),
+    goOn: idle(() => {
+      repeat(message);
+      composer.focus();
+    }),
+    leaveOut: turns > 0 && idle(() => {
+      message.omit = (message.omit ?? 0) + Math.ceil(turns / 2);
+      repeat(message);
+    }),
+    startAnew: () => {
+      open(newConversation());
+      send(question.content, question.files);
+    },
+    enterKey: () => openSettings("key"),
+    choose: (other) => {
+      const label = document.activeElement?.getAttribute("aria-label");
+      choose(here, other);
+      keep(here);
+      thread.show(here, answers.in(here));
+      showState();
+      thread.view(other)?.place.querySelector(`.branches [aria-label="${label}"]:enabled, .branches :enabled`)?.focus();
+    },
+  };
+}
+
+function repeat(message) {
+  begin(message);
+  thread.view(message)?.start();
+  thread.follow();
+}
+
+function isBusy() {
+  if (!answers.in(here)) return false;
+  toast("An answer is being written here: stop it first.");
+  return true;
+}
+
+// --- conversations -----------------------------------------------------------------------------------------------
+
+function open(conversation) {
+  here = conversation;
+  thread.show(here, answers.in(here));
+  thread.follow();
+  showState();
+  side.show(false);
+  composer.focus();
+}
+
+function remove(gone, sentence) {
+  gone.forEach((conversation) => answers.stop(conversation));
+  const undo = library.remove(gone);
+  const away = gone.includes(here);
+  if (away) open(library.conversations[0] ?? newConversation());
+  else {
+    showState();
+    $("new").focus(); // the button that had it is gone
   }
-  conversation.messages.push(message);
-  follow(() => view.finish(message));
-  busy(null);
-  say(message.fault ?? (message.finish === "stopped" ? "Stopped." : "The answer is there."));
-  keep();
+  toast(sentence, {
+    Undo: () => {
+      undo();
+      if (away) open(gone[0]);
+      else showState();
+    },
+  });
 }
 
-function request(conversation) {
-  const messages = conversation.messages.map(({ role, content }) => ({ role, content }));
-  if (settings.system?.trim()) messages.unshift({ role: "system", content: settings.system });
-  const body = { model, messages, stream_options: { include_usage: true } };
-  for (const name of SAMPLING) if (settings[name] !== undefined && settings[name] !== "") body[name] = Number(settings[name]);
-  if (settings.think === false) body.thinking = { type: "disabled" };
-  else if (settings.budget) body.thinking = { type: "enabled", budget_tokens: Number(settings.budget) };
-  return body;
+function keep(conversation) {
+  const fits = library.keep(conversation);
+  if (!fits && !full) {
+    const lost = "what is new is lost when the page closes. Export them, or delete some.";
+    toast(`This browser's room for conversations is full: ${lost}`, { Export: () => exportAll(library) });
+  }
+  full = !fits;
+  side.draw();
 }
 
-function again(conversation, message) {
-  if (working) return;
-  const place = conversation.messages.indexOf(message);
-  if (place >= 0) conversation.messages.length = place;
-  draw();
-  ask();
+function changedElsewhere(id) {
+  side.draw();
+  const reading = document.activeElement?.closest(".message textarea");
+  if (id === here.id && !answers.in(here) && !reading) thread.show(here);
 }
 
-function edit(place, text) {
-  if (working) return;
-  here.messages.length = place;
-  send(text);
+function take(text) {
+  composer.put(text);
+  composer.focus();
 }
 
-function send(text) {
-  here.messages.push({ role: "user", content: text });
-  if (here.messages.length === 1) here.title = text.slice(0, 60);
-  conversations.splice(0, conversations.length, here, ...conversations.filter((other) => other.id !== here.id));
-  keep();
-  draw();
-  $("messages").scrollTop = $("messages").scrollHeight;
-  ask();
-}
+// --- the page ----------------------------------------------------------------------------------------------------
 
-function busy(control) {
-  working = control;
-  $("send").hidden = Boolean(control);
-  $("stop").hidden = !control;
-  if (control) say("The model is writing.");
-}
-
-function sentence(error) {
-  return error instanceof TypeError ? "The server cannot be reached." : error.message;
+function showState() {
+  const busy = Boolean(answers.in(here));
+  $("send").hidden = busy;
+  $("stop").hidden = !busy;
+  showGauge(here, card?.context_length);
+  side.draw();
 }
 
 function say(text) {
   $("status").textContent = text;
 }
 
-// Change the page, and stay at its end if that is where the reader is.
-function follow(change) {
-  const box = $("messages");
-  const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 80;
-  change();
-  if (atEnd) requestAnimationFrame(() => requestAnimationFrame(() => (box.scrollTop = box.scrollHeight)));
+async function meet() {
+  card = (await greet(settings.key)) ?? card;
+  showState();
+  if (!here.messages.length) thread.show(here); // with the folder's examples
 }
 
-// --- the page ----------------------------------------------------------------------------------------------------
-
-function draw() {
-  const conversation = here;
-  const views = conversation.messages.map((message, place) => {
-    if (message.role === "user") return questionView(message.content, (text) => edit(place, text));
-    const view = new AnswerView(() => again(conversation, message));
-    view.finish(message);
-    return view.place;
-  });
-  const empty = element("p", { className: "empty", textContent: "Ask something. You will see it think, then answer." });
-  $("messages").replaceChildren(...(views.length ? views : [empty]));
-  list();
-}
-
-function list() {
-  const entries = conversations.map((conversation) => {
-    const name = element("button", { type: "button", className: "name", textContent: conversation.title });
-    name.onclick = () => open(conversation);
-    const drop = element("button", { type: "button", className: "drop", textContent: "✕" });
-    drop.setAttribute("aria-label", `Delete “${conversation.title}”`);
-    drop.onclick = () => remove(conversation);
-    const entry = element("li", { className: conversation.id === here.id ? "here" : "" }, name, drop);
-    if (conversation.id === here.id) name.setAttribute("aria-current", "true");
-    return entry;
-  });
-  $("conversations").replaceChildren(...entries);
-}
-
-function open(conversation) {
-  working?.abort();
-  here = conversation;
-  draw();
-  side(false);
-  $("messages").scrollTop = $("messages").scrollHeight;
-  $("question").focus();
-}
-
-function remove(conversation) {
-  conversations.splice(conversations.indexOf(conversation), 1);
-  if (conversation.id === here.id) open(conversations[0] ?? newConversation());
-  keep();
-  list();
-}
-
-function keep() {
-  saveConversations(conversations);
-}
-
-function side(shown) {
-  $("side").classList.toggle("open", shown);
-  $("shade").hidden = !shown;
-}
-
-function colours() {
-  const dark = settings.theme ? settings.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  document.documentElement.dataset.theme = dark ? "dark" : "light";
-  $("code-light").media = dark ? "not all" : "all";
-  $("code-dark").media = dark ? "all" : "not all";
-}
-
-function fit() {
-  const field = $("question");
-  field.style.height = "auto";
-  field.style.height = `${field.scrollHeight}px`;
-}
-
-$("ask").onsubmit = (event) => {
-  event.preventDefault();
-  const text = $("question").value.trim();
-  if (!text || working) return;
-  $("question").value = "";
-  fit();
-  send(text);
-};
-$("question").oninput = fit;
-$("question").onkeydown = (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-    event.preventDefault();
-    $("ask").requestSubmit();
-  }
-};
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape") return;
-  working?.abort();
-  side(false);
+  if (event.key !== "Escape" || $("settings").open) return;
+  if (!side.show(false)) answers.stop(here);
 });
 $("stop").onclick = () => {
-  working?.abort();
-  $("question").focus();
-};
-$("think").onclick = () => {
-  settings.think = settings.think === false;
-  $("think").setAttribute("aria-pressed", settings.think !== false);
-  saveSettings(settings);
+  answers.stop(here);
+  composer.focus();
 };
 $("new").onclick = () => open(newConversation());
-$("open-side").onclick = () => side(true);
-$("close-side").onclick = $("shade").onclick = () => side(false);
-
-const form = $("settings").querySelector("form");
-$("open-settings").onclick = () => {
-  for (const field of form.elements) if (field.name) field.value = settings[field.name] ?? "";
-  $("settings").showModal();
+$("format").onclick = () => {
+  formatAgain();
+  $("plain").hidden = true;
+  open(here);
 };
-form.oninput = () => {
-  for (const field of form.elements) if (field.name) settings[field.name] = field.value;
-  saveSettings(settings);
-  colours();
-};
-$("settings").onclose = () => greet();
-$("forget").onclick = () => {
-  if (!confirm("Delete all conversations kept in this browser?")) return;
-  conversations.length = 0;
-  keep();
-  open(newConversation());
-};
-
-async function greet() {
-  try {
-    model = await modelName(settings.key);
-    $("model").textContent = model;
-    document.title = `${model} · Ziphius`;
-  } catch (error) {
-    $("model").textContent = sentence(error);
-  }
-}
-
-whenSavedElsewhere(() => {
-  const mine = conversations.filter((conversation) => conversation.id === here.id);
-  const others = loadConversations().filter((conversation) => conversation.id !== here.id);
-  conversations.splice(0, conversations.length, ...mine, ...others);
-  list();
-});
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", colours);
-$("think").setAttribute("aria-pressed", settings.think !== false);
-colours();
-addEventListener("DOMContentLoaded", draw);
-if (document.readyState !== "loading") draw();
-greet();
-$("question").focus();
+$("plain").hidden = !plainOnly;
+initSettings(meet);
+initArchive(
+  library,
+  () => open(library.conversations[0] ?? here),
+  () => remove([...library.conversations], "All conversations are deleted."),
+);
+open(here);
+meet();

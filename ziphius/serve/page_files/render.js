@@ -1,64 +1,122 @@
-// A model's text as markdown, code and formulae. What it writes is never trusted: marked makes HTML, DOMPurify keeps
-// what can do no harm, and only then do KaTeX and highlight.js fill in places that hold plain text.
+// A model's text on the page. What it writes is never trusted: a worker makes HTML of it within bounds of time, depth
+// and size, DOMPurify keeps what can do no harm, and where any of it fails the text is shown as it is.
 
-/* global marked, DOMPurify, katex, hljs */
+/* global DOMPurify */
 
-const FORMULAE = [
-  { open: "$$", close: "$$", block: true },
-  { open: "\\[", close: "\\]", block: true },
-  { open: "\\(", close: "\\)", block: false },
-  { open: "$", close: "$", block: false },
-];
+import { copyButton } from "./copy.js";
+import { element } from "./dom.js";
+import { drawing, plainOnly } from "./guard.js";
+import { readable, showPlain } from "./plain.js";
+import { typeset } from "./typesetter.js";
 
-const formula = {
-  name: "formula",
-  level: "inline",
-  start: (text) => {
-    const place = text.search(/\$|\\\(|\\\[/);
-    return place < 0 ? undefined : place;
-  },
-  tokenizer(text) {
-    for (const { open, close, block } of FORMULAE) {
-      if (!text.startsWith(open)) continue;
-      const end = text.indexOf(close, open.length);
-      const tex = text.slice(open.length, end);
-      // a lone dollar is money: a formula has no space inside its dollars, ends on its line, and no digit follows it
-      if (end < 0 || !tex.trim()) continue;
-      if (open === "$" && (/^\s|\s$|\n/.test(tex) || /\d/.test(text[end + 1] ?? ""))) continue;
-      return { type: "formula", raw: text.slice(0, end + close.length), tex, block };
-    }
-    return undefined;
-  },
-  renderer: ({ tex, block }) => `<span class="math ${block ? "block" : ""}">${escape(tex)}</span>`,
-};
+const LONGEST = 100000; // characters that are typeset
+const PAUSE_MS = 60; // at least, between two drawings of a text that grows
 
 const CLEAN = {
-  FORBID_TAGS: ["style", "form", "input", "button", "textarea", "select", "option", "img", "video", "audio", "svg", "math"],
-  FORBID_ATTR: ["style", "id", "name"],
+  ALLOWED_TAGS: [
+    "p", "br", "hr", "h1", "h2", "h3", "h4", "h5", "h6", "strong", "em", "del", "code", "pre", "div", "span", "a",
+    "ul", "ol", "li", "blockquote", "table", "thead", "tbody", "tr", "th", "td", "sub", "sup", "kbd", "u", "mark",
+  ],
+  ALLOWED_ATTR: ["href", "class", "title", "align", "start"],
+  ALLOW_DATA_ATTR: false,
+  ALLOW_ARIA_ATTR: false,
+  RETURN_DOM_FRAGMENT: true,
 };
 
-let ready = false;
+// A place for a text that may grow. Texts that come while one is drawn wait, and only the newest of them is drawn.
+export class Rendered {
+  constructor(place) {
+    this.place = place;
+    this.blocks = []; // of the text that stands there
+    this.wanted = this.shown = "";
+    this.working = null;
+    this.left = false;
+  }
 
-export function render(place, text) {
-  if (!ready) prepare();
-  place.innerHTML = DOMPurify.sanitize(marked.parse(text), CLEAN);
+  // Resolves when `text`, or a newer one, is drawn.
+  show(text) {
+    this.wanted = text;
+    return (this.working ??= this.#work());
+  }
+
+  // Nobody looks at it any more.
+  leave() {
+    this.left = true;
+  }
+
+  async #work() {
+    await null; // `working` is set before it can end
+    while (this.wanted !== this.shown && !this.left) {
+      const text = this.wanted;
+      const began = performance.now();
+      await this.#draw(text);
+      this.shown = text;
+      // the longer it takes, the rarer it is done: reading and typing go before
+      if (this.wanted !== text) await new Promise((go) => setTimeout(go, PAUSE_MS + performance.now() - began));
+    }
+    this.working = null;
+  }
+
+  async #draw(text) {
+    try {
+      if (plainOnly) throw new Error("");
+      if (this.why) throw this.why; // once is enough
+      if (text.length > LONGEST) throw new Error("it is too long");
+      const blocks = await typeset(readable(text), () => !this.left);
+      if (!blocks || this.left) return;
+      drawing();
+      this.#put(blocks);
+    } catch (error) {
+      this.why = error;
+      this.blocks = [];
+      drawing();
+      showPlain(this.place, text);
+      if (error.message) {
+        this.place.append(element("p", { className: "note", textContent: `Shown as plain text: ${error.message}.` }));
+      }
+    }
+  }
+
+  // Blocks that are the same as before stay, with what a reader may have selected in them.
+  #put(blocks) {
+    if (!this.blocks.length) {
+      this.place.classList.remove("plain");
+      this.place.replaceChildren();
+    }
+    let same = 0;
+    while (same < blocks.length && same < this.blocks.length && isSame(blocks[same], this.blocks[same])) same += 1;
+    while (this.place.childNodes.length > same) this.place.lastChild.remove();
+    this.place.append(made(blocks.slice(same)));
+    this.blocks = blocks;
+  }
+}
+
+function isSame(a, b) {
+  return a.html === b.html && a.raw === b.raw && String(a.formulae) === String(b.formulae);
+}
+
+// The blocks as elements: cleaned in one go, which costs less than one by one.
+function made(blocks) {
+  const html = blocks.map((block) => `<div class="block">${block.html ?? ""}</div>`).join("");
+  const places = DOMPurify.sanitize(html, CLEAN);
+  blocks.forEach((block, n) => finish(places.childNodes[n], block));
+  return places;
+}
+
+// What the cleaning would not have let through, or does not know.
+function finish(place, { raw, formulae }) {
+  place.dir = "auto";
+  if (raw !== undefined) return showPlain(place, raw);
   for (const link of place.querySelectorAll("a")) {
     link.target = "_blank";
     link.rel = "noopener noreferrer";
   }
-  for (const span of place.querySelectorAll(".math")) {
-    const options = { displayMode: span.classList.contains("block"), throwOnError: false, trust: false, maxExpand: 1000 };
-    katex.render(span.textContent, span, options);
+  for (const code of place.querySelectorAll(".code")) {
+    const text = code.querySelector("pre");
+    text.tabIndex = 0; // it scrolls
+    const copy = copyButton(() => text.textContent, "Copy the code");
+    code.prepend(element("div", { className: "head" }, code.title, copy));
+    code.removeAttribute("title");
   }
-  for (const code of place.querySelectorAll("pre code")) hljs.highlightElement(code);
-}
-
-function prepare() {
-  marked.use({ extensions: [formula], gfm: true, breaks: true });
-  hljs.configure({ ignoreUnescapedHTML: true });
-  ready = true;
-}
-
-function escape(text) {
-  return text.replace(/[&<>"']/g, (mark) => `&#${mark.charCodeAt(0)};`);
+  place.querySelectorAll("span.math").forEach((span, n) => (span.innerHTML = formulae[n] ?? ""));
 }

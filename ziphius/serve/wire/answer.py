@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from pydantic import BaseModel
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive
 
 from ziphius.engine.request import Request, Update
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.contracts.usage import Tally, Usage
 from ziphius.serve.dialogue.parse import Delta, Part
+from ziphius.serve.wire.lanes import asking
 from ziphius.serve.wire.runner import Ticket
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.stream import EventStream, unless_client_leaves, with_errors
+
+_NAMED = 16  # fields in the header that names the ignored ones
 
 
 class Parser(Protocol):
@@ -33,27 +37,39 @@ class Parser(Protocol):
 
 @dataclass(slots=True)
 class TokenLog:
-    """A token with its log-probability and the likeliest tokens in its place; the first of a prompt has neither."""
+    """A token with its log-probability and the likeliest tokens in its place. `calls` were begun before it."""
 
     part: Part
     token: int
-    logprob: float | None
-    top: list[tuple[int, float]] | None
+    logprob: float
+    top: list[tuple[int, float]]
+    calls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogs:
+    """The tokens of a prompt with their log-probabilities and the likeliest in their places; the first has neither."""
+
+    tokens: Sequence[int]
+    logprobs: Sequence[float | None]
+    tops: Sequence[list[tuple[int, float]]]
 
 
 @dataclass(slots=True)
 class News:
-    """What one choice has to say: text, the logs of its tokens where they are asked for, and perhaps its end."""
+    """What one choice has to say: text, the logs of its tokens where they are asked for, and perhaps its end; at first
+    the logs of its prompt."""
 
     choice: Choice
     delta: Delta
     logs: list[TokenLog]
     finish_reason: str | None
+    prompt_logs: PromptLogs | None = None
 
     def followed_by(self, later: News) -> News:
         """Both as one."""
         delta = self.delta.followed_by(later.delta)
-        return News(self.choice, delta, self.logs + later.logs, later.finish_reason)
+        return News(self.choice, delta, self.logs + later.logs, later.finish_reason, self.prompt_logs)
 
 
 @dataclass
@@ -63,31 +79,30 @@ class Choice:
     with_logs: bool = False
     finish_reason: str | None = None
     logs: list[TokenLog] = field(default_factory=list)
-    prompt: Sequence[int] = ()  # whose scores the first update brings
+    prompt: Sequence[int] = ()  # where its logs are asked for too
+    prompt_logs: PromptLogs | None = None
 
     def read(self, update: Update) -> News:
         """Take in an update of this choice."""
-        logs = self._prompt_logs(update)
+        logs = []
         last = len(update.token_ids) - 1
         for place, token in enumerate(update.token_ids):
             part = self.parser.push(token, update.stop_string if place == last else None)
             if self.with_logs and part in ("reasoning", "content"):
                 top = update.top_logprobs[place] if update.top_logprobs else []
-                logs.append(TokenLog(part, token, update.logprobs[place], top))
+                calls = len(getattr(self.parser, "calls", ()))
+                logs.append(TokenLog(part, token, update.logprobs[place], top, calls))
         delta = self.parser.take()
         if update.finish_reason is not None:
             delta = delta.followed_by(self.parser.finish())
             called = bool(getattr(self.parser, "calls", None))
             self.finish_reason = "tool_calls" if called and update.finish_reason == "stop" else update.finish_reason
         self.logs += logs
-        return News(self, delta, logs, self.finish_reason)
-
-    def _prompt_logs(self, update: Update) -> list[TokenLog]:
-        if not self.with_logs or update.prompt_logprobs is None or update.prompt_top_logprobs is None:
-            return []
-        tops = [None, *update.prompt_top_logprobs[1:]]
-        scores = zip(self.prompt, update.prompt_logprobs, tops, strict=True)
-        return [TokenLog("content", token, logprob, top) for token, logprob, top in scores]
+        news = News(self, delta, logs, self.finish_reason)
+        if update.prompt_logprobs is not None and update.prompt_top_logprobs is not None:
+            news.prompt_logs = PromptLogs(self.prompt, update.prompt_logprobs, update.prompt_top_logprobs)
+            self.prompt_logs = news.prompt_logs
+        return news
 
 
 class Answer:
@@ -103,14 +118,18 @@ class Answer:
         self._first: float | None = None
         self._streamed = False
         self._closed = False
-        service.enter()
+        self._party = asking.get().party
+        service.enter(self._party, len(choices))
 
     async def begin(self, requests: Sequence[Request]) -> None:
         """Hand the engine its part. Raises ApiError for what it refuses."""
         self._streamed = requests[0].stream
         self.tally.prompt = sum(len(request.prompt) for request in requests)
         try:
-            self._ticket = await self.service.runner.submit(requests)
+            async with asyncio.timeout(self.service.settings.request_seconds):
+                self._ticket = await self.service.runner.submit([replace(r, owner=self._party) for r in requests])
+        except TimeoutError:
+            raise self._over_time() from None
         except ValueError as error:
             raise ApiError(400, str(error), code="invalid_request") from None
         except RuntimeError as error:
@@ -129,8 +148,7 @@ class Answer:
             left = deadline - time.monotonic()
             if left <= 0:
                 self.status = 503
-                raise ApiError(503, "the answer took too long and was stopped; ask for fewer tokens, or later",
-                               code="timeout", wait=self.service.wait())  # fmt: skip
+                raise self._over_time()
             try:
                 async with asyncio.timeout(min(left, self.service.settings.keep_alive_seconds)):
                     updates = await ticket.take()
@@ -145,7 +163,14 @@ class Answer:
             yield list(merged.values())
             await asyncio.sleep(0)  # whoever has much to say lets others speak
 
+    def _over_time(self) -> ApiError:
+        return ApiError(503, "the answer took too long and was stopped; ask for fewer tokens, or later",
+                        code="timeout", wait=self.service.wait())  # fmt: skip
+
     def _read(self, first: int, update: Update) -> News:
+        if update.refused:
+            self.status = 400
+            raise ApiError(400, update.error or "the constraint failed", code="constraint_failed")
         if update.finish_reason in ("error", "cancelled"):
             self.status = 500
             raise ApiError(500, update.error or "the answer was stopped by the server", code="engine_failed")
@@ -162,6 +187,11 @@ class Answer:
             if update.sample == 0:
                 self.tally.cached += update.cached_tokens
         return news
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes the whole answer has as JSON."""
+        return 8 * self.tally.completion + sum(weight(choice.logs, choice.prompt_logs) for choice in self.choices)
 
     @property
     def usage(self) -> Usage:
@@ -182,11 +212,15 @@ class Answer:
         if not finished and self.status == 200:
             self.status = 499  # nginx's number for a client that went away
         seconds = time.monotonic() - self._began
-        self.service.leave(seconds, finished)
+        self.service.leave(self._party, len(self.choices), seconds, finished)
         used = self.usage if self._ticket is not None else None
         self.service.metrics.count(seconds, self._first, self.tally, used)
+        if self._ticket is not None:
+            self.service.metrics.count_owner(self._party, self.tally, self._ticket.seconds)
         if not refused:
-            self.service.metrics.count_request(self.about["path"], self.status)
+            self.service.count_request(self.about["path"], self.status)
+        tokens = self.tally.prompt + self.tally.completion if used is not None else 0
+        self.service.charge(self.about["owner"], tokens, used.ziphius.dollars if used is not None else 0.0)
         self.service.log(
             self.about
             | {
@@ -203,6 +237,14 @@ class Answer:
         )
 
 
+def weight(logs: Sequence[TokenLog], prompt_logs: PromptLogs | None) -> int:
+    """About how many bytes logs have as JSON."""
+    tops = [len(log.top) for log in logs]
+    if prompt_logs is not None:
+        tops += [len(prompt_logs.tops[-1])] * len(prompt_logs.tokens)
+    return 100 * (len(tops) + sum(tops))
+
+
 async def respond(
     answer: Answer,
     requests: Sequence[Request],
@@ -212,18 +254,35 @@ async def respond(
 ) -> Response:
     """Have the requests answered: as a stream of `events`, or, without them, as the object that `whole` makes."""
     try:
-        await answer.begin(requests)
+        await unless_client_leaves(answer.begin(requests), receive)
         if events is not None:
             return EventStream(with_errors(events), answer.close, answer.service.settings.write_seconds)
         await unless_client_leaves(_collect(answer), receive)
-        made = whole()
+        made = await answer.service.lanes.run(lambda: as_json(whole()), size=answer.weight)
     except BaseException as error:
         if isinstance(error, ApiError):
             answer.status = error.status
         answer.close(refused=isinstance(error, ApiError))
         raise
     answer.close()
-    return JSONResponse(made.model_dump())
+    return Response(made, media_type="application/json")
+
+
+def as_json(made: BaseModel) -> bytes:
+    """An answer as JSON. Choices are written one by one, so that other threads run between them."""
+    choices = getattr(made, "choices", None)
+    if choices is None:
+        return made.model_dump_json().encode()
+    head = made.model_dump_json(exclude={"choices"}).removesuffix("}")
+    return f'{head},"choices":[{",".join(choice.model_dump_json() for choice in choices)}]}}'.encode()
+
+
+def naming_ignored(response: Response, left_out: Sequence[str]) -> Response:
+    """The response with a header that names the fields of the request that had no effect."""
+    if left_out:
+        names = [re.sub(r"[^\w.-]", "?", name, flags=re.ASCII) for name in left_out[:_NAMED]]
+        response.headers["X-Ignored-Fields"] = ", ".join(names)
+    return response
 
 
 async def _collect(answer: Answer) -> None:

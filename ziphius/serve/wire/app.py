@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
@@ -17,16 +18,20 @@ from ziphius.serve.contracts.chat import ChatRequest
 from ziphius.serve.contracts.completions import CompletionRequest
 from ziphius.serve.contracts.errors import ApiError, ErrorBody, of_validation
 from ziphius.serve.contracts.reply import ChatCompletion, Health, ModelCard, ModelList, TextCompletion
+from ziphius.serve.contracts.responses.reply import ResponseObject
+from ziphius.serve.contracts.responses.request import ResponsesRequest
 from ziphius.serve.contracts.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
 from ziphius.serve.wire import gate, page
+from ziphius.serve.wire.body import route_class
 from ziphius.serve.wire.chat import complete_chat
 from ziphius.serve.wire.completions import complete_text
+from ziphius.serve.wire.responses.endpoint import make_response, nothing_stored
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.stream import ClientLeft
 from ziphius.serve.wire.tokens import detokenize, tokenize
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 404, 413, 422, 429, 500, 503)
+    status: {"model": ErrorBody} for status in (400, 401, 404, 413, 415, 422, 429, 500, 503)
 }
 _STREAMED: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {}}, "description": "Whole, or as a stream"}
@@ -39,13 +44,21 @@ def make_app(service: Service) -> FastAPI:
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         service.runner.start(asyncio.get_running_loop())
+        keeping = asyncio.create_task(service.allowances.keep())
         try:
             yield
         finally:
             service.runner.stop()
+            service.lanes.close()
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+            service.allowances.save()
 
     app = FastAPI(title="Ziphius", version=version("ziphius"), lifespan=life, docs_url=None, redoc_url=None)
+    app.router.route_class = route_class(service.lanes, service.limits.context)
     app.add_middleware(gate.Gate, service=service)
+    if service.settings.cors:
+        _let_pages_of_others_in(app, service.settings.cors)
     _handle_errors(app, service)
     page.mount(app)
 
@@ -59,13 +72,13 @@ def make_app(service: Service) -> FastAPI:
         """Continue a text, or write what stands between a prompt and a suffix."""
         return await complete_text(service, asked, request, request.state.owner)
 
-    @app.post("/tokenize", responses=_REFUSALS)
-    async def tokenized(asked: TokenizeRequest) -> Tokens:
+    @app.post("/tokenize", response_model=Tokens, responses=_REFUSALS)
+    async def tokenized(asked: TokenizeRequest) -> Response:
         """The ids of a text, or of a conversation as the model would read it."""
         return await tokenize(service, asked)
 
-    @app.post("/detokenize", responses=_REFUSALS)
-    async def detokenized(asked: DetokenizeRequest) -> DetokenizedText:
+    @app.post("/detokenize", response_model=DetokenizedText, responses=_REFUSALS)
+    async def detokenized(asked: DetokenizeRequest) -> Response:
         """The text of ids."""
         return await detokenize(service, asked)
 
@@ -74,10 +87,23 @@ def make_app(service: Service) -> FastAPI:
         """There are none."""
         raise ApiError(501, "this server has no embeddings: its model writes text", code="not_implemented")
 
+    @app.post("/v1/responses", response_model=ResponseObject, responses=_REFUSALS | _STREAMED)
+    async def responses(asked: ResponsesRequest, request: Request) -> Response:
+        """Answer a conversation given as items: thinking, messages and calls, and nothing kept afterwards."""
+        return await make_response(service, asked, request, request.state.owner)
+
+    @app.api_route("/v1/responses/{stored:path}", methods=["GET", "DELETE", "POST"], include_in_schema=False)
+    async def stored_responses(stored: str) -> Response:
+        raise nothing_stored(stored)
+
     def card() -> ModelCard:
         settings = service.settings
         return ModelCard(
-            id=settings.name, created=service.created, owned_by="ziphius", context_length=service.limits.context
+            id=settings.name,
+            created=service.created,
+            owned_by="ziphius",
+            context_length=service.limits.context,
+            examples=service.examples,
         )
 
     @app.get("/v1/models", responses={401: {"model": ErrorBody}})
@@ -102,12 +128,27 @@ def make_app(service: Service) -> FastAPI:
         """Prometheus's text form."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    service.paths = frozenset(getattr(route, "path", "") for route in app.routes)
     return app
+
+
+def _let_pages_of_others_in(app: FastAPI, origins: Sequence[str]) -> None:
+    """A browser asks before it sends a key or JSON for another site's page; the question itself carries no key.
+
+    Cookies are never asked for, so that no page can use what the browser remembers.
+    """
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "HEAD", "POST"],
+        allow_headers=["*"],
+        expose_headers=["Retry-After"],
+    )
 
 
 def _handle_errors(app: FastAPI, service: Service) -> None:
     def refuse(request: Request, error: ApiError) -> Response:
-        service.refuse(gate.known(request.url.path), error)
+        service.refuse(request.url.path, error)
         return gate.answer(error)
 
     @app.exception_handler(ApiError)

@@ -11,18 +11,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ziphius.serve.contracts.chat import ChatRequest
-from ziphius.serve.contracts.messages import CalledFunction
 from ziphius.serve.contracts.reply import (
     ChatChoice,
     ChatCompletion,
     ChatMessage,
     ChoiceLogprobs,
     MadeCall,
+    MadeFunction,
     TokenLogprob,
     TopLogprob,
+    written,
 )
 from ziphius.serve.dialogue.parse import CallDelta, ReplyParser
-from ziphius.serve.wire.answer import Choice, News, TokenLog, respond
+from ziphius.serve.wire.answer import Choice, News, TokenLog, naming_ignored, respond
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.stream import DONE, KEEP_ALIVE, event
 from ziphius.serve.wire.turn import Turn, begin_turn
@@ -37,17 +38,17 @@ async def complete_chat(service: Service, asked: ChatRequest, request: Request, 
 
     def whole() -> ChatCompletion:
         turn.remember()
-        made = [_choice(service.tokenizer, choice) for choice in turn.answer.choices]
+        made = [_choice(service.tokenizer, choice, asked.old_calls) for choice in turn.answer.choices]
         return ChatCompletion(**head, choices=made, usage=turn.answer.usage)
 
     events = _stream(turn, head) if asked.stream else None
-    return await respond(turn.answer, [turn.request], request.receive, events, whole)
+    response = await respond(turn.answer, [turn.request], request.receive, events, whole)
+    return naming_ignored(response, asked.left_out)
 
 
 async def _stream(turn: Turn, head: dict[str, Any]) -> AsyncGenerator[str, None]:
     """The chunks: the role, then thinking, answer and calls as they come, the end with the usage, `[DONE]`."""
-    options, answer = turn.asked.stream_options, turn.answer
-    usage_apart = options is not None and options.include_usage
+    answer, usage_apart, old_calls = turn.answer, turn.asked.usage_apart, turn.asked.old_calls
     head = head | {"object": "chat.completion.chunk"} | ({"usage": None} if usage_apart else {})
 
     def chunk(index: int, delta: dict[str, Any], logs: Any = None, finish: str | None = None, **more: Any) -> str:
@@ -62,12 +63,12 @@ async def _stream(turn: Turn, head: dict[str, Any]) -> AsyncGenerator[str, None]
             yield KEEP_ALIVE
         texts = []
         for news in pieces:
-            for delta, logs in _deltas(turn.service.tokenizer, news):
+            for delta, logs in _deltas(turn.service.tokenizer, news, old_calls):
                 texts.append(chunk(news.choice.index, delta, logs))
             if news.finish_reason is not None:
                 open_choices -= 1
-                more = {} if open_choices else {"usage": answer.usage.model_dump()}
-                texts.append(chunk(news.choice.index, {}, None, news.finish_reason, **more))
+                more = {} if open_choices or usage_apart else {"usage": answer.usage.model_dump()}
+                texts.append(chunk(news.choice.index, {}, None, _finish(news.finish_reason, old_calls), **more))
         if texts:
             yield "".join(texts)
     turn.remember()
@@ -76,7 +77,7 @@ async def _stream(turn: Turn, head: dict[str, Any]) -> AsyncGenerator[str, None]
     yield DONE
 
 
-def _deltas(tokenizer: Tokenizer, news: News) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
+def _deltas(tokenizer: Tokenizer, news: News, old_calls: bool) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
     """A choice's news as deltas in the contract's order: thinking, answer, calls."""
     said = news.delta
     found: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
@@ -90,7 +91,10 @@ def _deltas(tokenizer: Tokenizer, news: News) -> list[tuple[dict[str, Any], dict
             before = merged.get(call.index, CallDelta(call.index))
             arguments = before.arguments + call.arguments
             merged[call.index] = CallDelta(call.index, before.id or call.id, before.name or call.name, arguments)
-        found.append(({"tool_calls": [_call_delta(call) for call in merged.values()]}, None))
+        if old_calls:  # there is one
+            found += [({"function_call": _call_delta(call)["function"]}, None) for call in merged.values()]
+        else:
+            found.append(({"tool_calls": [_call_delta(call) for call in merged.values()]}, None))
     return found
 
 
@@ -101,37 +105,48 @@ def _call_delta(call: CallDelta) -> dict[str, Any]:
     return {"index": call.index, "id": call.id, "type": "function", "function": function}
 
 
-def _choice(tokenizer: Tokenizer, choice: Choice) -> ChatChoice:
+def _finish(reason: str | None, old_calls: bool) -> str | None:
+    return "function_call" if old_calls and reason == "tool_calls" else reason
+
+
+def _choice(tokenizer: Tokenizer, choice: Choice, old_calls: bool) -> ChatChoice:
     parser = choice.parser
     assert isinstance(parser, ReplyParser)
     calls = [
-        MadeCall(id=call.id or "", function=CalledFunction(name=call.name or "", arguments=call.arguments))
+        MadeCall(id=call.id or "", function=MadeFunction(name=call.name or "", arguments=call.arguments))
         for call in parser.calls
     ]
     message = ChatMessage(
         content=parser.content or (None if calls else ""),
         reasoning_content=parser.reasoning or None,
-        tool_calls=calls or None,
+        tool_calls=None if old_calls else calls or None,
+        function_call=calls[0].function if old_calls and calls else None,
     )
     return ChatChoice(
         index=choice.index,
         message=message,
         logprobs=_logprobs(tokenizer, choice.logs) if choice.with_logs else None,
-        finish_reason=choice.finish_reason,
+        finish_reason=_finish(choice.finish_reason, old_calls),
     )
 
 
 def _logprobs(tokenizer: Tokenizer, logs: Sequence[TokenLog]) -> ChoiceLogprobs:
-    def one(log: TokenLog) -> TokenLogprob:
-        assert log.logprob is not None  # only a prompt's first token has none
-        assert log.top is not None
-        top = [TopLogprob(**_named(tokenizer, token, logprob)) for token, logprob in log.top]
-        return TokenLogprob(**_named(tokenizer, log.token, log.logprob), top_logprobs=top)
-
-    parts = {part: [one(log) for log in logs if log.part == part] for part in ("content", "reasoning")}
+    parts = {part: token_logprobs(tokenizer, logs, part) for part in ("content", "reasoning")}
     return ChoiceLogprobs(content=parts["content"], reasoning_content=parts["reasoning"])
+
+
+def token_logprobs(tokenizer: Tokenizer, logs: Sequence[TokenLog], part: str) -> list[TokenLogprob]:
+    """The logs of one part's tokens, as OpenAI has them."""
+    return [
+        TokenLogprob(
+            **_named(tokenizer, log.token, log.logprob),
+            top_logprobs=[TopLogprob(**_named(tokenizer, token, logprob)) for token, logprob in log.top],
+        )
+        for log in logs
+        if log.part == part
+    ]
 
 
 def _named(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
     spelled = tokenizer.token_bytes(token)
-    return {"token": spelled.decode("utf-8", "replace"), "logprob": max(logprob, -9999.0), "bytes": list(spelled)}
+    return {"token": spelled.decode("utf-8", "replace"), "logprob": written(logprob), "bytes": list(spelled)}

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ziphius.engine.request import Request as EngineRequest
 from ziphius.serve.contracts.completions import CompletionRequest
 from ziphius.serve.contracts.errors import ApiError
-from ziphius.serve.contracts.reply import TextChoice, TextCompletion, TextLogprobs
+from ziphius.serve.contracts.reply import TextChoice, TextCompletion, TextLogprobs, written
 from ziphius.serve.dialogue.ask import completion_request
 from ziphius.serve.dialogue.parse import Delta, Part
 from ziphius.serve.dialogue.stops import StopTail
-from ziphius.serve.wire.answer import Answer, Choice, TokenLog, respond
+from ziphius.serve.wire.answer import Answer, Choice, News, PromptLogs, TokenLog, naming_ignored, respond, weight
+from ziphius.serve.wire.lanes import LARGE
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.stream import DONE, KEEP_ALIVE, event
 from ziphius.serve.wire.tokens import spelled
@@ -31,11 +33,10 @@ class TextParser:
     reasoning_tokens = 0
 
     def __init__(
-        self, tokenizer: Tokenizer, begun: str, stops: Sequence[str], ends: Sequence[int], ahead: int = 0
+        self, tokenizer: Tokenizer, begun: str, stops: Sequence[str], ends: Sequence[int], spelling: Spelling
     ) -> None:
-        """`begun`: what is said before the first token, as `echo` asks for; `ahead` characters of
-        the prompt, a bos that was put before it, are not in it."""
-        self.offset = -ahead  # of the first token that is told
+        """`begun`: what is said before the first token, as `echo` asks for."""
+        self.spelling = spelling
         self._detokeniser, self._tail = Detokeniser(tokenizer), StopTail(stops)
         self._ends = frozenset(ends)
         self._new = begun
@@ -64,26 +65,69 @@ class TextParser:
         self._new += text
 
 
+class Spelling:
+    """The old form of logs, as tokens come: their names, and where in the text of the choice each begins.
+
+    A token that is but a part of a character begins where that character does.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, ahead: int = 0) -> None:
+        """`ahead`: characters before the text begins."""
+        self._tokenizer, self._place = tokenizer, -ahead
+        self._detokeniser = Detokeniser(tokenizer)
+
+    def logprobs(self, prompt: PromptLogs | None, logs: Sequence[TokenLog]) -> TextLogprobs:
+        """Of the tokens that come next, behind the prompt where it comes with them."""
+        told = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+        if prompt is not None:
+            for token, logprob, top in zip(prompt.tokens, prompt.logprobs, prompt.tops, strict=True):
+                self._add(told, token, logprob, top)
+            self._place += len(self._detokeniser.finish())
+            self._detokeniser = Detokeniser(self._tokenizer)
+        for log in logs:
+            self._add(told, log.token, log.logprob, log.top)
+        return told
+
+    def _add(self, told: TextLogprobs, token: int, logprob: float | None, top: Sequence[tuple[int, float]]) -> None:
+        told.tokens.append(spelled(self._tokenizer, token))
+        told.text_offset.append(max(self._place, 0))
+        self._place += len(self._detokeniser.push([token]))
+        if logprob is None:  # a prompt's first
+            told.token_logprobs.append(None)
+            told.top_logprobs.append(None)
+        else:
+            told.token_logprobs.append(written(logprob))
+            told.top_logprobs.append({spelled(self._tokenizer, other): written(p) for other, p in top})
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """One prompt, as the engine reads it. `begun` is what `echo` has said before the first token, and `ahead` how many
+    characters of a bos stand before that."""
+
+    ids: list[int]
+    request: EngineRequest
+    begun: str
+    ahead: int
+
+
 async def complete_text(service: Service, asked: CompletionRequest, request: Request, owner: str) -> Response:
     """The continuations, whole or as a stream. Raises ApiError for what cannot be answered."""
     service.check_model(asked.model)
-    try:
-        prompts = [await asyncio.to_thread(service.prompts.text, prompt, asked.suffix) for prompt in asked.prompts]
-    except ValueError as error:
-        raise ApiError(422, str(error), param="prompt") from None
-    requests = [completion_request(asked, ids, service.limits) for ids in prompts]
+    prompts = await service.lanes.run(_prepare, service, asked)
     ends = [service.tokenizer.eos_id, *(asked.stop_token_ids or [])]
     choices: list[Choice] = []
-    for ids, prompt in zip(prompts, asked.prompts, strict=True):
-        begun = (prompt if isinstance(prompt, str) else service.tokenizer.decode(ids)) if asked.echo else ""
-        ahead = len(service.tokenizer.decode(ids)) - len(begun) if asked.echo else 0
+    for prompt in prompts:
         for _ in range(asked.n or 1):
-            parser = TextParser(service.tokenizer, begun, asked.stops, ends, ahead)
-            choices.append(Choice(len(choices), parser, asked.logprobs is not None, prompt=ids if asked.echo else ()))
+            spelling = Spelling(service.tokenizer, prompt.ahead)
+            parser = TextParser(service.tokenizer, prompt.begun, asked.stops, ends, spelling)
+            choices.append(Choice(len(choices), parser, asked.logprobs is not None, prompt=prompt.ids))
     name = f"cmpl-{secrets.token_hex(12)}"
-    about: dict[str, Any] = {"path": "/v1/completions", "id": name, "owner": owner, "user": asked.user}
+    about: dict[str, Any] = {"path": "/v1/completions", "id": name, "owner": owner, **asked.labels}
+    if asked.left_out:
+        about["ignored"] = asked.left_out
     if service.settings.log_prompts:
-        about["prompt"] = [service.tokenizer.decode(ids) for ids in prompts]
+        about["prompt"] = await service.lanes.run(lambda: [service.tokenizer.decode(prompt.ids) for prompt in prompts])
     answer = Answer(service, choices, about)
     head = {"id": name, "created": int(time.time()), "model": asked.model}
     head |= {"system_fingerprint": service.runner.fingerprint}
@@ -91,12 +135,33 @@ async def complete_text(service: Service, asked: CompletionRequest, request: Req
     def whole() -> TextCompletion:
         if service.settings.log_prompts:
             about["answer"] = [choice.parser.text for choice in choices]  # type: ignore[attr-defined]
-        made = [_choice(service.tokenizer, choice) for choice in choices]
+        made = [_choice(choice) for choice in choices]
         return TextCompletion(**head, choices=made, usage=answer.usage)
 
-    usage_apart = asked.stream_options is not None and asked.stream_options.include_usage
-    events = _stream(service, answer, head, usage_apart) if asked.stream else None
-    return await respond(answer, requests, request.receive, events, whole)
+    events = _stream(service, answer, head, asked.usage_apart) if asked.stream else None
+    response = await respond(answer, [prompt.request for prompt in prompts], request.receive, events, whole)
+    return naming_ignored(response, asked.left_out)
+
+
+def _prepare(service: Service, asked: CompletionRequest) -> list[_Prompt]:
+    """What takes as long as the prompts are."""
+    return [_prompt(service, asked, prompt) for prompt in asked.prompts]
+
+
+def _prompt(service: Service, asked: CompletionRequest, prompt: str | list[int]) -> _Prompt:
+    tokenizer = service.tokenizer
+    service.check_length([prompt] if isinstance(prompt, str) else [], "prompt")
+    try:
+        ids = service.prompts.text(prompt, asked.suffix)
+    except ValueError as error:
+        raise ApiError(422, str(error), param="prompt") from None
+    begun, ahead = "", 0
+    if asked.echo and isinstance(prompt, str):
+        bos = tokenizer.decode([tokenizer.bos_id])
+        begun, ahead = prompt, 0 if prompt.startswith(bos) else len(bos)
+    elif asked.echo:
+        begun = tokenizer.decode(ids)
+    return _Prompt(ids, completion_request(asked, ids, service.limits), begun, ahead)
 
 
 async def _stream(
@@ -104,7 +169,11 @@ async def _stream(
 ) -> AsyncGenerator[str, None]:
     head = head | {"object": "text_completion"} | ({"usage": None} if usage_apart else {})
     open_choices = len(answer.choices)
-    offsets = {c.index: c.parser.offset for c in answer.choices if isinstance(c.parser, TextParser)}
+
+    def chunk(news: News, more: dict[str, Any]) -> str:
+        choice = {"index": news.choice.index, "text": news.delta.content, "logprobs": _logprobs(news)}
+        return event(head | {"choices": [choice | {"finish_reason": news.finish_reason}]} | more)
+
     async for pieces in answer.news():
         if not pieces:
             yield KEEP_ALIVE
@@ -113,14 +182,12 @@ async def _stream(
             more: dict[str, Any] = {}
             if news.finish_reason is not None:
                 open_choices -= 1
-                more = {} if open_choices else {"usage": answer.usage.model_dump()}
-            index, text, logs = news.choice.index, news.delta.content, None
-            if news.logs:
-                logs = _logprobs(service.tokenizer, news.logs, offsets[index]).model_dump()
-            offsets[index] = max(offsets[index], 0) + len(text)
-            if text or news.logs or news.finish_reason is not None:
-                choice = {"index": index, "text": text, "logprobs": logs, "finish_reason": news.finish_reason}
-                texts.append(event(head | {"choices": [choice]} | more))
+                more = {} if open_choices or usage_apart else {"usage": answer.usage.model_dump()}
+            if news.delta.content or news.logs or news.prompt_logs or news.finish_reason is not None:
+                size = len(news.delta.content) + weight(news.logs, news.prompt_logs)
+                texts.append(
+                    await service.lanes.run(chunk, news, more, size=size) if size > LARGE else chunk(news, more)
+                )
         if texts:
             yield "".join(texts)
     if usage_apart:
@@ -128,28 +195,15 @@ async def _stream(
     yield DONE
 
 
-def _choice(tokenizer: Tokenizer, choice: Choice) -> TextChoice:
+def _choice(choice: Choice) -> TextChoice:
     assert isinstance(choice.parser, TextParser)
-    return TextChoice(
-        index=choice.index,
-        text=choice.parser.text,
-        logprobs=_logprobs(tokenizer, choice.logs, choice.parser.offset) if choice.with_logs else None,
-        finish_reason=choice.finish_reason,
-    )
+    logs = choice.parser.spelling.logprobs(choice.prompt_logs, choice.logs) if choice.with_logs else None
+    return TextChoice(index=choice.index, text=choice.parser.text, logprobs=logs, finish_reason=choice.finish_reason)
 
 
-def _logprobs(tokenizer: Tokenizer, logs: Sequence[TokenLog], offset: int) -> TextLogprobs:
-    names = [spelled(tokenizer, log.token) for log in logs]
-    offsets = []
-    for name in names:
-        offsets.append(max(offset, 0))
-        offset += len(name)
-    return TextLogprobs(
-        tokens=names,
-        token_logprobs=[None if log.logprob is None else max(log.logprob, -9999.0) for log in logs],
-        top_logprobs=[
-            None if log.top is None else {spelled(tokenizer, token): max(p, -9999.0) for token, p in log.top}
-            for log in logs
-        ],
-        text_offset=offsets,
-    )
+def _logprobs(news: News) -> dict[str, Any] | None:
+    """The logs of what is new, where there are any."""
+    if not (news.logs or news.prompt_logs):
+        return None
+    assert isinstance(news.choice.parser, TextParser)
+    return news.choice.parser.spelling.logprobs(news.prompt_logs, news.logs).model_dump()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -12,23 +14,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.wire.keys import is_loopback
+from ziphius.serve.wire.lanes import LARGE, Asking, asking
 from ziphius.serve.wire.service import Service
 
 _log = logging.getLogger("ziphius.serve")
-_GUARDED = ("/v1", "/metrics", "/tokenize", "/detokenize")
-# DeepSeek's other base addresses: what is asked below them is asked below /v1.
+# Other base addresses, DeepSeek's among them: what is asked below them is asked below /v1.
 _BASES = ("/beta/v1/", "/beta/", "/")
-_BELOW_V1 = ("chat/completions", "completions", "models", "embeddings")
-
-
-_KNOWN = {"/metrics", "/tokenize", "/detokenize"} | {f"/v1/{below}" for below in _BELOW_V1}
+_BELOW_V1 = ("chat", "completions", "responses", "messages", "models", "embeddings")
+_OPEN = ("/", "/health", "/openapi.json")  # and the page's files: what no key is asked for
+_PAGE = "/page/"
 
 
 class Gate:
-    """ASGI middleware. Leaves the name behind the key in `scope["state"]["owner"]`, and the body read."""
+    """ASGI middleware. Leaves the name behind the key in `scope["state"]["owner"]`, who asks in `lanes.asking`, and
+    the body read. HEAD is GET, whose body the server leaves out.
+    """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service = app, service
+        self._held: Counter[str] = Counter()  # bytes of bodies beyond what is small, by party
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -36,15 +40,26 @@ class Gate:
             return
         if (path := canonical(scope["path"])) != scope["path"]:
             scope = {**scope, "path": path, "raw_path": path.encode()}
-        headers = Headers(scope=scope)
+        body = _Body()
+        asking.set(Asking(address=(scope.get("client") or ("",))[0]))
         try:
+            headers = Headers(scope=scope)
             self._check_host(headers)
-            scope.setdefault("state", {})["owner"] = self._owner(scope, headers)
-            body = await self._body(headers, receive)
+            asks = self._who(scope, headers)
+            scope.setdefault("state", {})["owner"] = asks.owner
+            await self._read(body, headers, receive, asks.party)
+            asking.set(replace(asks, size=body.size))
+            if scope["method"] == "HEAD":
+                scope = {**scope, "method": "GET"}
+            await self._pass_on(scope, _replay(body.take(), receive), send)
         except ApiError as error:
-            self.service.refuse(known(scope["path"]), error)
+            self.service.refuse(scope["path"], error)
             await answer(error)(scope, receive, send)
-            return
+        finally:
+            self._held[asking.get().party] -= body.held
+            self._held += Counter()  # forget who holds nothing
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = False
 
         async def watched(message: Message) -> None:
@@ -53,17 +68,15 @@ class Gate:
             await send(message)
 
         try:
-            await self.app(scope, _replay(body, receive), watched)
+            await self.app(scope, receive, watched)
         except Exception:  # a fault of this server, which costs its own request and no other
             _log.exception("a request failed")
             if not began:
-                failed = ApiError(500, "the server failed at this request; its log says how")
-                self.service.refuse(known(scope["path"]), failed)
-                await answer(failed)(scope, receive, send)
+                raise ApiError(500, "the server failed at this request; its log says how") from None
 
     def _check_host(self, headers: Headers) -> None:
         """A page of another site whose name was made to mean this machine must not reach a service without keys."""
-        if self.service.keys.hashes or not is_loopback(self.service.settings.host):
+        if self.service.keys.guarded or not is_loopback(self.service.settings.host):
             return
         host = headers.get("host", "localhost")
         name = host[1 : host.find("]")] if host.startswith("[") else host.partition(":")[0]
@@ -72,36 +85,76 @@ class Gate:
                 400, f"this server answers at {self.service.settings.host}, not at {name!r}", code="wrong_host"
             )
 
-    def _owner(self, scope: Scope, headers: Headers) -> str:
-        if not scope["path"].startswith(_GUARDED):
-            return "anyone"
-        owner = self.service.keys.owner(headers.get("authorization"))
-        if owner is None:
-            raise ApiError(401, "no valid API key: send one as `Authorization: Bearer KEY`", code="invalid_api_key")
-        return owner
+    def _who(self, scope: Scope, headers: Headers) -> Asking:
+        """Who asks. Raises ApiError: 401 without a key where one is needed, 429 where its allowance is used up."""
+        asks = asking.get()
+        if scope["path"] in _OPEN or scope["path"].startswith(_PAGE) or not self.service.keys.guarded:
+            return asks
+        key = self.service.keys.find(headers.get("authorization"), headers.get("x-api-key"))
+        if key is None:
+            raise ApiError(
+                401, "no valid API key: send one as `Authorization: Bearer KEY`, or as `x-api-key: KEY`",
+                code="invalid_api_key",
+            )  # fmt: skip
+        asks = replace(asks, owner=key.name, has_key=True)
+        asking.set(asks)  # what is refused from here on is in the key's name
+        if scope["method"] == "POST":
+            self.service.allowances.enter(key)
+        return asks
 
-    async def _body(self, headers: Headers, receive: Receive) -> bytes:
-        limit = self.service.settings.max_body_bytes
-        too_large = ApiError(413, f"the body is larger than {limit} bytes; send less", code="body_too_large")
-        if (length := headers.get("content-length", "")).isdecimal() and int(length) > limit:
+    async def _read(self, body: _Body, headers: Headers, receive: Receive, party: str) -> None:
+        """Take in the body as it comes. Raises ApiError for one that is too large, or too slow."""
+        settings = self.service.settings
+        if (coding := headers.get("content-encoding", "identity").strip().lower()) != "identity":
+            raise ApiError(415, f"a body with Content-Encoding {coding!r} is not read here; send it as it is")
+        too_large = ApiError(
+            413, f"the body is larger than {settings.max_body_bytes} bytes; send less", code="body_too_large"
+        )
+        if (length := headers.get("content-length", "")).isdecimal() and int(length[:20]) > settings.max_body_bytes:
             raise too_large
-        parts: list[bytes] = []
-        size, more = 0, True
+        more = True
         try:
-            async with asyncio.timeout(self.service.settings.read_seconds):
+            async with asyncio.timeout(settings.read_seconds):
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ApiError(400, "the connection closed before the body was whole", code="incomplete_body")
-                    parts.append(message.get("body", b""))
-                    size, more = size + len(parts[-1]), message.get("more_body", False)
-                    if size > limit:
+                    self._hold(body, message.get("body", b""), party)
+                    more = message.get("more_body", False)
+                    if body.size > settings.max_body_bytes:
                         raise too_large
         except TimeoutError:
             raise ApiError(
-                400, f"the body was not whole after {self.service.settings.read_seconds:g} s", code="incomplete_body"
+                400, f"the body was not whole after {settings.read_seconds:g} s", code="incomplete_body"
             ) from None
-        return b"".join(parts)
+
+    def _hold(self, body: _Body, part: bytes, party: str) -> None:
+        """Add a part to a body. Raises ApiError (503) where bodies under way take all the memory they may."""
+        body.parts.append(part)
+        body.size += len(part)
+        grown = max(0, body.size - LARGE) - body.held
+        most = self.service.settings.max_bodies_bytes
+        if grown and (self._held.total() + grown > most or self._held[party] + grown > most // 2):
+            raise ApiError(
+                503, "the requests under way take all the memory there is for them; send this one again soon",
+                code="bodies_too_large", wait=1,
+            )  # fmt: skip
+        body.held += grown
+        self._held[party] += grown
+
+
+class _Body:
+    """A body under way. `held` bytes of it are accounted for."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.size = self.held = 0
+
+    def take(self) -> bytes:
+        """The body whole; the parts are let go."""
+        whole = b"".join(self.parts)
+        self.parts.clear()
+        return whole
 
 
 def answer(error: ApiError) -> JSONResponse:
@@ -123,11 +176,6 @@ def canonical(path: str) -> str:
     """A path with the base address that the routes have: `/beta/chat/completions` is `/v1/chat/completions`."""
     for base in _BASES:
         below = path.removeprefix(base)
-        if below != path and (below in _BELOW_V1 or below.startswith("models/")):
+        if below != path and below.partition("/")[0] in _BELOW_V1:
             return f"/v1/{below}"
     return path
-
-
-def known(path: str) -> str:
-    """A path as a metric's label: whatever else is asked for must not make labels without end."""
-    return path if path in _KNOWN else "other"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter as Tallies
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
+from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from ziphius.serve.contracts.price import Rate
@@ -29,13 +31,35 @@ class Metrics:
         self._answer = counter("ziphius_completion_tokens", "Tokens written, by part", ["part"])
         self._dollars = counter("ziphius_request_dollars", "Cost of the requests' shares of the engine's time")
         self._listed = counter("ziphius_list_price_dollars", "What the same tokens cost by the price list")
+        self._owned = counter("ziphius_owner_tokens", "Prompt tokens not in the cache, and those written", ["owner"])
+        self._worked = counter("ziphius_owner_seconds", "Shares of the engine's time", ["owner"])
         self._first = histogram("ziphius_first_token_seconds", "Time to first token", buckets=_FIRST)
         self._token = histogram("ziphius_token_seconds", "Mean time a token after the first", buckets=_TOKEN)
         self._whole = histogram("ziphius_request_seconds", "Time of a whole request", buckets=_WHOLE)
+        self._keys = counter("ziphius_key_requests", "Requests by key", ["key"])
+        self._key_tokens = counter("ziphius_key_tokens", "Tokens of prompts and answers by key", ["key"])
+        self._key_dollars = counter("ziphius_key_dollars", "Cost of requests by key", ["key"])
         self.registry.register(_EngineNumbers(runner, rate))
 
     def count_request(self, path: str, status: int) -> None:
         self._requests.labels(path, str(status)).inc()
+
+    def count_key(self, name: str) -> None:
+        """Count a request of the key called `name`: one of the file's, which are not many."""
+        self._keys.labels(name).inc()
+
+    def charge_key(self, name: str, tokens: int, dollars: float) -> None:
+        self._key_tokens.labels(name).inc(tokens)
+        self._key_dollars.labels(name).inc(dollars)
+
+    def watch_connections(self, door: Connections) -> None:
+        """Tell of the connections that are open and of those that had to go."""
+        self.registry.register(_ConnectionNumbers(door))
+
+    def watch_log(self, dropped: Callable[[], int]) -> None:
+        """Tell of the lines of the log that nobody read."""
+        counter = Gauge("ziphius_log_lines_dropped", "Lines of the log that nobody read", registry=self.registry)
+        counter.set_function(dropped)
 
     def count(self, seconds: float, first: float | None, tally: Tally, used: Usage | None) -> None:
         """Count what a request that was taken in used until its end."""
@@ -52,8 +76,40 @@ class Metrics:
             self._dollars.inc(used.ziphius.dollars)
             self._listed.inc(used.ziphius.list_price.dollars if used.ziphius.list_price else 0.0)
 
+    def count_owner(self, owner: str, tally: Tally, seconds: float) -> None:
+        """Count what a request took of the engine for whom it was."""
+        label = _label(owner)
+        self._owned.labels(label).inc(tally.prompt - tally.cached + tally.completion)
+        self._worked.labels(label).inc(seconds)
+
     def text(self) -> bytes:
         return generate_latest(self.registry)
+
+
+class Connections(Protocol):
+    """What `ziphius.serve.wire.door.Door` tells."""
+
+    @property
+    def open(self) -> Collection[object]: ...
+    @property
+    def most(self) -> int: ...
+    @property
+    def turned_away(self) -> Mapping[str, int]: ...
+
+
+class _ConnectionNumbers:
+    def __init__(self, door: Connections) -> None:
+        self._door = door
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("ziphius_connections", "Connections that are open", len(self._door.open))
+        yield GaugeMetricFamily("ziphius_connections_limit", "As many may be open", self._door.most)
+        away = CounterMetricFamily(
+            "ziphius_connections_turned_away", "Connections closed, by reason", labels=["reason"]
+        )
+        for reason, times in sorted(self._door.turned_away.items()):
+            away.add_metric([reason], times)
+        yield away
 
 
 class _EngineNumbers:
@@ -83,3 +139,16 @@ class _EngineNumbers:
             ("engine_busy_seconds", self._runner.busy_seconds, "Time the engine worked"),
         ):
             yield CounterMetricFamily(f"ziphius_{name}", what, value=value)
+        samples: Tallies[tuple[str, str]] = Tallies()
+        for owner, (running, waiting) in stats.owners.items():
+            samples[_label(owner), "running"] += running
+            samples[_label(owner), "waiting"] += waiting
+        family = GaugeMetricFamily("ziphius_owner_samples", "Samples by owner and state", labels=["owner", "state"])
+        for labels, count in samples.items():
+            family.add_metric(labels, count)
+        yield family
+
+
+def _label(party: str) -> str:
+    """A key's name; addresses are `anyone` together, for they would make labels without end."""
+    return party.removeprefix("key ") if party.startswith("key ") else "anyone"

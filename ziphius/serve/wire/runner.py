@@ -6,21 +6,25 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
 from ziphius.engine.request import EngineStats, Request, Update
+from ziphius.serve.wire.hold import Prepares, hold
 
 _log = logging.getLogger("ziphius.serve")
 _AT_ONCE = 256  # updates
-_GIVES_UP = 3  # steps that fail one after the other
+_TRIES = 3  # of an order that fails
 
 
-class Samples(Protocol):
-    """What the service needs of `ziphius.engine.engine.Engine`."""
+class Samples(Prepares, Protocol):
+    """What the service needs of `ziphius.engine.recovery.Recovery`."""
 
-    def prepare(self, request: Request) -> None: ...
+    broken: str | None
+
     def add(self, request: Request) -> int: ...
     def step(self) -> list[Update]: ...
     def cancel(self, id: int) -> None: ...
@@ -40,12 +44,12 @@ class Ticket:
 
     def __init__(self, requests: Sequence[Request], busy: float, tokens: int) -> None:
         self.requests = requests
-        self.ids: list[int] = []
+        self.places: dict[int, int] = {}  # by the engine's ids
         self.seconds = 0.0
         self._open = {(place, sample) for place, request in enumerate(requests) for sample in range(request.samples)}
         self._seen: set[int] = set()
         self._began_busy, self._began_tokens, self._own_tokens = busy, tokens, 0
-        self._waiting: list[tuple[int, Update]] = []
+        self._waiting: deque[tuple[int, Update]] = deque()
         self._news = asyncio.Event()
 
     @property
@@ -56,14 +60,14 @@ class Ticket:
     async def take(self) -> list[tuple[int, Update]]:
         """The next updates, at least one, each with the place of its request; not too many at once for the loop."""
         await self._news.wait()
-        updates, self._waiting = self._waiting[:_AT_ONCE], self._waiting[_AT_ONCE:]
+        updates = [self._waiting.popleft() for _ in range(min(_AT_ONCE, len(self._waiting)))]
         if not self._waiting:
             self._news.clear()
         return updates
 
     def put(self, update: Update, busy: float, tokens: int) -> None:
         """Add what a step brought; `busy` seconds and `tokens` are the engine's since it was made."""
-        place = self.ids.index(update.id)
+        place = self.places[update.id]
         if place not in self._seen:
             self._seen.add(place)
             self._own_tokens += len(self.requests[place].prompt) - update.cached_tokens
@@ -73,14 +77,6 @@ class Ticket:
         if update.finish_reason is not None:
             self._open.discard((place, update.sample))
         self._waiting.append((place, update))
-        self._news.set()
-
-    def fail(self, message: str) -> None:
-        """End every sample that is open with an error."""
-        for place, sample in sorted(self._open):
-            failed = Update(self.ids[place], sample, [], [], finish_reason="error", error=message)
-            self._waiting.append((place, failed))
-        self._open.clear()
         self._news.set()
 
 
@@ -96,16 +92,24 @@ class Runner:
         self.fingerprint = engine.fingerprint
         self.stats = engine.stats()
         self.busy_seconds = 0.0
-        self.broken: str | None = None
         self._tickets: dict[int, Ticket] = {}
-        self._orders: list[Callable[[], None]] = []
+        self._orders: deque[Callable[[], None]] = deque()
+        self._tries = 0  # of the first order
         self._wake = threading.Condition()
         self._stopping = False
         self._tokens = 0
+        self._busy = 0.0  # as the engine's thread knows it
+        self._updates: list[Update] = []  # that have not been posted
         self._mail: list[Callable[[], None]] = []
+        self._unheard = False  # whether the loop has not been told of all its mail
         self._mail_lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def broken(self) -> str | None:
+        """Why nothing can be served at present."""
+        return self.engine.broken
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -120,14 +124,13 @@ class Runner:
             self._thread.join()
 
     async def submit(self, requests: Sequence[Request]) -> Ticket:
-        """Hand requests to the engine. Raises ValueError for what it cannot serve, RuntimeError once it is broken."""
+        """Hand requests to the engine. Raises ValueError for what it cannot serve, RuntimeError where it fails."""
         if self.broken is not None:
             raise RuntimeError(self.broken)
-        for request in requests:
-            if request.settings.constraint is not None:
-                await asyncio.to_thread(self.engine.prepare, request)
+        release = await hold(self.engine, requests)
         ticket = Ticket(requests, self.busy_seconds, self._tokens)
         accepted: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
+        accepted.add_done_callback(lambda _: release())
         self._order(lambda: self._add(ticket, accepted))
         try:
             return await asyncio.shield(accepted)
@@ -137,55 +140,97 @@ class Runner:
 
     def cancel(self, ticket: Ticket) -> None:
         """Free what a ticket's requests hold. Does nothing once they have ended."""
-        ids = [id for id in ticket.ids if self._tickets.pop(id, None) is not None]
+        ids = [id for id in ticket.places if self._tickets.pop(id, None) is not None]
         if ids:
             self._order(lambda: self._cancel(ids))
 
+    # --- in the engine's thread --------------------------------------------------------------------------------------
+
     def _cancel(self, ids: Sequence[int]) -> None:
         for id in ids:
-            try:
-                self.engine.cancel(id)
-            except Exception:  # the thread must go on for all others
-                _log.exception("a request could not be cancelled")
+            self.engine.cancel(id)
 
     def _add(self, ticket: Ticket, accepted: asyncio.Future[Ticket]) -> None:
-        """In the engine's thread: all of the ticket's requests, or none."""
+        """All of the ticket's requests, or none."""
         ids: list[int] = []
         try:
             for request in ticket.requests:
                 ids.append(self.engine.add(request))
-        except Exception as error:
-            self._cancel(ids)
-            self._post(partial(accepted.set_exception, error))
-            return
-        self._post(partial(self._accept, accepted, ticket, ids))
+            self._post(partial(self._accept, accepted, ticket, ids))
+        except BaseException as error:
+            self._order(lambda: self._cancel(ids))
+            self._post(partial(self._refuse, accepted, error))
 
-    def _accept(self, accepted: asyncio.Future[Ticket], ticket: Ticket, ids: list[int]) -> None:
-        ticket.ids = ids
-        self._tickets |= dict.fromkeys(ids, ticket)
-        accepted.set_result(ticket)
-        if self.broken is not None:  # in the meantime
-            self._fail(self.broken, broken=True)
+    def _post(self, news: Callable[[], None]) -> None:
+        """Leave news for the loop, which hears them in order."""
+        with self._mail_lock:
+            self._mail.append(news)
+            self._unheard = True
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                self._turn()
+            except BaseException:  # whatever it was, the thread must go on for all others
+                _log.exception("the engine's thread failed, and goes on")
+                time.sleep(0.01)
+
+    def _turn(self) -> None:
+        """Follow the orders that have come and take a step. Where anything fails, the next turn makes up for it."""
+        if self._unheard and self._loop is not None:
+            with suppress(RuntimeError):  # it has closed
+                self._loop.call_soon_threadsafe(self._read_mail)
+            self._unheard = False
+        with self._wake:
+            while not (self._orders or self._stopping or self._updates or self.engine.has_work):
+                self._wake.wait()
+        self._follow_orders()
+        if not self._stopping and (self._updates or self.engine.has_work):
+            began = time.perf_counter()
+            try:
+                self._updates += self.engine.step()
+            finally:
+                self._busy += time.perf_counter() - began
+            self._post_updates()
+
+    def _follow_orders(self) -> None:
+        while self._orders:
+            self._tries += 1
+            if self._tries <= _TRIES:
+                self._orders[0]()
+            self._orders.popleft()
+            self._tries = 0
+
+    def _post_updates(self) -> None:
+        news = partial(self._deliver, self._updates, self.engine.stats(), self._busy)
+        with self._mail_lock:
+            self._mail.append(news)
+            self._unheard, self._updates = True, []  # at once: none is lost, none is told twice
+
+    # --- in the loop -------------------------------------------------------------------------------------------------
 
     def _order(self, order: Callable[[], None]) -> None:
         with self._wake:
             self._orders.append(order)
             self._wake.notify()
 
-    def _post(self, news: Callable[[], None]) -> None:
-        """Leave news for the loop, which hears them in order and is woken once for all that wait."""
-        assert self._loop is not None
-        with self._mail_lock:
-            first = not self._mail
-            self._mail.append(news)
-        if first and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._read_mail)
-
     def _read_mail(self) -> None:
         with self._mail_lock:
             mail, self._mail = self._mail, []
         for news in mail:
-            news()
+            asyncio.get_running_loop().call_soon(news)  # one that fails keeps none from the others
+
+    def _accept(self, accepted: asyncio.Future[Ticket], ticket: Ticket, ids: list[int]) -> None:
+        if accepted.done():  # an order that failed when all was done was followed again
+            self._order(lambda: self._cancel(ids))
+            return
+        ticket.places = {id: place for place, id in enumerate(ids)}
+        self._tickets |= dict.fromkeys(ids, ticket)
+        accepted.set_result(ticket)
+
+    def _refuse(self, accepted: asyncio.Future[Ticket], error: BaseException) -> None:
+        if not accepted.done():
+            accepted.set_exception(error)
 
     def _deliver(self, updates: list[Update], stats: EngineStats, busy: float) -> None:
         """What a step brought."""
@@ -193,43 +238,8 @@ class Runner:
         self._tokens = stats.generated_tokens + stats.miss_tokens
         for update in updates:
             ticket = self._tickets.get(update.id)
-            if ticket is None:
-                continue
-            ticket.put(update, busy, self._tokens)
-            if ticket.done:
-                for id in ticket.ids:
-                    self._tickets.pop(id, None)
-
-    def _fail(self, message: str, broken: bool) -> None:
-        """Every request under way ends with an error."""
-        if broken:
-            self.broken = message
-        for ticket in set(self._tickets.values()):
-            self.cancel(ticket)
-            ticket.fail(message)
-
-    def _run(self) -> None:
-        busy, failures = 0.0, 0
-        while True:
-            with self._wake:
-                while not (self._orders or self._stopping or (self.engine.has_work and failures < _GIVES_UP)):
-                    self._wake.wait()
-                orders, self._orders = self._orders, []
-                if self._stopping:
-                    return
-            for order in orders:
-                order()
-            if failures >= _GIVES_UP or not self.engine.has_work:
-                continue
-            began = time.perf_counter()
-            try:
-                updates = self.engine.step()
-                failures = 0
-            except Exception as error:
-                _log.exception("a step of the engine failed")
-                failures += 1
-                self._post(partial(self._fail, f"the engine failed: {error}", failures >= _GIVES_UP))
-                time.sleep(0.05)  # so that the loop can cancel what was under way
-                continue
-            busy += time.perf_counter() - began
-            self._post(partial(self._deliver, updates, self.engine.stats(), busy))
+            if ticket is not None:
+                ticket.put(update, busy, self._tokens)
+                if ticket.done:
+                    for id in ticket.places:
+                        self._tickets.pop(id, None)

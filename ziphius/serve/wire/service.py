@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,12 @@ from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.contracts.price import Rate
 from ziphius.serve.dialogue.ask import Limits
 from ziphius.serve.dialogue.prompt import Prompts
-from ziphius.serve.wire.keys import Keys
+from ziphius.serve.wire.allowances import Allowances
+from ziphius.serve.wire.keys import Keys, WatchedKeys
+from ziphius.serve.wire.lanes import Lanes, asking
+from ziphius.serve.wire.log import say
 from ziphius.serve.wire.metrics import Metrics
+from ziphius.serve.wire.places import Places
 from ziphius.serve.wire.runner import Runner
 from ziphius.serve.wire.settings import ServeSettings
 from ziphius.text.tokenizer import Tokenizer
@@ -24,50 +28,60 @@ _log = logging.getLogger("ziphius.serve")
 
 @dataclass
 class Service:
-    """One model being served. `draining`: no new requests, those under way go on."""
+    """One model being served.
+
+    `examples`: questions to begin with. `draining`: no new requests, those under way go on. `paths`: those of the API.
+    """
 
     settings: ServeSettings
     tokenizer: Tokenizer
     runner: Runner
     limits: Limits
     rate: Rate = field(default_factory=Rate)
-    keys: Keys = field(default_factory=Keys)
+    keys: Keys | WatchedKeys = field(default_factory=Keys)
+    allowances: Allowances = field(default_factory=Allowances)
+    examples: list[str] = field(default_factory=list)
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
+    paths: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.prompts = Prompts(self.tokenizer)
         self.metrics = Metrics(self.runner, self.rate)
-        self._active = 0
+        self.lanes = Lanes()
+        self.requests, self.samples = Places(self.settings.max_requests), Places(self.settings.max_samples)
         self._seconds = 1.0  # a request's, smoothed
 
-    def enter(self) -> None:
-        """Take a place for a request. Raises ApiError: 503 while draining, 429 where there is none left."""
+    def enter(self, owner: str, samples: int) -> None:
+        """Take a place for an owner's request. Raises ApiError: 503 while draining, 429 where there is none left."""
         if self.draining:
             raise ApiError(503, "the server is about to stop; ask again in a while", code="draining", wait=5)
-        if self._active >= self.settings.max_requests:
-            raise ApiError(
-                429,
-                f"{self._active} requests are being answered or wait, which is all there is room for; "
-                "ask again after the seconds in Retry-After",
-                code="too_many_requests",
-                wait=self.wait(),
-            )
-        self._active += 1
+        for places, count, what in ((self.requests, 1, "requests"), (self.samples, samples, "answers")):
+            if not places.has_room(owner, count):
+                raise ApiError(
+                    429,
+                    f"{places.taken[owner]} {what} of yours and {places.total} in all are being written or wait, and "
+                    f"{count} more would be over your part; ask again after the seconds in Retry-After, or for less",
+                    code="too_many_requests",
+                    wait=self.wait(),
+                )
+        self.requests.take(owner)
+        self.samples.take(owner, samples)
 
-    def leave(self, seconds: float, finished: bool) -> None:
+    def leave(self, owner: str, samples: int, seconds: float, finished: bool) -> None:
         """Give the place back after `seconds`."""
-        self._active -= 1
+        self.requests.give_back(owner)
+        self.samples.give_back(owner, samples)
         if finished:
             self._seconds += 0.1 * (seconds - self._seconds)
 
     @property
     def active(self) -> int:
-        return self._active
+        return self.requests.total
 
     def wait(self) -> int:
         """Seconds after which a place is likely to be free, 1 at least."""
-        return max(1, math.ceil(self._seconds / max(1, self._active)))
+        return max(1, math.ceil(self._seconds / max(1, self.active)))
 
     def check_model(self, name: str) -> None:
         """Raises ApiError (404) unless `name` is the model that is served."""
@@ -77,13 +91,41 @@ class Service:
                 param="model", code="model_not_found",
             )  # fmt: skip
 
+    def count_request(self, path: str, status: int) -> None:
+        """Count a request by path and status; a path that is none of the API's must not make labels without end."""
+        asks = asking.get()
+        self.metrics.count_request(path if path in self.paths else "other", status)
+        if asks.has_key:
+            self.metrics.count_key(asks.owner)
+
+    def check_length(self, texts: Sequence[str], param: str) -> None:
+        """Raises ApiError (400) for texts that must have more tokens than the model reads, before they are counted."""
+        characters, longest = sum(map(len, texts)), self.tokenizer.longest_token
+        if longest is not None and characters > longest * self.limits.context:
+            raise ApiError(
+                400,
+                f"{param} has {characters:,} characters, which are more than {self.limits.context} tokens, all that "
+                f"the model reads and writes: shorten {param}",
+                param=param, code="context_length_exceeded",
+            )  # fmt: skip
+
     def refuse(self, path: str, error: ApiError) -> None:
         """Count a request that is turned away, and write down why."""
-        self.metrics.count_request(path, error.status)
-        self.log({"path": path, "status": error.status, "code": error.code, "param": error.param})
+        asks = asking.get()
+        self.count_request(path, error.status)
+        self.log(
+            {"path": path, "status": error.status, "code": error.code, "param": error.param}
+            | {"owner": asks.owner, "client": asks.address}
+        )
+
+    def charge(self, owner: str, tokens: int, dollars: float) -> None:
+        """Write what a request used on its key's account; there is none where no keys are asked for."""
+        if asking.get().has_key:
+            self.allowances.count(owner, tokens, dollars)
+            self.metrics.charge_key(owner, tokens, dollars)
 
     def log(self, event: dict[str, Any]) -> None:
         """One line of JSON; prompts and answers are in it only where the settings ask for them."""
         if not self.settings.log_prompts:
             event = {key: value for key, value in event.items() if key not in ("prompt", "answer")}
-        _log.info(json.dumps(event, ensure_ascii=False))
+        say(_log, event)

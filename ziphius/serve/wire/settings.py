@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ziphius.model.formats import Weights
 from ziphius.serve.wire.keys import is_loopback
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@]+")
 
 
 class ServeSettings(BaseModel):
@@ -19,8 +22,18 @@ class ServeSettings(BaseModel):
     - `keys`: a file of API keys; without one, everybody on this machine may ask, and nobody else unless `open_to_all`.
     - `device` that runs the model: auto (a GPU where there is one), cpu, cuda, cuda:1. `weights` in memory: fp32, bf16,
       int8 (half of bf16's memory and time on a CPU, slightly rounded), or auto, as the folder has them.
-    - `max_requests` are worked on or wait at once; the next is told to come back (429). `max_body_bytes`: 413 beyond.
+    - `max_requests` and `max_samples` (a request has `n` for each prompt) are worked on or wait at once; the next is
+      told to come back (429). Where several ask, by key or else by address, each has an equal part of them.
+      `max_body_bytes`: 413 beyond.
     - `max_tokens`: of an answer whose request does not say.
+    - `max_bodies_bytes`: of all bodies larger than 64 KiB that are read or worked on at once, half of it for one key
+      (one address where there are no keys): 503 beyond.
+    - `max_connections` at once, and `max_connections_per_address` (by default what the limit of open files leaves room
+      for, 4,096 at most, and half of that): beyond, the connection that has asked for nothing longest is closed.
+    - `header_seconds`: the longest a connection may take from its first byte to the end of its headers, or be silent
+      before its first request; `idle_seconds`: the longest between two requests. `max_header_bytes`, `max_headers`
+      (lines): 431 beyond.
+    - `cors`: origins whose pages may use the API from a browser, such as https://chat.example; `*` means every page.
     - `request_seconds`: the longest a request may take in all. `read_seconds`: the longest its body may take to arrive.
       `write_seconds`: the longest a reader may leave what is sent to it unread.
     - `keep_alive_seconds` between the comments that keep a waiting stream open.
@@ -39,9 +52,18 @@ class ServeSettings(BaseModel):
     keys: Path | None = None
     open_to_all: bool = False
     max_requests: int = Field(256, ge=1)
+    max_samples: int = Field(2048, ge=1)
     max_body_bytes: int = Field(4 * 2**20, ge=1)
+    max_bodies_bytes: int = Field(64 * 2**20, ge=1)
+    max_connections: int | None = Field(None, ge=1)
+    max_connections_per_address: int | None = Field(None, ge=1)
+    max_header_bytes: int = Field(32 * 2**10, ge=1024)
+    max_headers: int = Field(100, ge=8)
+    cors: tuple[str, ...] = ()
     max_tokens: int = Field(4096, ge=1)
     request_seconds: float = Field(600.0, gt=0)
+    header_seconds: float = Field(10.0, gt=0)
+    idle_seconds: float = Field(30.0, gt=0)
     read_seconds: float = Field(30.0, gt=0)
     write_seconds: float = Field(60.0, gt=0)
     keep_alive_seconds: float = Field(10.0, gt=0)
@@ -49,6 +71,17 @@ class ServeSettings(BaseModel):
     dollars_per_hour: float = Field(0.0, ge=0)
     price_list: str | None = None
     log_prompts: bool = False
+
+    @field_validator("cors")
+    @classmethod
+    def _are_origins(cls, cors: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in cors:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"--cors {origin}: an origin is a scheme and a host, such as https://chat.example or "
+                    "http://localhost:3000, without a path; or * for all"
+                )
+        return cors
 
     @model_validator(mode="after")
     def _is_guarded(self) -> ServeSettings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,10 +53,7 @@ async def begin_turn(service: Service, asked: ChatRequest, owner: str, path: str
     `path` is the API's, for the log and the metrics; `name` the answer's.
     """
     service.check_model(asked.model)
-    prompt = await asyncio.to_thread(_prompt, service, asked)  # a long one takes seconds, which others must not wait
-    tools = tool_settings(asked, service.tokenizer)
-    user_id = service.tokenizer.user_id  # a model that goes on with the next question has ended its turn
-    request = chat_request(asked, prompt, service.limits, [user_id], tools)
+    prompt, request = await service.lanes.run(_prepare, service, asked)
     ends = [service.tokenizer.eos_id, *request.settings.stop_token_ids]
     choices = [
         Choice(
@@ -68,21 +65,28 @@ async def begin_turn(service: Service, asked: ChatRequest, owner: str, path: str
         )
         for index in range(request.samples)
     ]
-    about: dict[str, Any] = {"path": path, "id": name, "owner": owner, "user": asked.user}
+    about: dict[str, Any] = {"path": path, "id": name, "owner": owner, **asked.labels}
+    if asked.left_out:
+        about["ignored"] = asked.left_out
     if service.settings.log_prompts:
-        about["prompt"] = service.tokenizer.decode(prompt.ids)
+        about["prompt"] = await service.lanes.run(service.tokenizer.decode, prompt.ids)
     return Turn(service, name, asked, prompt, request, Answer(service, choices, about))
 
 
+def _prepare(service: Service, asked: ChatRequest) -> tuple[Prompt, Request]:
+    """What takes as long as the conversation is."""
+    prompt = _prompt(service, asked)
+    tools = tool_settings(asked, service.tokenizer)
+    user_id = service.tokenizer.user_id  # a model that goes on with the next question has ended its turn
+    return prompt, chat_request(asked, prompt, service.limits, [user_id], tools)
+
+
 def _prompt(service: Service, asked: ChatRequest) -> Prompt:
-    thinking = None
-    if asked.thinking is not None:
-        thinking = asked.thinking.type == "enabled"
-    elif asked.reasoning_effort is not None:
-        thinking = asked.reasoning_effort != "none"
+    service.check_length([message.content or "" for message in asked.messages], "messages")
     tools = [tool.model_dump(exclude_none=True) for tool in asked.tools or []]
+    service.check_length([json.dumps(tool, ensure_ascii=False, separators=(",", ":")) for tool in tools], "tools")
     try:
-        return service.prompts.chat(asked.messages, thinking, tools)
+        return service.prompts.chat(asked.messages, asked.thinks, tools)
     except ValueError as error:
         raise ApiError(422, str(error), param="messages") from None
     except RecursionError:

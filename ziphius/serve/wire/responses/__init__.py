@@ -1,0 +1,1 @@
+"""`/v1/responses`: the endpoint, the response that a turn becomes, its events."""
