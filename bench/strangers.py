@@ -42,7 +42,7 @@ from common import arguments, console, free_port, quiet_libraries, write_results
 from rich.table import Table
 from serve import make_folder
 
-from ziphius.serve.wire.keys import new_key
+from ziphius.serve.key_file import new_key
 
 WORST_S = 1.0
 MEMORY_MIB = 256

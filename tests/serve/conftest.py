@@ -7,9 +7,10 @@ import httpx2
 import pytest
 from hypothesis import settings
 
+from tests.serve.saying import SayingEngine, client_of
 from ziphius.serve.dialogue.ask import Limits
+from ziphius.serve.server import Server
 from ziphius.serve.wire.runner import Runner
-from ziphius.serve.wire.server import Server
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.settings import ServeSettings
 from ziphius.text.tokenizer import Tokenizer, train_tokenizer
@@ -59,6 +60,27 @@ def serve(tokenizer):
     """`serve(engine, **settings)` -> a running server, stopped at the end of the test."""
     with contextlib.ExitStack() as stack:
         yield lambda engine, **options: stack.enter_context(running(tokenizer, engine, **options))
+
+
+@pytest.fixture
+def talk(serve, tokenizer):
+    """`talk(*texts)` -> a server whose model says the texts one request after the other, its engine, a client of
+    Anthropic's API."""
+
+    def start(*texts, **options):
+        engine = SayingEngine(tokenizer, *texts)
+        server = serve(engine, **{"context": 2048} | options)
+        return server, engine, client_of(server)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def talking(tokenizer):
+    """One server for many requests: its engine, whose `texts` and `pace` may be changed, and a client."""
+    engine = SayingEngine(tokenizer, "four")
+    with running(tokenizer, engine, context=2048) as server:
+        yield engine, client_of(server)
 
 
 @contextlib.contextmanager

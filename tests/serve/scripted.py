@@ -14,13 +14,15 @@ from ziphius.engine.request import EngineStats, Request, Update
 class ScriptedEngine:
     """Follows `script(request)` (token ids, the end token included where there is one), `pace` tokens a step.
 
-    With `failing` set, the next step raises it. A step takes `delay` seconds.
+    With `failing` set, the next step raises it; with `ending`, it ends those under way with that error. A step takes
+    `delay` seconds.
     """
 
     def __init__(self, script: Callable[[Request], Iterable[int]], pace: int = 1, delay: float = 0.0) -> None:
         self.script, self.pace, self.delay = script, pace, delay
         self.fingerprint = "fp_0123456789"
         self.failing: Exception | None = None
+        self.ending: str | None = None
         self.broken: str | None = None
         self.requests: list[Request] = []
         self.cancelled: list[int] = []
@@ -54,6 +56,9 @@ class ScriptedEngine:
         if self.failing is not None:
             failing, self.failing = self.failing, None
             raise failing
+        if self.ending is not None:
+            ended, self._running = self._running, {}
+            return [Update(id, sample, [], [], finish_reason="error", error=self.ending) for id, sample in ended]
         updates = []
         for (id, sample), (request, script, said) in list(self._running.items()):
             new = list(itertools.islice(script, min(self.pace, request.settings.max_new_tokens - len(said))))

@@ -18,7 +18,7 @@ from tests.serve.test_limits import body, error_of, until
 from ziphius.serve.contracts.chat import ChatRequest
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.contracts.reply import TextChoice
-from ziphius.serve.wire.answer import as_json
+from ziphius.serve.endpoints.answer import as_json
 from ziphius.serve.wire.body import read
 from ziphius.serve.wire.lanes import LARGE, Asking, Lanes, asking
 

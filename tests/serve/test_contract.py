@@ -39,6 +39,8 @@ ROUTES = (
     "POST /tokenize",
     "POST /detokenize",
     "POST /v1/responses",
+    "POST /v1/messages",
+    "POST /v1/messages/count_tokens",
     "GET /v1/models",
     "GET /v1/models/{model}",
     "GET /health",

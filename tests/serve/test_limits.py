@@ -288,7 +288,7 @@ def test_an_engine_that_is_broken_says_so_until_it_is_well(serve, endless):
 
 def test_a_bug_in_one_request_hurts_no_other(serve, endless, monkeypatch):
     server = serve(endless)
-    monkeypatch.setattr("ziphius.serve.wire.turn.chat_request", lambda *_: 1 / 0)
+    monkeypatch.setattr("ziphius.serve.endpoints.turn.chat_request", lambda *_: 1 / 0)
     assert "its log says how" in error_of(server.ask(), 500)["message"]
     monkeypatch.undo()
     assert server.ask(max_tokens=3).status_code == 200

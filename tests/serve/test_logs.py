@@ -68,10 +68,11 @@ def test_what_a_client_sends_comes_back_short_everywhere(serve, tokenizer, caplo
     caplog.set_level(logging.INFO, "ziphius.serve")
     server = serve(ScriptedEngine(lambda _: [tokenizer.eos_id]), max_body_bytes=2**20)
     long = "\u009b\u2028é" * 100_000
+    ignored = server.ask(**{long: 1})
+    assert (ignored.status_code, server.ask(user=long).status_code) == (200, 200)
+    assert 0 < len(ignored.headers["X-Ignored-Fields"]) < 1000
     for fields in (
-        {long: 1},
         {"model": long},
-        {"user": long},
         {"response_format": {"type": long}},
         {"tools": [{long: 1}]},
     ):

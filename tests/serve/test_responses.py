@@ -308,7 +308,7 @@ def test_a_failure_under_way_ends_the_stream(script):
     for event in said.create(**ASK, stream=True):
         events.append(event)
         if len(events) == 6:
-            said.engine.failing = RuntimeError("boom")
+            said.engine.ending = "boom"
     assert [event.type for event in events[-2:]] == ["error", "response.failed"]
     assert "boom" in events[-2].message
     failed = events[-1].response

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import anthropic
 import httpx2
 import openai
 import pytest
@@ -104,6 +105,27 @@ def test_whole_and_streamed_answers_are_the_same(client):
     assert parts["content"] == (whole.message.content or "")
     assert parts["reasoning_content"] == (whole.message.reasoning_content or "")
     assert whole.finish_reason in ("length", "stop")
+
+
+def test_anthropics_client_gets_the_same_answer(served, client):
+    theirs = anthropic.Anthropic(base_url=served.url, api_key="none", max_retries=0)
+    asked = [{"role": "user", "content": "how deep?"}]
+    said = chat(client, temperature=0, messages=asked).choices[0].message
+    fields = {"model": "whale", "max_tokens": 40, "extra_body": {"temperature": 0}, "thinking": {"type": "adaptive"}}
+    message = theirs.messages.create(messages=asked, **fields)
+    parts = {block.type: getattr(block, block.type) for block in message.content}
+    assert (parts.get("thinking"), parts["text"]) == (said.reasoning_content, said.content)
+    stop = said.content[2:4]
+    stopped = theirs.messages.create(messages=asked, stop_sequences=["nowhere", stop], **fields)
+    assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", stop)
+    assert stopped.content[-1].text == said.content[: said.content.index(stop)]
+    fields["thinking"] = {"type": "disabled"}
+    asked = [{"role": "user", "content": "how deep does the whale dive? " * 4}]
+    first = theirs.messages.create(messages=asked, **fields)
+    turns = [*asked, first.to_param(), {"role": "user", "content": "and now?"}]
+    before = first.usage.input_tokens + first.usage.cache_read_input_tokens
+    used = theirs.messages.create(messages=turns, **fields).usage
+    assert used.cache_read_input_tokens >= (before // 16 - 1) * 16  # whole blocks
 
 
 def test_greedy_answers_do_not_change_with_load(client):

@@ -20,11 +20,11 @@ from ziphius.engine.settings import EngineSettings
 from ziphius.serve.contracts.price import Rate
 from ziphius.serve.dialogue.ask import Limits
 from ziphius.serve.folders import example_questions, machine_price, run_of, sampling_defaults
+from ziphius.serve.server import Server
 from ziphius.serve.wire.allowances import Allowances
 from ziphius.serve.wire.keys import Keys, WatchedKeys
 from ziphius.serve.wire.log import PipeHandler, json_log
 from ziphius.serve.wire.runner import Runner
-from ziphius.serve.wire.server import Server
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.settings import ServeSettings
 from ziphius.text.tokenizer import Tokenizer

@@ -5,6 +5,7 @@ Source: the error object of OpenAI's API reference; the statuses are DeepSeek's 
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,10 +22,14 @@ _TYPES = {
 # Names of union members that pydantic puts into the path of an error and no client has written.
 _ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
 _FORMS = {"text", "json_object", "json_schema", "regex", "grammar"}
+_BLOCKS = {"text", "thinking", "redacted_thinking", "tool_use", "tool_result"}  # of Anthropic's messages
 
 
 class ApiError(Exception):
-    """A refusal with its HTTP status, the parameter it is about, and how long to wait before asking again (seconds)."""
+    """A refusal with its HTTP status, the parameter it is about, and how long to wait before asking again (seconds).
+
+    `id` tells it from others in the log.
+    """
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None, wait: int | None = None
@@ -33,6 +38,7 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.message, self.code, self.wait = status, message, code, wait
         self.param = param and readable(param, _LONGEST_PARAM)
+        self.id = f"req_{secrets.token_hex(12)}"
 
     @property
     def body(self) -> dict[str, Any]:
@@ -87,11 +93,15 @@ def of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
 
 def _written(where: Sequence[Any]) -> list[Any]:
     """A path without the tags of unions: `messages.0.user.content` was written `messages.0.content`."""
-    kept: list[Any] = []
-    for i, part in enumerate(where):
-        tag = (i == 2 and where[0] == "messages" and part in _ROLES) or (
-            where[:i] == ["response_format"] and part in _FORMS
-        )
-        if not tag and not (isinstance(part, str) and ("[" in part or (part.istitle() and "_" not in part))):
-            kept.append(part)
-    return kept
+    tags = {
+        place
+        for place, part in enumerate(where)
+        if (place == 2 and where[0] == "messages" and part in _ROLES)
+        or (place > 3 and where[0] == "messages" and part in _BLOCKS and isinstance(where[place - 1], int))
+        or (where[:place] == ["response_format"] and part in _FORMS)
+    }
+    return [
+        part
+        for place, part in enumerate(where)
+        if place not in tags and not (isinstance(part, str) and ("[" in part or (part.istitle() and "_" not in part)))
+    ]

@@ -114,11 +114,16 @@ class ModelCard(BaseModel):
     owned_by: str
     context_length: int
     examples: list[str] = []
+    type: Literal["model"] = "model"  # from here on the fields of Anthropic's API
+    display_name: str
+    created_at: str
+    max_input_tokens: int
 
 
 class ModelList(BaseModel):
     object: Literal["list"] = "list"
     data: list[ModelCard]
+    has_more: Literal[False] = False
 
 
 class Health(BaseModel):

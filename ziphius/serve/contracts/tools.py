@@ -9,11 +9,13 @@ from pydantic import Field
 from ziphius.serve.contracts.fields import CUSTOM_REFUSED
 from ziphius.serve.contracts.lenient import Lenient
 
+TOOL_NAME = r"^[a-zA-Z0-9_-]{1,128}$"
+
 
 class Function(Lenient):
     minds_slips: ClassVar = True
 
-    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    name: str = Field(pattern=TOOL_NAME)
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from ziphius.engine.request import Request
 from ziphius.engine.settings import Constraint, SamplingSettings
 from ziphius.serve.contracts.chat import ChatRequest
 from ziphius.serve.contracts.completions import CompletionRequest
-from ziphius.serve.contracts.errors import ApiError
+from ziphius.serve.contracts.errors import ApiError, of_validation
 from ziphius.serve.contracts.formats import GrammarFormat, JsonSchemaFormat, RegexFormat
 from ziphius.serve.contracts.sampling import Sampling
 from ziphius.serve.dialogue.prompt import Prompt
@@ -60,7 +62,7 @@ def chat_request(
     settings["thinking_budget"] = None if prompt.thinking is False else _budget(asked, room)
     return Request(
         prompt.ids,
-        SamplingSettings(**settings),
+        _sampling(settings),
         thinking=prompt.thinking,
         samples=asked.n or 1,
         stream=bool(asked.stream),
@@ -74,7 +76,7 @@ def completion_request(asked: CompletionRequest, ids: list[int], limits: Limits)
     settings["logprobs"] = asked.logprobs
     return Request(
         ids,
-        SamplingSettings(**settings),
+        _sampling(settings),
         thinking=False,
         samples=asked.n or 1,
         stream=bool(asked.stream),
@@ -124,6 +126,14 @@ def _settings(asked: Sampling, limits: Limits, room: int) -> dict[str, Any]:
             "constraint": _constraint(asked),
         }
     )
+
+
+def _sampling(settings: dict[str, Any]) -> SamplingSettings:
+    """Raises ApiError for what the engine does not do, which a contract may know less closely."""
+    try:
+        return SamplingSettings(**settings)
+    except ValidationError as error:
+        raise of_validation(error.errors(include_url=False, include_input=False)) from None
 
 
 def _budget(asked: ChatRequest, room: int) -> int | None:

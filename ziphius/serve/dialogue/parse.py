@@ -106,6 +106,7 @@ class ReplyParser:
         self._content: list[str] = []
         self.calls: list[CallDelta] = []
         self.pieces: list[Piece] = []
+        self.before_calls: int | None = None  # characters of the answer that were said before the first call
         self.reasoning_tokens = 0
 
     def push(self, token: int, stop: str | None = None) -> Part:
@@ -146,6 +147,10 @@ class ReplyParser:
     def content(self) -> str:
         return "".join(self._content)
 
+    @property
+    def _answered(self) -> bool:
+        return bool(self._content or self.calls)
+
     def written(self) -> list[tuple[str, list[int]]]:
         """Texts of the finished reply with the tokens that spell them: its answer, the arguments of its calls."""
         texts = [(self.content, self._content_ids), *self._written]
@@ -153,7 +158,7 @@ class ReplyParser:
 
     def _mark(self, token: int) -> bool:
         """Whether the token changes the part instead of adding to it."""
-        thinks = thinks_after(token, self._part == "reasoning", not self._content, self._think, self._end_think)
+        thinks = thinks_after(token, self._part == "reasoning", not self._answered, self._think, self._end_think)
         if self._part == "call" and self._call is not None:
             if token == self._sep and not self._call.began:
                 self._begin_arguments()
@@ -252,6 +257,8 @@ class ReplyParser:
     def _name(self, name: str) -> None:
         assert self._call is not None
         self._call.named = True
+        if self.before_calls is None:
+            self.before_calls = len(self.content)
         call = CallDelta(len(self.calls), f"call_{secrets.token_hex(12)}", name)
         self.calls.append(call)
         self.pieces.append(Piece("call", call=call))

@@ -1,1 +1,1 @@
-"""HTTP: routes, the gate and its keys, streams, the engine's thread, metrics."""
+"""What any HTTP service needs: the door and the gate, keys, lanes, streams, the log, metrics, the engine's thread."""

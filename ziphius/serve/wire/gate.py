@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ziphius.serve.contracts.anthropic.reply import as_message_error
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.wire.keys import is_loopback
 from ziphius.serve.wire.lanes import LARGE, Asking, asking
@@ -23,6 +24,9 @@ _BASES = ("/beta/v1/", "/beta/", "/")
 _BELOW_V1 = ("chat", "completions", "responses", "messages", "models", "embeddings")
 _OPEN = ("/", "/health", "/openapi.json")  # and the page's files: what no key is asked for
 _PAGE = "/page/"
+DEEPSEEKS = "/anthropic"  # under which DeepSeek has Anthropic's API
+MESSAGES = "/v1/messages"
+COUNT_TOKENS = f"{MESSAGES}/count_tokens"
 
 
 class Gate:
@@ -54,7 +58,7 @@ class Gate:
             await self._pass_on(scope, _replay(body.take(), receive), send)
         except ApiError as error:
             self.service.refuse(scope["path"], error)
-            await answer(error)(scope, receive, send)
+            await answer(error, scope["path"])(scope, receive, send)
         finally:
             self._held[asking.get().party] -= body.held
             self._held += Counter()  # forget who holds nothing
@@ -157,8 +161,11 @@ class _Body:
         return whole
 
 
-def answer(error: ApiError) -> JSONResponse:
-    """A refusal as a response."""
+def answer(error: ApiError, path: str) -> JSONResponse:
+    """A refusal as a response, in the form of the API that `path` belongs to."""
+    if path.removeprefix(DEEPSEEKS).startswith(MESSAGES):
+        status, body = as_message_error(error)
+        return JSONResponse(body, status, headers=error.headers | {"request-id": error.id})
     return JSONResponse(error.body, error.status, headers=error.headers)
 
 

@@ -12,7 +12,9 @@ from typing import Any
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.contracts.price import Rate
 from ziphius.serve.dialogue.ask import Limits
+from ziphius.serve.dialogue.calls import WrittenCalls
 from ziphius.serve.dialogue.prompt import Prompts
+from ziphius.serve.dialogue.seal import Seal
 from ziphius.serve.wire.allowances import Allowances
 from ziphius.serve.wire.keys import Keys, WatchedKeys
 from ziphius.serve.wire.lanes import Lanes, asking
@@ -47,6 +49,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self.prompts = Prompts(self.tokenizer)
+        self.seal, self.calls = Seal(), WrittenCalls()
         self.metrics = Metrics(self.runner, self.rate)
         self.lanes = Lanes()
         self.requests, self.samples = Places(self.settings.max_requests), Places(self.settings.max_samples)
@@ -114,7 +117,7 @@ class Service:
         asks = asking.get()
         self.count_request(path, error.status)
         self.log(
-            {"path": path, "status": error.status, "code": error.code, "param": error.param}
+            {"path": path, "id": error.id, "status": error.status, "code": error.code, "param": error.param}
             | {"owner": asks.owner, "client": asks.address}
         )
 

@@ -20,9 +20,10 @@ KEEP_ALIVE = ": keep-alive\n\n"
 T = TypeVar("T")
 
 
-def event(body: Any) -> str:
-    """One event that holds `body` as JSON."""
-    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+def event(body: Any, name: str | None = None) -> str:
+    """One event that holds `body` as JSON, with a `name` where the API gives its events one."""
+    line = "" if name is None else f"event: {name}\n"
+    return f"{line}data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
 class ClientLeft(Exception):

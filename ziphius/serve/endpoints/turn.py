@@ -14,7 +14,7 @@ from ziphius.serve.dialogue.ask import chat_request
 from ziphius.serve.dialogue.parse import ReplyParser
 from ziphius.serve.dialogue.prompt import Prompt
 from ziphius.serve.dialogue.tools import tool_settings
-from ziphius.serve.wire.answer import Answer, Choice
+from ziphius.serve.endpoints.answer import Answer, Choice
 from ziphius.serve.wire.service import Service
 
 
@@ -75,13 +75,14 @@ async def begin_turn(service: Service, asked: ChatRequest, owner: str, path: str
 
 def _prepare(service: Service, asked: ChatRequest) -> tuple[Prompt, Request]:
     """What takes as long as the conversation is."""
-    prompt = _prompt(service, asked)
+    prompt = make_prompt(service, asked)
     tools = tool_settings(asked, service.tokenizer)
     user_id = service.tokenizer.user_id  # a model that goes on with the next question has ended its turn
     return prompt, chat_request(asked, prompt, service.limits, [user_id], tools)
 
 
-def _prompt(service: Service, asked: ChatRequest) -> Prompt:
+def make_prompt(service: Service, asked: ChatRequest) -> Prompt:
+    """What the model reads for this request. Raises ApiError where its template or its tokens do not allow it."""
     service.check_length([message.content or "" for message in asked.messages], "messages")
     tools = [tool.model_dump(exclude_none=True) for tool in asked.tools or []]
     service.check_length([json.dumps(tool, ensure_ascii=False, separators=(",", ":")) for tool in tools], "tools")

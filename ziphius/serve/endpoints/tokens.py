@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.contracts.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
-from ziphius.serve.wire.answer import as_json
+from ziphius.serve.endpoints.answer import as_json
 from ziphius.serve.wire.service import Service
 from ziphius.text.tokenizer import Tokenizer
 

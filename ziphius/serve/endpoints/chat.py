@@ -23,10 +23,10 @@ from ziphius.serve.contracts.reply import (
     written,
 )
 from ziphius.serve.dialogue.parse import CallDelta, ReplyParser
-from ziphius.serve.wire.answer import Choice, News, TokenLog, naming_ignored, respond
+from ziphius.serve.endpoints.answer import Choice, News, TokenLog, naming_ignored, respond
+from ziphius.serve.endpoints.turn import Turn, begin_turn
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.stream import DONE, KEEP_ALIVE, event
-from ziphius.serve.wire.turn import Turn, begin_turn
 from ziphius.text.tokenizer import Tokenizer
 
 

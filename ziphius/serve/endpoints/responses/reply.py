@@ -22,9 +22,9 @@ from ziphius.serve.contracts.responses.reply import (
 )
 from ziphius.serve.contracts.responses.request import ResponsesRequest
 from ziphius.serve.dialogue.parse import Piece
-from ziphius.serve.wire.answer import TokenLog
-from ziphius.serve.wire.chat import token_logprobs
-from ziphius.serve.wire.turn import Turn
+from ziphius.serve.endpoints.answer import TokenLog
+from ziphius.serve.endpoints.chat import token_logprobs
+from ziphius.serve.endpoints.turn import Turn
 
 
 class Reply:

@@ -18,11 +18,11 @@ from ziphius.serve.contracts.reply import TextChoice, TextCompletion, TextLogpro
 from ziphius.serve.dialogue.ask import completion_request
 from ziphius.serve.dialogue.parse import Delta, Part
 from ziphius.serve.dialogue.stops import StopTail
-from ziphius.serve.wire.answer import Answer, Choice, News, PromptLogs, TokenLog, naming_ignored, respond, weight
+from ziphius.serve.endpoints.answer import Answer, Choice, News, PromptLogs, TokenLog, naming_ignored, respond, weight
+from ziphius.serve.endpoints.tokens import spelled
 from ziphius.serve.wire.lanes import LARGE
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.stream import DONE, KEEP_ALIVE, event
-from ziphius.serve.wire.tokens import spelled
 from ziphius.text.detokenise import Detokeniser
 from ziphius.text.tokenizer import Tokenizer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -14,6 +15,8 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
+from ziphius.serve.contracts.anthropic.reply import MessageError, MessageReply, TokenCount
+from ziphius.serve.contracts.anthropic.request import CountRequest, MessagesRequest
 from ziphius.serve.contracts.chat import ChatRequest
 from ziphius.serve.contracts.completions import CompletionRequest
 from ziphius.serve.contracts.errors import ApiError, ErrorBody, of_validation
@@ -21,17 +24,22 @@ from ziphius.serve.contracts.reply import ChatCompletion, Health, ModelCard, Mod
 from ziphius.serve.contracts.responses.reply import ResponseObject
 from ziphius.serve.contracts.responses.request import ResponsesRequest
 from ziphius.serve.contracts.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
-from ziphius.serve.wire import gate, page
+from ziphius.serve.endpoints import page
+from ziphius.serve.endpoints.chat import complete_chat
+from ziphius.serve.endpoints.completions import complete_text
+from ziphius.serve.endpoints.messages.endpoint import count_tokens, create_message
+from ziphius.serve.endpoints.responses.endpoint import make_response, nothing_stored
+from ziphius.serve.endpoints.tokens import detokenize, tokenize
+from ziphius.serve.wire import gate
 from ziphius.serve.wire.body import route_class
-from ziphius.serve.wire.chat import complete_chat
-from ziphius.serve.wire.completions import complete_text
-from ziphius.serve.wire.responses.endpoint import make_response, nothing_stored
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.stream import ClientLeft
-from ziphius.serve.wire.tokens import detokenize, tokenize
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 413, 415, 422, 429, 500, 503)
+}
+_MESSAGE_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": MessageError} for status in (400, 401, 404, 413, 429, 500, 503)
 }
 _STREAMED: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {}}, "description": "Whole, or as a stream"}
@@ -96,15 +104,26 @@ def make_app(service: Service) -> FastAPI:
     async def stored_responses(stored: str) -> Response:
         raise nothing_stored(stored)
 
+    @app.post(gate.DEEPSEEKS + gate.MESSAGES, include_in_schema=False)
+    @app.post(gate.MESSAGES, response_model=MessageReply, responses=_MESSAGE_REFUSALS | _STREAMED)
+    async def messages(asked: MessagesRequest, request: Request) -> Response:
+        """Answer a conversation in Anthropic's form: blocks of thinking, text and tool use."""
+        return await create_message(service, asked, request, request.state.owner)
+
+    @app.post(gate.DEEPSEEKS + gate.COUNT_TOKENS, include_in_schema=False)
+    @app.post(gate.COUNT_TOKENS, responses=_MESSAGE_REFUSALS)
+    async def message_tokens(asked: CountRequest) -> TokenCount:
+        """How long the prompt of a message would be."""
+        return await count_tokens(service, asked)
+
     def card() -> ModelCard:
         settings = service.settings
+        context, created = service.limits.context, datetime.fromtimestamp(service.created, UTC)
         return ModelCard(
-            id=settings.name,
-            created=service.created,
-            owned_by="ziphius",
-            context_length=service.limits.context,
-            examples=service.examples,
-        )
+            id=settings.name, created=service.created, owned_by="ziphius", context_length=context,
+            examples=service.examples, display_name=settings.name, created_at=created.isoformat(),
+            max_input_tokens=context,
+        )  # fmt: skip
 
     @app.get("/v1/models", responses={401: {"model": ErrorBody}})
     async def models() -> ModelList:
@@ -149,7 +168,7 @@ def _let_pages_of_others_in(app: FastAPI, origins: Sequence[str]) -> None:
 def _handle_errors(app: FastAPI, service: Service) -> None:
     def refuse(request: Request, error: ApiError) -> Response:
         service.refuse(request.url.path, error)
-        return gate.answer(error)
+        return gate.answer(error, request.url.path)
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> Response:

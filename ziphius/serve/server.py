@@ -9,7 +9,7 @@ from types import FrameType
 
 import uvicorn
 
-from ziphius.serve.wire.app import make_app
+from ziphius.serve.app import make_app
 from ziphius.serve.wire.door import Door
 from ziphius.serve.wire.protocol import Guarded
 from ziphius.serve.wire.service import Service

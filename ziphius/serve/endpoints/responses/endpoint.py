@@ -10,11 +10,11 @@ from starlette.responses import Response
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.contracts.responses.fields import in_these_words
 from ziphius.serve.contracts.responses.request import ResponsesRequest
-from ziphius.serve.wire.answer import naming_ignored, respond
-from ziphius.serve.wire.responses.events import stream
-from ziphius.serve.wire.responses.reply import Reply
+from ziphius.serve.endpoints.answer import naming_ignored, respond
+from ziphius.serve.endpoints.responses.events import stream
+from ziphius.serve.endpoints.responses.reply import Reply
+from ziphius.serve.endpoints.turn import begin_turn
 from ziphius.serve.wire.service import Service
-from ziphius.serve.wire.turn import begin_turn
 
 _PATH = "/v1/responses"
 _NOT_OFFERED = ("compact", "input_tokens")

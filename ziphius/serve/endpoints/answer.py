@@ -78,6 +78,7 @@ class Choice:
     parser: Parser
     with_logs: bool = False
     finish_reason: str | None = None
+    stop_string: str | None = None  # the one that ended it
     logs: list[TokenLog] = field(default_factory=list)
     prompt: Sequence[int] = ()  # where its logs are asked for too
     prompt_logs: PromptLogs | None = None
@@ -95,6 +96,7 @@ class Choice:
         delta = self.parser.take()
         if update.finish_reason is not None:
             delta = delta.followed_by(self.parser.finish())
+            self.stop_string = update.stop_string
             called = bool(getattr(self.parser, "calls", None))
             self.finish_reason = "tool_calls" if called and update.finish_reason == "stop" else update.finish_reason
         self.logs += logs
@@ -224,6 +226,7 @@ class Answer:
         self.service.log(
             self.about
             | {
+                "client": asking.get().address,
                 "status": self.status,
                 "seconds": round(seconds, 4),
                 "first_token_seconds": self._first and round(self._first, 4),
