@@ -38,6 +38,7 @@ ROUTES = (
     "POST /v1/completions",
     "POST /tokenize",
     "POST /detokenize",
+    "GET /tokenizer_info",
     "POST /v1/responses",
     "POST /v1/messages",
     "POST /v1/messages/count_tokens",

@@ -12,6 +12,8 @@ from ziphius.engine.recovery import Recovery
 from ziphius.engine.settings import EngineSettings
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
+from ziphius.serve.key_file import new_key
+from ziphius.serve.wire.keys import Keys
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,22 @@ def complete(server, **fields):
     return response.json()
 
 
+def told(server, stream, **asked):
+    """The choices of a completion; those of a stream put together."""
+    asked = {"model": "tiny", "temperature": 0} | asked
+    if not stream:
+        return complete(server, **asked)["choices"]
+    found: dict = {}
+    for line in server.http.post("/v1/completions", json=asked | {"stream": True}).text.splitlines():
+        for new in json.loads(line[6:])["choices"] if line.startswith("data: {") else ():
+            whole = found.setdefault(new["index"], {"text": "", "logprobs": {}, "finish_reason": None})
+            whole["text"] += new["text"]
+            whole["finish_reason"] = new["finish_reason"] or whole["finish_reason"]
+            for name, values in (new["logprobs"] or {}).items():
+                whole["logprobs"].setdefault(name, []).extend(values)
+    return [found[index] for index in sorted(found)]
+
+
 def test_loglikelihoods_as_an_evaluation_asks_for_them(server, model, tokenizer):
     """lm-evaluation-harness's `local-completions`: ids in, entries from the context's length on but for the last."""
     context = tokenizer.encode("a whale dives deep, many whales dive")
@@ -54,16 +72,8 @@ def test_loglikelihoods_as_an_evaluation_asks_for_them(server, model, tokenizer)
 @pytest.mark.parametrize("stream", [False, True])
 def test_echo_alone_gives_the_prompt_and_its_scores(server, tokenizer, stream):
     ids = tokenizer.encode("1 + 2 = 3")
-    asked = {"model": "tiny", "prompt": ids, "echo": True, "logprobs": 2, "max_tokens": 0, "n": 2, "stream": stream}
-    if not stream:
-        body = complete(server, **asked)
-        choices = body["choices"]
-        assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (len(ids), 0)
-    else:
-        text = server.http.post("/v1/completions", json=asked).text
-        events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
-        choices = sorted((event["choices"][0] for event in events), key=lambda choice: choice["index"])
-    assert [choice["index"] for choice in choices] == [0, 1]
+    choices = told(server, stream, prompt=ids, echo=True, logprobs=2, max_tokens=0, n=2)
+    assert len(choices) == 2
     for choice in choices:
         assert (choice["text"], choice["finish_reason"]) == ("1 + 2 = 3", "length")
         logs = choice["logprobs"]
@@ -75,6 +85,7 @@ def test_echo_alone_gives_the_prompt_and_its_scores(server, tokenizer, stream):
 
 def test_nothing_may_be_asked_for(server):
     body = complete(server, prompt="a whale", max_tokens=0)
+    assert body["usage"]["completion_tokens"] == 0
     assert (body["choices"][0]["text"], body["choices"][0]["finish_reason"]) == ("", "length")
 
 
@@ -89,6 +100,14 @@ def test_ids_and_back(server, tokenizer):
     assert server.http.post("/detokenize", json={"tokens": bare["tokens"]}).json() == {"prompt": text}
     chat = server.http.post("/tokenize", json={"messages": [{"role": "user", "content": "hi"}]}).json()
     assert chat["count"] == server.ask(max_tokens=1).json()["usage"]["prompt_tokens"]
+
+
+def test_a_client_without_a_tokenizer_is_told_what_it_needs(server, tokenizer):
+    told = server.http.get("/tokenizer_info").json()
+    assert told["chat_template"] == tokenizer.chat_template
+    for name, id in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)):
+        asked = {"prompt": told[name], "add_special_tokens": False}
+        assert server.http.post("/tokenize", json=asked).json()["tokens"] == [id]
 
 
 def test_what_is_no_text_and_no_id_is_refused(server):
@@ -107,6 +126,52 @@ def test_every_base_address_is_the_same_service(serve, tokenizer, base):
     response = server.http.post(f"{base}/embeddings", json={})
     assert (response.status_code, response.json()["error"]["code"]) == (501, "not_implemented")
     assert "/v1/completions" in httpx2.get(f"{server.url}/metrics").text
+
+
+def test_no_base_address_is_a_way_around_the_keys(serve, tokenizer, tmp_path):
+    key = new_key(tmp_path / "keys", "ada")
+    server = serve(ScriptedEngine(lambda _: [5, 1]), keys=Keys.load(tmp_path / "keys"))
+    for base in ("/v1", "/beta", "/beta/v1", ""):
+        for below, fields in (("completions", {"model": "tiny", "prompt": "a"}), ("embeddings", {}), ("messages", {})):
+            assert server.http.post(f"{base}/{below}", json=fields).status_code == 401, (base, below)
+        assert server.http.get(f"{base}/models/tiny").status_code == 401
+        fields, headers = {"model": "tiny", "prompt": "a"}, {"Authorization": f"Bearer {key}"}
+        assert server.http.post(f"{base}/completions", json=fields, headers=headers).status_code == 200
+    for path, fields in (("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [5]})):
+        assert server.http.post(path, json=fields).status_code == 401
+        assert server.http.post(path, json=fields, headers={"x-api-key": key}).status_code == 200
+    assert server.http.get("/tokenizer_info").status_code == 401
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_ends_the_answer_and_not_the_echo(server, model, tokenizer, stream):
+    """The prompt may hold it. What completed it in the answer is scored, and is not in the text."""
+    ids = tokenizer.encode("a whale dives deep")
+    stop = tokenizer.decode(ids[-1:])
+    asked = {"prompt": ids, "max_tokens": 4, "logprobs": 1, "stop": [stop], "logit_bias": {str(ids[-1]): 100}}
+    (choice,) = told(server, stream, **asked, echo=True)
+    assert (choice["text"], choice["finish_reason"]) == ("a whale dives deep", "stop")
+    logs = choice["logprobs"]
+    assert logs["tokens"] == [*map(tokenizer.decode, zip(ids, strict=True)), stop]
+    assert {len(entries) for entries in logs.values()} == {len(ids) + 1}
+    assert logs["text_offset"][-1] == len(choice["text"])
+    (alone,) = told(server, stream, **asked)
+    assert (alone["text"], alone["finish_reason"], alone["logprobs"]["tokens"]) == ("", "stop", [stop])
+    assert alone["logprobs"]["token_logprobs"] == pytest.approx(logs["token_logprobs"][-1:], abs=1e-4)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_part_of_a_character_begins_where_the_character_does(server, tokenizer, stream):
+    text = "鲸 é鱼 whale 😀!"
+    ids = tokenizer.encode(text)
+    names = [bytes(tokenizer.token_bytes(token)) for token in ids]
+    choice = told(server, stream, prompt=ids, echo=True, logprobs=0, max_tokens=0)[0]
+    assert choice["text"] == text
+    logs = choice["logprobs"]
+    assert any(name.startswith("bytes:\\x") for name in logs["tokens"])
+    for count, (name, place) in enumerate(zip(logs["tokens"], logs["text_offset"], strict=True)):
+        assert place == len(b"".join(names[:count]).decode(errors="ignore"))
+        assert name.startswith("bytes:") or text[place:].startswith(name)
 
 
 def test_the_bos_before_a_text_is_no_part_of_it(server, tokenizer):

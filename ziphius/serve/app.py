@@ -23,13 +23,13 @@ from ziphius.serve.contracts.errors import ApiError, ErrorBody, of_validation
 from ziphius.serve.contracts.reply import ChatCompletion, Health, ModelCard, ModelList, TextCompletion
 from ziphius.serve.contracts.responses.reply import ResponseObject
 from ziphius.serve.contracts.responses.request import ResponsesRequest
-from ziphius.serve.contracts.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
+from ziphius.serve.contracts.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, TokenizerInfo, Tokens
 from ziphius.serve.endpoints import page
 from ziphius.serve.endpoints.chat import complete_chat
 from ziphius.serve.endpoints.completions import complete_text
 from ziphius.serve.endpoints.messages.endpoint import count_tokens, create_message
 from ziphius.serve.endpoints.responses.endpoint import make_response, nothing_stored
-from ziphius.serve.endpoints.tokens import detokenize, tokenize
+from ziphius.serve.endpoints.tokens import describe, detokenize, tokenize
 from ziphius.serve.wire import gate
 from ziphius.serve.wire.body import route_class
 from ziphius.serve.wire.service import Service
@@ -89,6 +89,11 @@ def make_app(service: Service) -> FastAPI:
     async def detokenized(asked: DetokenizeRequest) -> Response:
         """The text of ids."""
         return await detokenize(service, asked)
+
+    @app.get("/tokenizer_info", responses={401: {"model": ErrorBody}})
+    async def tokenizer_info() -> TokenizerInfo:
+        """The special tokens and the chat template."""
+        return describe(service.tokenizer)
 
     @app.post("/v1/embeddings", include_in_schema=False)
     async def embeddings() -> Response:

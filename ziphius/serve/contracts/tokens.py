@@ -1,4 +1,4 @@
-"""`POST /tokenize` and `POST /detokenize`. Source: vLLM's API of the same names. Imports no torch."""
+"""`/tokenize`, `/detokenize`, `/tokenizer_info`. Source: vLLM's API of the same names. Imports no torch."""
 
 from __future__ import annotations
 
@@ -45,6 +45,14 @@ class Tokens(BaseModel):
     max_model_len: int
     tokens: list[int]
     token_strs: list[str] | None = None
+
+
+class TokenizerInfo(BaseModel):
+    """What a client needs that has no tokenizer of its own."""
+
+    bos_token: str
+    eos_token: str
+    chat_template: str
 
 
 class DetokenizeRequest(Lenient):

@@ -1,4 +1,4 @@
-"""`POST /tokenize` and `/detokenize`: what the model would read, and what ids spell."""
+"""`/tokenize`, `/detokenize`, `/tokenizer_info`: what the model would read, and what ids spell."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from ziphius.serve.contracts.errors import ApiError
-from ziphius.serve.contracts.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
+from ziphius.serve.contracts.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, TokenizerInfo, Tokens
 from ziphius.serve.endpoints.answer import as_json
 from ziphius.serve.wire.service import Service
 from ziphius.text.tokenizer import Tokenizer
@@ -34,6 +34,12 @@ async def tokenize(service: Service, asked: TokenizeRequest) -> Response:
 async def detokenize(service: Service, asked: DetokenizeRequest) -> Response:
     """Raises ApiError for ids that are none."""
     return await _apart(service, _text, asked, "/detokenize", "tokens")
+
+
+def describe(tokenizer: Tokenizer) -> TokenizerInfo:
+    """What a client reads that counts tokens here instead of at home, as lm-evaluation-harness does."""
+    bos, eos = tokenizer.decode([tokenizer.bos_id]), tokenizer.decode([tokenizer.eos_id])
+    return TokenizerInfo(bos_token=bos, eos_token=eos, chat_template=tokenizer.chat_template)
 
 
 def _tokens(service: Service, asked: TokenizeRequest) -> Tokens:
