@@ -89,6 +89,14 @@ def test_nothing_may_be_asked_for(server):
     assert (body["choices"][0]["text"], body["choices"][0]["finish_reason"]) == ("", "length")
 
 
+def test_no_answer_holds_more_scores_than_memory_has_room_for(serve):
+    server = serve(ScriptedEngine(lambda _: [5, 1]), context=2048)
+    asked = {"model": "tiny", "prompt": [5] * 1100, "n": 128, "max_tokens": 0, "echo": True}
+    response = server.http.post("/v1/completions", json=asked | {"logprobs": 5})
+    assert response.status_code == 400
+    assert "scores of 140,800 tokens" in response.json()["error"]["message"]
+
+
 def test_ids_and_back(server, tokenizer):
     text = "many whales 鲸鱼"
     found = server.http.post("/tokenize", json={"prompt": text, "return_token_strs": True}).json()

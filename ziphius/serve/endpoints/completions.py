@@ -26,6 +26,8 @@ from ziphius.serve.wire.stream import DONE, KEEP_ALIVE, event
 from ziphius.text.detokenise import Detokeniser
 from ziphius.text.tokenizer import Tokenizer
 
+_MOST_SCORED = 2**17  # tokens of prompts in one answer, each of which takes about a kilobyte until it is sent
+
 
 class TextParser:
     """A continuation is all text: its tokens spelled out, up to a stop string."""
@@ -145,7 +147,17 @@ async def complete_text(service: Service, asked: CompletionRequest, request: Req
 
 def _prepare(service: Service, asked: CompletionRequest) -> list[_Prompt]:
     """What takes as long as the prompts are."""
-    return [_prompt(service, asked, prompt) for prompt in asked.prompts]
+    prompts = [_prompt(service, asked, prompt) for prompt in asked.prompts]
+    scored = sum(len(prompt.ids) for prompt in prompts) * (asked.n or 1)
+    most = max(_MOST_SCORED, service.limits.context)
+    if asked.echo and asked.logprobs is not None and scored > most:
+        raise ApiError(
+            400,
+            f"echo with logprobs would give back the scores of {scored:,} tokens, and {most:,} are the most in one "
+            "request: send fewer prompts at once, or a smaller n",
+            param="prompt",
+        )
+    return prompts
 
 
 def _prompt(service: Service, asked: CompletionRequest, prompt: str | list[int]) -> _Prompt:
