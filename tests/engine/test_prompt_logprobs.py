@@ -40,7 +40,7 @@ def check(update: Update, model, prompt: list[int], top: int, tolerance: float =
     own = expected.gather(1, torch.tensor(prompt[1:]).unsqueeze(1)).squeeze(1)
     assert update.prompt_logprobs[0] is None
     assert update.prompt_logprobs[1:] == pytest.approx(own.tolist(), abs=tolerance)
-    assert update.prompt_top_logprobs[0] == []
+    assert len(update.prompt_top_logprobs[0]) == 0
     assert len(update.prompt_top_logprobs) == len(prompt)
     for told, row in zip(update.prompt_top_logprobs[1:], expected, strict=True):
         assert [logprob for _, logprob in told] == pytest.approx(row.topk(top).values.tolist(), abs=tolerance)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ziphius.engine.settings import SamplingSettings
+from ziphius.engine.tops import Tops
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -52,7 +53,7 @@ class Update:
     sample: int
     token_ids: list[int]
     logprobs: list[float]
-    top_logprobs: list[list[tuple[int, float]]] | None = None
+    top_logprobs: list[Tops] | None = None
     finish_reason: FinishReason | None = None
     stop_string: str | None = None
     cached_tokens: int = 0
@@ -61,7 +62,7 @@ class Update:
     error: str | None = None
     refused: bool = False
     prompt_logprobs: list[float | None] | None = None
-    prompt_top_logprobs: list[list[tuple[int, float]]] | None = None
+    prompt_top_logprobs: list[Tops] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ziphius.engine.tops import Tops
+
 # Cached blocks keep so many alternatives a token; who wants more has the block read again. With 16 tokens a block that
 # is about a kilobyte.
 MOST_KEPT = 8
@@ -79,7 +81,7 @@ class PromptScores:
         """One a token, None for the first."""
         return [None, *self._scores.logprobs[1:].tolist()]
 
-    def top_logprobs(self) -> list[list[tuple[int, float]]]:
+    def top_logprobs(self) -> list[Tops]:
         """The likeliest tokens at each place, best first; none at the first."""
         rows = zip(self._scores.ids[1:].tolist(), self._scores.values[1:].tolist(), strict=True)
-        return [[], *(list(zip(ids, values, strict=True)) for ids, values in rows)]
+        return [Tops((), ()), *(Tops(ids, values) for ids, values in rows)]

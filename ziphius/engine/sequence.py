@@ -9,6 +9,7 @@ from ziphius.engine.blocks import ROOT, BlockPool
 from ziphius.engine.course import Course
 from ziphius.engine.request import FinishReason, Request
 from ziphius.engine.scores import PromptScores
+from ziphius.engine.tops import Tops
 from ziphius.text.detokenise import Detokeniser, StopStrings
 
 
@@ -37,7 +38,7 @@ class Sequence:
     was_late: bool = False
     answered: bool = False  # whether the watched answer has begun
     logprobs: list[float] = field(default_factory=list)
-    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    top_logprobs: list[Tops] = field(default_factory=list)
     row: int = -1
     computed: int = 0
     blocks: list[int] = field(default_factory=list)

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive
 
 from ziphius.engine.request import Request, Update
+from ziphius.engine.tops import Tops
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.contracts.usage import Tally, Usage
 from ziphius.serve.dialogue.parse import Delta, Part
@@ -42,7 +43,7 @@ class TokenLog:
     part: Part
     token: int
     logprob: float
-    top: list[tuple[int, float]]
+    top: Tops
     calls: int = 0
 
 
@@ -52,7 +53,7 @@ class PromptLogs:
 
     tokens: Sequence[int]
     logprobs: Sequence[float | None]
-    tops: Sequence[list[tuple[int, float]]]
+    tops: Sequence[Tops]
 
 
 @dataclass(slots=True)
@@ -90,7 +91,7 @@ class Choice:
         for place, token in enumerate(update.token_ids):
             part = self.parser.push(token, update.stop_string if place == last else None)
             if self.with_logs and part in ("reasoning", "content"):
-                top = update.top_logprobs[place] if update.top_logprobs else []
+                top = update.top_logprobs[place] if update.top_logprobs else Tops((), ())
                 calls = len(getattr(self.parser, "calls", ()))
                 logs.append(TokenLog(part, token, update.logprobs[place], top, calls))
         delta = self.parser.take()

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ziphius.engine.request import Request as EngineRequest
+from ziphius.engine.tops import Tops
 from ziphius.serve.contracts.completions import CompletionRequest
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.contracts.reply import TextChoice, TextCompletion, TextLogprobs, written
@@ -90,7 +91,7 @@ class Spelling:
             self._add(told, log.token, log.logprob, log.top)
         return told
 
-    def _add(self, told: TextLogprobs, token: int, logprob: float | None, top: Sequence[tuple[int, float]]) -> None:
+    def _add(self, told: TextLogprobs, token: int, logprob: float | None, top: Tops) -> None:
         told.tokens.append(spelled(self._tokenizer, token))
         told.text_offset.append(max(self._place, 0))
         self._place += len(self._detokeniser.push([token]))
