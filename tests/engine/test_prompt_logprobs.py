@@ -95,6 +95,13 @@ def test_prompts_that_begin_alike_are_one_reading():
     assert engine.stats().hit_tokens == 3 * 8 + 12  # who wants no scores takes every block
 
 
+@pytest.mark.parametrize(("owners", "steps"), [("aa", 2), ("ab", 1)])
+def test_nobody_waits_at_anothers_pace(owners, steps):
+    engine = Engine(MODEL, None, small())
+    run(engine, [dataclasses.replace(scored(SHARED, max_new_tokens=0), owner=owner) for owner in owners])
+    assert engine.stats().steps == steps
+
+
 def test_cached_blocks_without_the_scores_are_read_again_once():
     engine = Engine(MODEL, None, small())
     run(engine, [ask(SHARED)])
