@@ -9,6 +9,7 @@ import httpx2
 import pytest
 import torch
 
+from tests.serve.test_limits import until
 from ziphius.engine.engine import Engine
 from ziphius.engine.recovery import Recovery
 from ziphius.engine.settings import EngineSettings
@@ -100,7 +101,7 @@ def test_another_answers_beside_them(serve, engine):
         began = time.monotonic()
         assert server.ask(max_tokens=4).status_code == 200
         slowest = max(slowest, time.monotonic() - began)
-    assert slowest < 2
+    assert slowest < 5  # read in their way, these took half a minute
     assert server.ask(max_tokens=4, **form("json_object")).status_code == 200
     for thread in threads:
         thread.join()
@@ -132,10 +133,3 @@ def test_the_reading_stops_when_the_client_leaves(serve, make_engine):
         assert grammars._pending
     until(lambda: not grammars._pending, 2)
     until(lambda: server.service.active == 0)
-
-
-def until(condition, seconds=10):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.01)

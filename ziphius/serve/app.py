@@ -73,12 +73,12 @@ def make_app(service: Service) -> FastAPI:
     @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_REFUSALS | _STREAMED)
     async def chat_completions(asked: ChatRequest, request: Request) -> Response:
         """Answer a conversation: thinking, answer and tool calls apart."""
-        return await complete_chat(service, asked, request, request.state.owner)
+        return await complete_chat(service, asked, request)
 
     @app.post("/v1/completions", response_model=TextCompletion, responses=_REFUSALS | _STREAMED)
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         """Continue a text, or write what stands between a prompt and a suffix."""
-        return await complete_text(service, asked, request, request.state.owner)
+        return await complete_text(service, asked, request)
 
     @app.post("/tokenize", response_model=Tokens, responses=_REFUSALS)
     async def tokenized(asked: TokenizeRequest) -> Response:
@@ -103,7 +103,7 @@ def make_app(service: Service) -> FastAPI:
     @app.post("/v1/responses", response_model=ResponseObject, responses=_REFUSALS | _STREAMED)
     async def responses(asked: ResponsesRequest, request: Request) -> Response:
         """Answer a conversation given as items: thinking, messages and calls, and nothing kept afterwards."""
-        return await make_response(service, asked, request, request.state.owner)
+        return await make_response(service, asked, request)
 
     @app.api_route("/v1/responses/{stored:path}", methods=["GET", "DELETE", "POST"], include_in_schema=False)
     async def stored_responses(stored: str) -> Response:
@@ -113,7 +113,7 @@ def make_app(service: Service) -> FastAPI:
     @app.post(gate.MESSAGES, response_model=MessageReply, responses=_MESSAGE_REFUSALS | _STREAMED)
     async def messages(asked: MessagesRequest, request: Request) -> Response:
         """Answer a conversation in Anthropic's form: blocks of thinking, text and tool use."""
-        return await create_message(service, asked, request, request.state.owner)
+        return await create_message(service, asked, request)
 
     @app.post(gate.DEEPSEEKS + gate.COUNT_TOKENS, include_in_schema=False)
     @app.post(gate.COUNT_TOKENS, responses=_MESSAGE_REFUSALS)
@@ -166,7 +166,7 @@ def _let_pages_of_others_in(app: FastAPI, origins: Sequence[str]) -> None:
         allow_origins=origins,
         allow_methods=["GET", "HEAD", "POST"],
         allow_headers=["*"],
-        expose_headers=["Retry-After"],
+        expose_headers=["Retry-After", "X-Ignored-Fields", "request-id"],
     )
 
 

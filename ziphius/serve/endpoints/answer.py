@@ -112,7 +112,10 @@ class Answer:
     """One request from its acceptance to its end. `close` must be called, whatever happens; it may be called twice."""
 
     def __init__(self, service: Service, choices: Sequence[Choice], about: dict[str, Any]) -> None:
-        """Raises ApiError (429, 503) where there is no room for another request. `about` goes into the log."""
+        """Raises ApiError (429, 503) where there is no room for another request. `about` goes into the log, with who
+        asked."""
+        asks = asking.get()
+        about |= {"owner": asks.owner, "client": asks.address}
         self.service, self.choices, self.about = service, choices, about
         self.tally = Tally(0)
         self.status = 200
@@ -121,7 +124,7 @@ class Answer:
         self._first: float | None = None
         self._streamed = False
         self._closed = False
-        self._party = asking.get().party
+        self._party = asks.party
         service.enter(self._party, len(choices))
 
     async def begin(self, requests: Sequence[Request]) -> None:
@@ -217,17 +220,14 @@ class Answer:
         seconds = time.monotonic() - self._began
         self.service.leave(self._party, len(self.choices), seconds, finished)
         used = self.usage if self._ticket is not None else None
-        self.service.metrics.count(seconds, self._first, self.tally, used)
-        if self._ticket is not None:
-            self.service.metrics.count_owner(self._party, self.tally, self._ticket.seconds)
+        self.service.metrics.count(self._party, seconds, self._first, self.tally, used)
         if not refused:
             self.service.count_request(self.about["path"], self.status)
-        tokens = self.tally.prompt + self.tally.completion if used is not None else 0
-        self.service.charge(self.about["owner"], tokens, used.ziphius.dollars if used is not None else 0.0)
+        if used is not None:
+            self.service.charge(used.total_tokens, used.ziphius.dollars)
         self.service.log(
             self.about
             | {
-                "client": asking.get().address,
                 "status": self.status,
                 "seconds": round(seconds, 4),
                 "first_token_seconds": self._first and round(self._first, 4),

@@ -114,7 +114,7 @@ class _Prompt:
     ahead: int
 
 
-async def complete_text(service: Service, asked: CompletionRequest, request: Request, owner: str) -> Response:
+async def complete_text(service: Service, asked: CompletionRequest, request: Request) -> Response:
     """The continuations, whole or as a stream. Raises ApiError for what cannot be answered."""
     service.check_model(asked.model)
     prompts = await service.lanes.run(_prepare, service, asked)
@@ -126,7 +126,7 @@ async def complete_text(service: Service, asked: CompletionRequest, request: Req
             parser = TextParser(service.tokenizer, prompt.begun, asked.stops, ends, spelling)
             choices.append(Choice(len(choices), parser, asked.logprobs is not None, prompt=prompt.ids))
     name = f"cmpl-{secrets.token_hex(12)}"
-    about: dict[str, Any] = {"path": "/v1/completions", "id": name, "owner": owner, **asked.labels}
+    about: dict[str, Any] = {"path": "/v1/completions", "id": name, **asked.labels}
     if asked.left_out:
         about["ignored"] = asked.left_out
     if service.settings.log_prompts:

@@ -30,8 +30,8 @@ COUNT_TOKENS = f"{MESSAGES}/count_tokens"
 
 
 class Gate:
-    """ASGI middleware. Leaves the name behind the key in `scope["state"]["owner"]`, who asks in `lanes.asking`, and
-    the body read. HEAD is GET, whose body the server leaves out.
+    """ASGI middleware. Leaves who asks in `lanes.asking`, and the body read. HEAD is GET, whose body the server leaves
+    out.
     """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
@@ -50,7 +50,6 @@ class Gate:
             headers = Headers(scope=scope)
             self._check_host(headers)
             asks = self._who(scope, headers)
-            scope.setdefault("state", {})["owner"] = asks.owner
             await self._read(body, headers, receive, asks.party)
             asking.set(replace(asks, size=body.size))
             if scope["method"] == "HEAD":
