@@ -80,6 +80,9 @@ class Engine:
         self.stepper.disturb()
         for sequence in self.scheduler.running[:]:
             self.scheduler.preempt(sequence)
+        for sequence in self.under_way():
+            if sequence.scores is not None:
+                sequence.scores.clear()
         self.scheduler.pool.forget_all()
         self._fingerprint = None
 
@@ -156,6 +159,7 @@ class Engine:
     def _tell(self, sequence: Sequence) -> None:
         """Leave word of what is new of a sample; once, wherever a failure may strike."""
         told, generated = sequence.reported, sequence.generated
+        scores = sequence.scores if not told and not sequence.wants_scores else None
         update = Update(
             id=sequence.id,
             sample=sequence.sample,
@@ -169,6 +173,8 @@ class Engine:
             drafted=sequence.drafted,
             error=sequence.error,
             refused=sequence.refused,
+            prompt_logprobs=None if scores is None else scores.logprobs(),
+            prompt_top_logprobs=None if scores is None else scores.top_logprobs(),
         )
         self._notices.append(update)
         sequence.reported, sequence.closed = generated, sequence.finish_reason is not None

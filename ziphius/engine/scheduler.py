@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ziphius.engine.blocks import BlockPool
+from ziphius.engine.scores import MOST_KEPT
 from ziphius.engine.sequence import Sequence
 from ziphius.engine.shares import Shares
 from ziphius.engine.yielding import has_little, most_blocks, who_yields
@@ -199,6 +200,8 @@ class Scheduler:
                 continue
             if sequence.cached_tokens < 0 and sequence.id in self._reading:
                 continue
+            if self._is_being_read(sequence, plan):
+                continue
             if not crowded or has_little(self.running, sequence, self._needed(sequence)):
                 gone = self._make_room(sequence)
                 budget += sum(plan.pop(victim).count for victim in gone if victim in plan)
@@ -226,8 +229,40 @@ class Scheduler:
         """Cached blocks of its tokens, but for the last token: the network must read at least that."""
         if not self.pool.caching:
             return []
-        usable = (len(sequence.tokens) - 1) // self.pool.block_size
-        return self.pool.find(sequence.full_digests(self.pool)[:usable], sequence.tokens)
+        size = self.pool.block_size
+        usable = (len(sequence.tokens) - 1) // size
+        found = self.pool.find(sequence.full_digests(self.pool)[:usable], sequence.tokens)
+        if sequence.scores is not None:
+            for place, block in enumerate(found):
+                if (kept := self.pool.scores(block)) is not None and kept.top >= sequence.scores.top:
+                    sequence.scores.put(place * size, kept)
+            missing = sequence.scores.first_missing
+            if missing is not None:  # a token is scored by reading the one before it
+                found = found[: (missing - 1) // size]
+        return found
+
+    def _is_being_read(self, sequence: Sequence, plan: dict[Sequence, Piece]) -> bool:
+        """Whether one of its owner's that goes before it reads, in this very step, a block that both begin with.
+
+        It then waits, for a step later it finds that block in the cache. It waits only for who makes progress, so that
+        nobody waits for ever, and for nobody else's, so that nobody waits at another's pace.
+        """
+        size = self.pool.block_size
+        usable = (len(sequence.tokens) - 1) // size
+        if not self.pool.caching or not usable:
+            return False
+        digests = sequence.full_digests(self.pool)
+        for reader, piece in plan.items():
+            place = piece.start // size
+            if reader.decodes or reader.owner != sequence.owner or reader.rank > sequence.rank or place >= usable:
+                continue
+            read = reader.full_digests(self.pool)
+            if len(read) <= place or read[place] != digests[place]:
+                continue
+            wanted = _wanted(sequence)
+            if not self.pool.knows(digests[place], wanted) and wanted <= min(_wanted(reader), MOST_KEPT):
+                return True
+        return False
 
     def _fits(self, sequence: Sequence, found: list[int]) -> bool:
         """Whether there is a row, and room for all that it has to read."""
@@ -291,6 +326,11 @@ class Scheduler:
             wider = max(2 * width, len(sequence.blocks))
             self.tables_RM = np.pad(self.tables_RM, ((0, 0), (0, wider - width)))
         self.tables_RM[sequence.row, start : len(sequence.blocks)] = sequence.blocks[start:]
+
+
+def _wanted(sequence: Sequence) -> int:
+    """How many alternatives a prompt's tokens are still to be scored with; −1 where they are not."""
+    return sequence.scores.top if sequence.scores is not None and sequence.wants_scores else -1
 
 
 def _rank(sequence: Sequence) -> tuple[int, int, int]:

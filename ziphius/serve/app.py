@@ -23,11 +23,13 @@ from ziphius.serve.contracts.errors import ApiError, ErrorBody, of_validation
 from ziphius.serve.contracts.reply import ChatCompletion, Health, ModelCard, ModelList, TextCompletion
 from ziphius.serve.contracts.responses.reply import ResponseObject
 from ziphius.serve.contracts.responses.request import ResponsesRequest
+from ziphius.serve.contracts.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, TokenizerInfo, Tokens
 from ziphius.serve.endpoints import page
 from ziphius.serve.endpoints.chat import complete_chat
 from ziphius.serve.endpoints.completions import complete_text
 from ziphius.serve.endpoints.messages.endpoint import count_tokens, create_message
 from ziphius.serve.endpoints.responses.endpoint import make_response, nothing_stored
+from ziphius.serve.endpoints.tokens import describe, detokenize, tokenize
 from ziphius.serve.wire import gate
 from ziphius.serve.wire.body import route_class
 from ziphius.serve.wire.service import Service
@@ -77,6 +79,26 @@ def make_app(service: Service) -> FastAPI:
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         """Continue a text, or write what stands between a prompt and a suffix."""
         return await complete_text(service, asked, request)
+
+    @app.post("/tokenize", response_model=Tokens, responses=_REFUSALS)
+    async def tokenized(asked: TokenizeRequest) -> Response:
+        """The ids of a text, or of a conversation as the model would read it."""
+        return await tokenize(service, asked)
+
+    @app.post("/detokenize", response_model=DetokenizedText, responses=_REFUSALS)
+    async def detokenized(asked: DetokenizeRequest) -> Response:
+        """The text of ids."""
+        return await detokenize(service, asked)
+
+    @app.get("/tokenizer_info", responses={401: {"model": ErrorBody}})
+    async def tokenizer_info() -> TokenizerInfo:
+        """The special tokens and the chat template."""
+        return describe(service.tokenizer)
+
+    @app.post("/v1/embeddings", include_in_schema=False)
+    async def embeddings() -> Response:
+        """There are none."""
+        raise ApiError(501, "this server has no embeddings: its model writes text", code="not_implemented")
 
     @app.post("/v1/responses", response_model=ResponseObject, responses=_REFUSALS | _STREAMED)
     async def responses(asked: ResponsesRequest, request: Request) -> Response:

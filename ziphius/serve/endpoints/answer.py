@@ -47,19 +47,30 @@ class TokenLog:
     calls: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class PromptLogs:
+    """The tokens of a prompt with their log-probabilities and the likeliest in their places; the first has neither."""
+
+    tokens: Sequence[int]
+    logprobs: Sequence[float | None]
+    tops: Sequence[Tops]
+
+
 @dataclass(slots=True)
 class News:
-    """What one choice has to say: text, the logs of its tokens where they are asked for, and perhaps its end."""
+    """What one choice has to say: text, the logs of its tokens where they are asked for, and perhaps its end; at first
+    the logs of its prompt."""
 
     choice: Choice
     delta: Delta
     logs: list[TokenLog]
     finish_reason: str | None
+    prompt_logs: PromptLogs | None = None
 
     def followed_by(self, later: News) -> News:
         """Both as one."""
         delta = self.delta.followed_by(later.delta)
-        return News(self.choice, delta, self.logs + later.logs, later.finish_reason)
+        return News(self.choice, delta, self.logs + later.logs, later.finish_reason, self.prompt_logs)
 
 
 @dataclass
@@ -70,6 +81,8 @@ class Choice:
     finish_reason: str | None = None
     stop_string: str | None = None  # the one that ended it
     logs: list[TokenLog] = field(default_factory=list)
+    prompt: Sequence[int] = ()  # where its logs are asked for too
+    prompt_logs: PromptLogs | None = None
 
     def read(self, update: Update) -> News:
         """Take in an update of this choice."""
@@ -88,7 +101,11 @@ class Choice:
             called = bool(getattr(self.parser, "calls", None))
             self.finish_reason = "tool_calls" if called and update.finish_reason == "stop" else update.finish_reason
         self.logs += logs
-        return News(self, delta, logs, self.finish_reason)
+        news = News(self, delta, logs, self.finish_reason)
+        if update.prompt_logprobs is not None and update.prompt_top_logprobs is not None:
+            news.prompt_logs = PromptLogs(self.prompt, update.prompt_logprobs, update.prompt_top_logprobs)
+            self.prompt_logs = news.prompt_logs
+        return news
 
 
 class Answer:
@@ -180,8 +197,7 @@ class Answer:
     @property
     def weight(self) -> int:
         """About how many bytes the whole answer has as JSON."""
-        logs = sum(len(log.top) + 1 for choice in self.choices for log in choice.logs)
-        return 8 * self.tally.completion + 100 * logs
+        return 8 * self.tally.completion + sum(weight(choice.logs, choice.prompt_logs) for choice in self.choices)
 
     @property
     def usage(self) -> Usage:
@@ -223,6 +239,14 @@ class Answer:
                 "dollars": used and used.ziphius.dollars,
             }
         )
+
+
+def weight(logs: Sequence[TokenLog], prompt_logs: PromptLogs | None) -> int:
+    """About how many bytes logs have as JSON."""
+    tops = [len(log.top) for log in logs]
+    if prompt_logs is not None:
+        tops += [len(prompt_logs.tops[-1])] * len(prompt_logs.tokens)
+    return 100 * (len(tops) + sum(tops))
 
 
 async def respond(

@@ -19,6 +19,9 @@ from ziphius.serve.wire.lanes import LARGE, Asking, asking
 from ziphius.serve.wire.service import Service
 
 _log = logging.getLogger("ziphius.serve")
+# Other base addresses, DeepSeek's among them: what is asked below them is asked below /v1.
+_BASES = ("/beta/v1/", "/beta/", "/")
+_BELOW_V1 = ("chat", "completions", "responses", "messages", "models", "embeddings")
 _OPEN = ("/", "/health", "/openapi.json")  # and the page's files: what no key is asked for
 _PAGE = "/page/"
 DEEPSEEKS = "/anthropic"  # under which DeepSeek has Anthropic's API
@@ -39,6 +42,8 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if (path := canonical(scope["path"])) != scope["path"]:
+            scope = {**scope, "path": path, "raw_path": path.encode()}
         body = _Body()
         asking.set(Asking(address=(scope.get("client") or ("",))[0]))
         try:
@@ -171,3 +176,12 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return waiting.pop() if waiting else await receive()
 
     return replay
+
+
+def canonical(path: str) -> str:
+    """A path with the base address that the routes have: `/beta/chat/completions` is `/v1/chat/completions`."""
+    for base in _BASES:
+        below = path.removeprefix(base)
+        if below != path and below.partition("/")[0] in _BELOW_V1:
+            return f"/v1/{below}"
+    return path
