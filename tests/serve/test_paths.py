@@ -56,7 +56,13 @@ def test_a_slash_behind_a_collection_is_not_an_empty_name(server):
 
 def test_no_spelling_of_a_path_goes_round_the_key(tokenizer, engine):
     with running(tokenizer, engine, keys=Keys((Key("ada", hash_of("secret")),), guarded=True)) as server:
-        for path in ("//v1/models", "/v1/models/", "/page/../v1/models", "//page//..//v1/models", "/health/../v1/models"):
+        for path in (
+            "//v1/models",
+            "/v1/models/",
+            "/page/../v1/models",
+            "//page//..//v1/models",
+            "/health/../v1/models",
+        ):
             status, _ = said(server, "GET", path)
             assert status in (401, 404), path
         assert said(server, "GET", "//health")[0] == 200
