@@ -316,6 +316,8 @@ def test_a_key_is_asked_for_where_one_is_needed(browser, tokenizer, tmp_path):
         page.keyboard.type("zk-wrong")
         page.keyboard.press("Enter")
         expect(page.locator("#model")).to_have_text("This service does not take that key: enter another.")
+        page.set_viewport_size({"width": 375, "height": 667})  # a phone shows the sentence whole
+        assert page.locator("#model").evaluate("shown => shown.scrollWidth <= shown.clientWidth")
         page.locator("#enter-key").click()
         page.get_by_label("API key").fill("")
         page.keyboard.type(key)
