@@ -268,6 +268,7 @@ def attacked(title: str, service: Service, names: Sequence[str], keys: dict[str,
     seconds = 2.0 if options.quick else options.seconds
     known: dict[int, str] = {}
     asyncio.run(under(service, None, keys, known, 2.0, options))  # what is built on first use is built
+    asyncio.run(under(service, "full_prompts", keys, known, 3.0, options))  # and the cache, of its set size, is full
     rows: list[dict[str, Any]] = []
     before = {"mib": service.memory_mib(), "files": service.files()}
     for name in (None, *names):

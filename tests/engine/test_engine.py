@@ -67,7 +67,7 @@ def test_top_logprobs(model):
         best = torch.log_softmax(model(torch.tensor([[5, 9]])).logits[0, -1], -1).topk(3)
     assert [token for token, _ in one.top_logprobs[0]] == best.indices.tolist()
     assert [logprob for _, logprob in one.top_logprobs[0]] == pytest.approx(best.values.tolist(), abs=1e-4)
-    assert (none.top_logprobs, plain.top_logprobs) == ([[]], None)
+    assert ([list(top) for top in none.top_logprobs], plain.top_logprobs) == ([[]], None)
 
 
 def test_updates_add_up_to_the_whole(model):
@@ -211,3 +211,15 @@ def test_refusals(model, tokenizer):
     with pytest.raises(ValueError, match=r"the cache holds 16; lower max_new_tokens or give"):
         Engine(model, None, small(blocks=4)).add(ask([5] * 5))
     assert complete(engine, []) == []
+
+
+@pytest.mark.parametrize("length", range(2, 11))
+def test_a_sample_starts_when_a_row_is_free_however_the_prompt_was_cut(model, length):
+    """Also where the prompt's last token was read alone, as an answer's are."""
+    engine = Engine(model, None, small(max_rows=2, max_batch_tokens=4))
+    engine.add(ask([9], max_new_tokens=12))
+    engine.step()
+    engine.add(ask(list(range(20, 20 + length)), samples=2, max_new_tokens=40))
+    for _ in range(14):
+        engine.step()
+    assert (engine.stats().running, engine.stats().waiting) == (2, 0)

@@ -93,16 +93,15 @@ def vanish(pids, seconds=20):
 
 
 @pytest.mark.parametrize("constraint", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_constraints_are_refused_with_a_reason(grammars, constraint):
+def test_hostile_constraints_are_refused_with_a_reason(grammars, constraint, monkeypatch):
     with pytest.raises(ValueError, match="cannot be used: ") as refusal, grammars.held(constraint):
         pass
     assert "\n" not in str(refusal.value)
     assert len(str(refusal.value)) < 500
     assert grammars.bytes == 0
-    began = time.monotonic()
+    monkeypatch.setattr(grammars, "_read", None)  # it is remembered, not read again
     with pytest.raises(ValueError, match="cannot be used: "), grammars.held(constraint):
         pass
-    assert time.monotonic() - began < 0.5  # it is remembered
 
 
 def test_others_go_on_while_hostile_constraints_are_read(model, tokenizer):

@@ -121,6 +121,19 @@ def test_what_fails_once_hurts_nobody(monkeypatch):
         assert [found[id, sample] for sample in range(2)] == alone(place, 2)
 
 
+def test_who_is_met_by_failures_of_others_twice_while_alone_is_not_blamed(monkeypatch):
+    engine = Recovery(Engine(MODEL, None, small()), 2)
+    id = engine.add(request_of(0, 1))
+    found: dict = {}
+    ends: dict = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(passes, "step_hidden", lambda *_: 1 / 0)
+        assert [engine.step() for _ in range(3)] == [[], [], []]
+    drive(engine, found, ends)
+    assert ends == {(id, 0): ("length", None)}
+    assert found[id, 0] == alone(0, 1)[0]
+
+
 def test_an_engine_that_serves_nothing_is_broken_until_it_does(monkeypatch):
     monkeypatch.setattr(recovery, "_LONGEST_REST", 0.001)
     engine = Recovery(Engine(MODEL, None, small()), 2)

@@ -12,7 +12,7 @@ from ziphius.engine.engine import Engine
 from ziphius.engine.pace import Pace
 from ziphius.engine.settings import EngineSettings
 
-from .conftest import PROMPTS, ask, make_model, small
+from .conftest import PROMPTS, ask, make_model, naive, small
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +119,15 @@ def test_the_distribution_is_exact(likely):
     chi2 = sum((counts[key] - n * share) ** 2 / (n * share) for key, share in wide.items())
     assert len(wide) > 10
     assert chi2 < len(wide) + 5 * math.sqrt(2 * len(wide))
+
+
+def test_samples_start_at_the_prompt_and_not_at_a_draft_behind_it(likely):
+    """A prompt whose last token is read alone has drafts by then, as an answer has."""
+    for length in range(2, 10):
+        prompt = [*PROMPTS[2], 33][:length]
+        for budget in (4, 6):
+            (samples,), _ = run(likely, [ask(prompt, samples=3)], 1, max_rows=2, max_batch_tokens=budget)
+            assert samples == 3 * [(naive(likely, prompt, 12).tokens, False)], (length, budget)
 
 
 def test_acceptance_is_told_per_request(likely):

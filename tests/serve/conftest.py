@@ -39,6 +39,18 @@ def browser():
         started.close()
 
 
+@pytest.fixture
+def page(browser, url):
+    """The chat page of the service at `url`, which a module's own fixture says; fails on an error of the page."""
+    from playwright.sync_api import expect
+
+    from tests.serve.pages import opened
+
+    with opened(browser, url) as page:
+        expect(page.locator("#model")).to_have_text("tiny")
+        yield page
+
+
 class Running:
     """A server in a thread: its address, its service, and a plain HTTP client for it."""
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from ziphius.engine.request import EngineStats, Request, Update
+from ziphius.engine.tops import Tops
 
 
 class ScriptedEngine:
@@ -71,7 +72,8 @@ class ScriptedEngine:
                 reason = "length"
             if reason is not None:
                 del self._running[id, sample]
-            top = [[(token, -0.25), (token + 1, -1.5)][: request.settings.logprobs] for token in new]
+            asked = request.settings.logprobs
+            top = [Tops([token, token + 1][:asked], [-0.25, -1.5][:asked]) for token in new]
             tops = top if request.settings.logprobs is not None else None
             updates.append(
                 Update(id, sample, new, [-0.25] * len(new), tops, reason, cached_tokens=min(2, len(request.prompt) - 1))

@@ -148,8 +148,8 @@ def test_large_bodies_hold_up_nobody(tokenizer, engine):
         ending.set()
         for thread in attackers:
             thread.join()
-    assert max(waits) < 2
-    assert sorted(waits)[20] < 0.3
+    assert max(waits) < 5  # read in the loop, one of these bodies took 12 s
+    assert sorted(waits)[20] < 1
     assert codes <= {200, 400}
 
 
@@ -176,6 +176,50 @@ def test_turns_go_round_and_the_small_do_not_wait():
     asyncio.run(all_at_once())
     assert {"s0", "s1"} <= set(done[:4])
     assert [name for name in done if name[0] != "s"] == ["a0", "a1", "b0", "a2", "b1", "a3"]
+
+
+def test_turns_go_round_among_the_small_too():
+    """Forty pieces of one are there when another's comes."""
+    done = []
+
+    async def ask(lanes, party, work):
+        of_size(party, LARGE)
+        await work(lanes)(lambda: (time.sleep(0.005), done.append(party)))
+
+    async def all_at_once(work):
+        lanes = Lanes()
+        tasks = [asyncio.create_task(ask(lanes, "a", work)) for _ in range(40)]
+        await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(ask(lanes, "b", work)))
+        await asyncio.gather(*tasks)
+        lanes.close()
+
+    for work in (lambda lanes: lanes.read, lambda lanes: lanes.run):
+        done.clear()
+        asyncio.run(all_at_once(work))
+        assert done.index("b") < 12
+
+
+def test_what_has_been_read_goes_before_what_has_not():
+    """Else the objects of all bodies would be there at once."""
+    present, most = [0], [0]
+
+    async def ask(lanes, size):
+        of_size("a", size)
+        await lanes.read(lambda: None)
+        present[0] += 1
+        most[0] = max(most[0], present[0])
+        await lanes.run(lambda: None)
+        present[0] -= 1
+
+    async def all_at_once(size, count):
+        lanes = Lanes()
+        await asyncio.gather(*(ask(lanes, size) for _ in range(count)))
+        lanes.close()
+
+    for size, count in ((LARGE, 200), (LARGE + 1, 20)):
+        asyncio.run(all_at_once(size, count))
+        assert most[0] < 10
 
 
 def test_who_leaves_gives_the_turn_to_the_next():
@@ -210,13 +254,13 @@ def test_who_leaves_gives_the_turn_to_the_next():
 def test_a_large_answer_is_written_beside_the_loop(serve, engine):
     server = serve(engine)
     taken = []
-    run = server.service.lanes._run
+    lane_for = server.service.lanes._lane
 
-    def watched(work, size, begun):
+    def watched(size):
         taken.append(size)
-        return run(work, size, begun)
+        return lane_for(size)
 
-    server.service.lanes._run = watched
+    server.service.lanes._lane = watched
     reply = server.ask(max_tokens=4, n=128, logprobs=True, top_logprobs=20).json()
     assert len(reply["choices"]) == 128
     assert max(taken) > LARGE

@@ -244,7 +244,7 @@ def test_habits_of_other_programs(talk, who):
 
 
 def test_what_was_ignored_is_said(talk, caplog):
-    server, _, client = talk("</think>x", "</think>y", "z")
+    server, _, client = talk("</think>x", "</think>y", "z", "</think>w")
     ignored = {"store": True, "x-vendor": 1, "鲸\r\n": 1, "modalities": ["text"], "best_of": None, "prediction": {}}
     caplog.set_level("INFO", "ziphius.serve")
     reply = server.ask(**ignored, user="ada", metadata={"run": 7})
@@ -257,6 +257,9 @@ def test_what_was_ignored_is_said(talk, caplog):
     assert "".join(chunk.choices[0].delta.content or "" for chunk in raw.parse()) == "y"
     texts = server.http.post("/v1/completions", json={"model": "tiny", "prompt": "a", "store": True})
     assert texts.headers["X-Ignored-Fields"] == "store"
+    body = {"model": "tiny", "max_tokens": 9, "messages": ASK, "service_tier": "auto", "container": None}
+    messages = server.http.post("/v1/messages", json=body)
+    assert messages.headers["X-Ignored-Fields"] == "service_tier"
     assert "X-Ignored-Fields" not in server.http.get("/v1/models").headers
 
 

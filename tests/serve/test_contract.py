@@ -36,6 +36,9 @@ def schema(tokenizer):
 ROUTES = (
     "POST /v1/chat/completions",
     "POST /v1/completions",
+    "POST /tokenize",
+    "POST /detokenize",
+    "GET /tokenizer_info",
     "POST /v1/responses",
     "POST /v1/messages",
     "POST /v1/messages/count_tokens",

@@ -9,7 +9,9 @@ import httpx2
 import pytest
 import torch
 
+from tests.serve.test_limits import until
 from ziphius.engine.engine import Engine
+from ziphius.engine.recovery import Recovery
 from ziphius.engine.settings import EngineSettings
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
@@ -64,7 +66,7 @@ def engine(make_engine):
 
 @pytest.mark.parametrize("fields", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_constraints_are_the_clients_fault(serve, engine, fields):
-    reply = serve(engine).http.post("/v1/chat/completions", json=MODEL | fields)
+    reply = serve(Recovery(engine, 2)).http.post("/v1/chat/completions", json=MODEL | fields)
     assert reply.status_code == 400, reply.text
     message = reply.json()["error"]["message"]
     assert "cannot be used: " in message
@@ -74,13 +76,13 @@ def test_hostile_constraints_are_the_clients_fault(serve, engine, fields):
 
 def test_a_tool_may_refer_to_itself(serve, engine):
     tree = {"type": "object", "properties": {"left": {"$ref": "#"}}, "additionalProperties": False}
-    reply = serve(engine).http.post("/v1/chat/completions", json=MODEL | strict(tree))
+    reply = serve(Recovery(engine, 2)).http.post("/v1/chat/completions", json=MODEL | strict(tree))
     assert reply.status_code == 200, reply.text
 
 
 def test_another_answers_beside_them(serve, engine):
     """All hostile ones at once, several times over; then a free and a bound request, and what is left of memory."""
-    server = serve(engine)
+    server = serve(Recovery(engine, 2))
     assert server.ask(max_tokens=4).status_code == 200
     many = [fields for _ in range(3) for fields in HOSTILE.values()]
     # and different ones, since what was refused once is remembered
@@ -99,7 +101,7 @@ def test_another_answers_beside_them(serve, engine):
         began = time.monotonic()
         assert server.ask(max_tokens=4).status_code == 200
         slowest = max(slowest, time.monotonic() - began)
-    assert slowest < 2
+    assert slowest < 5  # read in their way, these took half a minute
     assert server.ask(max_tokens=4, **form("json_object")).status_code == 200
     for thread in threads:
         thread.join()
@@ -110,14 +112,14 @@ def test_another_answers_beside_them(serve, engine):
 
 def test_a_constraint_that_turns_hostile_under_way_fails_alone(serve, engine):
     """Nothing in it is seen before an argument begins, which the model may or may not come to."""
-    reply = serve(engine).http.post("/v1/chat/completions", json=MODEL | HIDDEN)
+    reply = serve(Recovery(engine, 2)).http.post("/v1/chat/completions", json=MODEL | HIDDEN)
     assert reply.status_code in (200, 400)
     assert engine.stats().running == 0
 
 
 def test_the_reading_stops_when_the_client_leaves(serve, make_engine):
     engine = make_engine(grammar_seconds=60, grammar_mib=512)
-    server = serve(engine)
+    server = serve(Recovery(engine, 2))
     grammars = engine._admission._grammars
     body = json.dumps(MODEL | form("grammar", grammar=SLOW) | {"stream": True}).encode()
     head = (
@@ -131,10 +133,3 @@ def test_the_reading_stops_when_the_client_leaves(serve, make_engine):
         assert grammars._pending
     until(lambda: not grammars._pending, 2)
     until(lambda: server.service.active == 0)
-
-
-def until(condition, seconds=10):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.01)

@@ -1,6 +1,7 @@
 """An exception in any function of the engine's thread, at any moment, under load: everybody else gets their tokens."""
 
 import asyncio
+import gc
 import logging
 import random
 import sys
@@ -19,6 +20,8 @@ from ziphius.serve.wire.runner import Runner
 from ..engine.conftest import ask, make_model, small
 
 _HOME = sys.modules["ziphius"].__path__[0]
+_MINES = 12  # under one load
+_HANGS_S = 60
 
 
 class Bomb(Exception):
@@ -93,9 +96,8 @@ async def answers(runner, requests) -> list:
     return (await asyncio.gather(*map(one, requests), gone()))[:-1]
 
 
-def run(engine, watch) -> tuple[list, Runner]:
+def run(engine: Recovery, watch) -> list:
     """The answers to the load, and to one more request when all is quiet."""
-
     quiet = threading.Event()
 
     def watch_until_quiet(*seen):
@@ -103,17 +105,17 @@ def run(engine, watch) -> tuple[list, Runner]:
             watch(*seen)
 
     async def main():
-        runner = Mined(Recovery(engine, 2))
+        runner = Mined(engine)
         runner.watch = watch_until_quiet
         runner.start(asyncio.get_running_loop())
         try:
-            found = await asyncio.wait_for(answers(runner, load()), 10)
+            found = await asyncio.wait_for(answers(runner, load()), _HANGS_S)
             quiet.set()
-            found += await asyncio.wait_for(answers(runner, load()[:1]), 10)
+            found += await asyncio.wait_for(answers(runner, load()[:1]), _HANGS_S)
             while runner.engine.has_work:
                 await asyncio.sleep(0.001)
             assert runner._thread.is_alive()
-            return found, runner
+            return found
         finally:
             quiet.set()
             runner.stop()
@@ -128,7 +130,7 @@ def expected(model, tokenizer, speculation) -> list:
     return [*lone, lone[0]]
 
 
-def calls_of(model, tokenizer, speculation, of="call") -> dict[types.CodeType, int]:
+def calls_of(engine: Recovery, lone: list, of: str) -> dict[types.CodeType, int]:
     """Every function of the engine's thread under this load, and how often it is called."""
     calls: dict[types.CodeType, int] = {}
 
@@ -136,60 +138,82 @@ def calls_of(model, tokenizer, speculation, of="call") -> dict[types.CodeType, i
         if event == of and own(frame):
             calls[frame.f_code] = calls.get(frame.f_code, 0) + 1
 
-    found, _ = run(make_engine(model, tokenizer, speculation), count)
-    assert found == expected(model, tokenizer, speculation)
+    assert run(engine, count) == lone
     return calls
 
 
 class Mines:
-    """Throws once in each of some functions, at a moment chosen by chance: at its start, or where it calls into C."""
+    """Throws once in each of some functions: at its start, or where it calls into C; before it, so many calls pass.
 
-    def __init__(self, functions, calls, chance, events) -> None:
-        self.left = {code: chance.randrange(max(1, calls[code] // 2)) for code in functions}
+    Two may strike one after the other. Then comes no third before the engine has made up for them, for who fails again
+    and again is rightly thought to be at fault.
+    """
+
+    def __init__(self, engine: Recovery, left: dict[types.CodeType, int], chance: random.Random, event: str) -> None:
+        self.left = left
         self.thrown: list[str] = []
-        self._chance, self._events = chance, events
-        self._rest = 0
+        self._engine, self._chance, self._event = engine, chance, event
+        self._row = 0  # of failures that the engine has not made up for
 
     def __call__(self, frame, event, _):
         code = frame.f_code
-        self._rest -= 1  # failures that are nobody's come one at a time
-        if event in self._events and code in self.left:
-            self.left[code] -= 1
-            if self.left[code] < 0 and self._rest < 0:
-                self._rest = 4000
-                del self.left[code]
-                self.thrown.append(code.co_qualname)
-                raise self._chance.choice([Bomb, Panic, MemoryError])(f"thrown in {code.co_qualname}")
+        if event != self._event or code not in self.left:
+            return
+        self.left[code] -= 1
+        if self._engine._error is None and not self._engine._repeats and self._engine._trial_id is None:
+            self._row = 0
+        if self.left[code] < 0 and self._row < 2:
+            self._row += 1
+            del self.left[code]
+            self.thrown.append(code.co_qualname)
+            raise self._chance.choice([Bomb, Panic, MemoryError])(f"thrown in {code.co_qualname}")
+
+
+def constraints_in_use(engine: Engine) -> int:
+    forms = engine._admission._grammars._forms.values
+    if any(form.users for form in forms()):
+        gc.collect()  # a failure that is not forgotten yet holds what it met
+    return sum(len(form.users) for form in forms())
+
+
+def check(found: list, lone: list, thrown: list[str]) -> None:
+    """Every request has its tokens, but for those that were not taken at all."""
+    refused = 0
+    for answer, right in zip(found, lone, strict=True):
+        if answer != right:
+            assert isinstance(answer[0], str), (thrown, answer, right)
+            assert answer[0].startswith("refused: "), (thrown, answer)
+            assert "thrown in" in answer[0]
+            refused += 1
+    assert refused <= len(thrown)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # thrown while a generator closes
-@pytest.mark.parametrize(("event", "speculation"), [("call", "off"), ("call", 2), ("c_call", "off")])
-def test_an_exception_in_any_function_hurts_no_other(tokenizer, speculation, event, caplog):
+@pytest.mark.parametrize("speculation", ["off", 2])
+@pytest.mark.parametrize("event", ["call", "c_call"])
+def test_an_exception_in_any_function_hurts_no_request(tokenizer, speculation, event, caplog):
     torch.set_num_threads(1)
     caplog.set_level(logging.CRITICAL + 1, "ziphius")
     model = make_model(tokenizer.vocab_size)
-    lone, calls = expected(model, tokenizer, speculation), calls_of(model, tokenizer, speculation, event)
-    chance = random.Random(0)
+    engine = make_engine(model, tokenizer, speculation)
+    recovery, lone, chance = Recovery(engine, 2), expected(model, tokenizer, speculation), random.Random(0)
+    calls = calls_of(recovery, lone, event)
     # a lock that cannot be let go is no failure that anybody could make up for
     functions = [code for code in calls if event == "call" or "runner.py" not in code.co_filename]
     functions = sorted(functions, key=lambda code: (code.co_filename, code.co_firstlineno, code.co_name))
     chance.shuffle(functions)
-    thrown: list[str] = []
-    hurt = 0
-    for first in range(0, len(functions), 8):
-        engine = make_engine(model, tokenizer, speculation)
-        mines = Mines(functions[first : first + 8], calls, chance, (event,))
-        found, runner = run(engine, mines)
-        thrown += mines.thrown
-        for answer, right in zip(found, lone, strict=True):
-            for sample, tokens in zip(answer, right, strict=True):
-                if sample != tokens:
-                    assert isinstance(sample, str), (mines.thrown, sample, tokens)
-                    assert "thrown in" in sample
-                    hurt += not sample.startswith("refused: ")
-        assert found[-1] == lone[-1]
-        assert runner.broken is None
-        stats = engine.stats()
-        assert (stats.blocks_used, stats.running, stats.waiting) == (0, 0, 0), mines.thrown
-    assert len(thrown) > 0.7 * len(functions)
-    assert hurt < 0.1 * len(thrown)
+    left = {code: chance.randrange(max(1, calls[code] // 2)) for code in functions}
+    for _ in range(3):  # what was spared is mined once more
+        functions, spared = list(left), {}
+        for first in range(0, len(functions), _MINES):
+            mines = Mines(recovery, {code: left[code] for code in functions[first : first + _MINES]}, chance, event)
+            found = run(recovery, mines)
+            check(found, lone, mines.thrown)
+            spared |= dict.fromkeys(mines.left, 0)
+            assert recovery.broken is None
+            stats = engine.stats()
+            assert (stats.blocks_used, stats.running, stats.waiting) == (0, 0, 0), mines.thrown
+            assert not constraints_in_use(engine), mines.thrown
+            engine.weights_changed()  # nothing is known of the prompts any more
+        left = spared
+    assert len(left) < 0.3 * len(calls)

@@ -139,6 +139,20 @@ def test_a_running_service_follows_the_file(path, serve, engine, caplog):
         assert (status(ada), status(bo)) == (200, 401)
 
 
+def test_keys_that_the_system_would_not_read_are_read_once_it_does(path, monkeypatch, caplog):
+    ada, bo = new_key(path, "ada"), new_key(path, "bo")
+    keys = WatchedKeys(path)
+    delete_key(path, "bo")
+    refusing = lambda path: (_ for _ in ()).throw(OSError(24, "Too many open files"))
+    with monkeypatch.context() as patch:
+        patch.setattr("ziphius.serve.wire.keys.read_keys", refusing)
+        for _ in range(3):
+            assert name_of(keys, x=bo) == "bo"
+    assert caplog.text.count("Too many open files") == 1
+    assert name_of(keys, x=bo) is None
+    assert name_of(keys, x=ada) == "ada"
+
+
 # What a key may use
 
 
@@ -169,9 +183,9 @@ def test_beyond_its_allowance_a_key_is_told_when_to_come_back(path, serve, engin
     server.service.allowances._now = lambda: NOON + 86_400
     assert ask(key).status_code == 200
     text = server.http.get("/metrics", headers={"X-Api-Key": free}).text
-    assert f'ziphius_key_requests_total{{key="ada"}} {6.0}' in text
-    assert 'ziphius_key_tokens_total{key="bo"}' in text
-    assert 'ziphius_key_dollars_total{key="ada"}' in text
+    assert 'ziphius_owner_requests_total{owner="ada"} 6.0' in text
+    assert 'ziphius_owner_tokens_total{kind="written",owner="bo"} 4.0' in text
+    assert 'ziphius_owner_dollars_total{owner="ada"}' in text
 
 
 def test_the_wait_ends_with_the_day():
@@ -245,6 +259,7 @@ def test_a_page_of_another_site_needs_leave(serve, engine, path):
     assert refused.headers["access-control-allow-origin"] == ours
     got = server.http.post("/v1/chat/completions", json=body(1), headers={"Origin": ours, "X-Api-Key": key})
     assert (got.status_code, got.headers["access-control-allow-origin"]) == (200, ours)
+    assert "X-Ignored-Fields" in got.headers["access-control-expose-headers"]
     anyone = serve(engine, cors=("*",))
     assert anyone.http.get("/health", headers={"Origin": ours}).headers["access-control-allow-origin"] == "*"
 

@@ -100,10 +100,17 @@ def test_a_call_that_was_cut_off_is_never_run():
 
 
 def test_the_oldest_calls_are_forgotten():
-    memory = WrittenCalls(max_chars=20)
+    memory = WrittenCalls(max_chars=2 * (9 + 256))  # each takes its text's room and some of its own
     memory.keep("a", '{"a":1}  ')
     memory.keep("b", '{"b":1}  ')
     memory.keep("c", '{"c":1}  ')
-    memory.keep("d", '{"d":1}' + " " * 20)
+    memory.keep("d", '{"d":1}' + " " * 600)
     assert [memory.text(name, {name: 1}) for name in "abcd"] == ['{"a": 1}', '{"b":1}  ', '{"c":1}  ', '{"d": 1}']
     assert memory.text("b", {"b": 2}) == '{"b": 2}'  # the client has changed it
+
+
+def test_calls_without_arguments_take_room_too():
+    memory = WrittenCalls(max_chars=10 * 256)
+    for number in range(100):
+        memory.keep(str(number), "")
+    assert sum(memory.text(str(number), {}) == "" for number in range(100)) == 10

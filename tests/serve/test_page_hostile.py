@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 
 from tests.serve.conftest import running
 from tests.serve.hostile import damaged, hostile_text
-from tests.serve.pages import answered, ask, chunk, hear, opened, texts
+from tests.serve.pages import answered, ask, chunk, hear, texts
 from tests.serve.scripted import ScriptedEngine
 
 KNOWN = {
@@ -30,13 +30,6 @@ GENERATED = 20
 def url(tokenizer):
     with running(tokenizer, ScriptedEngine(lambda _: [1]), context=4096) as server:
         yield server.url
-
-
-@pytest.fixture
-def page(browser, url):
-    with opened(browser, url) as page:
-        expect(page.locator("#model")).to_have_text("tiny")
-        yield page
 
 
 def reacts(page):
@@ -200,3 +193,15 @@ def test_thinking_without_end_costs_no_more_as_it_grows(page):
     expect(page.locator(".thoughts")).to_contain_text("Show more")
     assert page.locator(".thoughts").evaluate("(place) => place.textContent.length") < 31_000
     assert reacts(page) < 5
+
+
+def test_hostile_calls_are_shown_within_bounds(page):
+    call = lambda **said: chunk(tool_calls=[{"index": 0, "function": said}])
+    given = [call(arguments="[" * 10_000) for _ in range(30)]
+    hear(page, call(name="a" + "\u0301" * 5000), *given, chunk("tool_calls"))
+    ask(page, "q")
+    answered(page)
+    assert page.locator(".call pre").text_content() == "[" * 20_000
+    assert len(page.locator(".call strong").text_content()) < 10
+    assert reacts(page) < 5
+    starts_again(page)

@@ -23,13 +23,6 @@ def url(tokenizer):
         yield server.url
 
 
-@pytest.fixture
-def page(browser, url):
-    with opened(browser, url) as page:
-        expect(page.locator("#model")).to_have_text("tiny")
-        yield page
-
-
 def button(place, name):
     return place.get_by_role("button", name=name, exact=True)
 

@@ -39,7 +39,13 @@ def said(server, method, path, body=None):
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/chat/completions/", "//v1/chat/completions", "/v1//chat/completions", "///v1/chat//completions//"],
+    [
+        "/v1/chat/completions/",
+        "//v1/chat/completions",
+        "/v1//chat/completions/",
+        "//beta//chat/completions",
+        "//chat/completions",
+    ],
 )
 def test_slashes_too_many_reach_the_same_answer(server, path):
     status, answer = said(server, "POST", path, ASK)

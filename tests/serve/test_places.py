@@ -59,7 +59,7 @@ def test_samples_count_and_a_key_has_its_part(serve, tokenizer, tmp_path):
     assert ask("ada", stream=False).status_code == 200
     assert [request.owner for request in engine.requests] == ["key ada", "key bo", "key ada"]
     metrics = server.http.get("/metrics", headers=as_("ada")).text
-    assert 'ziphius_owner_tokens_total{owner="bo"}' in metrics
+    assert 'ziphius_owner_tokens_total{kind="read",owner="bo"}' in metrics
     assert 'ziphius_owner_seconds_total{owner="ada"}' in metrics
 
 

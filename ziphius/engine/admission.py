@@ -12,8 +12,9 @@ from ziphius.engine.grammar.matcher import Matcher
 from ziphius.engine.grammar.store import Grammars
 from ziphius.engine.random import sample_key
 from ziphius.engine.request import Request
+from ziphius.engine.scores import PromptScores
 from ziphius.engine.sequence import Sequence
-from ziphius.engine.settings import EngineSettings, SamplingSettings
+from ziphius.engine.settings import MOST_LOGPROBS, EngineSettings, SamplingSettings
 from ziphius.engine.shaping import is_shaped
 from ziphius.model.config import ModelConfig
 from ziphius.text import tokens
@@ -42,6 +43,9 @@ class Admission:
         seed = secrets.randbits(64) if settings.seed is None else settings.seed
         stops = {*settings.stop_token_ids, *(() if settings.ignore_eos or self.eos_id is None else (self.eos_id,))}
         prompt = list(map(int, request.prompt))
+        scores = None
+        if request.prompt_logprobs is not None:
+            scores = PromptScores(len(prompt), min(request.prompt_logprobs, self.config.vocab_size))
         matchers: list[Matcher | None] = [None] * request.samples
         if self._grammars is not None and settings.constraint is not None:
             matchers = [*self._grammars.matchers(settings.constraint, request.samples)]
@@ -56,7 +60,9 @@ class Admission:
                 stops=frozenset(stops),
                 key=sample_key(seed, sample),
                 shaped=_is_bound(request),
-                plain=not (_is_bound(request) or _needs_text(settings) or settings.logprobs is not None),
+                plain=not (_is_bound(request) or _needs_text(settings) or settings.logprobs is not None)
+                and settings.max_new_tokens > 0,
+                scores=scores,
                 **self._followers(request, matcher),
             )
             for sample, matcher in enumerate(matchers)
@@ -84,6 +90,8 @@ class Admission:
         length, limit = len(request.prompt), len(request.prompt) + settings.max_new_tokens
         if not 1 <= request.samples <= _MOST_SAMPLES:
             raise ValueError(f"samples is {request.samples}; it must be 1 to {_MOST_SAMPLES}")
+        if request.prompt_logprobs is not None and not 0 <= request.prompt_logprobs <= MOST_LOGPROBS:
+            raise ValueError(f"prompt_logprobs is {request.prompt_logprobs}; it must be 0 to {MOST_LOGPROBS}")
         if not length or limit > room:
             raise ValueError(
                 f"the prompt has {length} tokens and may grow by {settings.max_new_tokens}; "

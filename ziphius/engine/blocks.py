@@ -5,18 +5,21 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
+
+from ziphius.engine.scores import TokenScores
 
 ROOT = b""  # the digest of no tokens at all
 
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """What a full block holds: its tokens, and a digest of them and of all that stand before."""
+    """What a full block holds: its tokens, and a digest of them and of all that stand before; perhaps their scores."""
 
     digest: bytes
     tokens: bytes
+    scores: TokenScores | None = None
 
 
 class BlockPool:
@@ -127,6 +130,25 @@ class BlockPool:
         if self.caching and digest not in self._block_of:
             self._contents[block] = _Content(digest, _pack(tokens))
             self._block_of[digest] = block
+
+    def knows(self, digest: bytes, top: int = -1) -> bool:
+        """Whether a block of this name can be found, from 0 on with the scores of its tokens and `top` alternatives."""
+        block = self._block_of.get(digest)
+        scores = None if block is None else self._contents[block].scores
+        return block is not None and (top < 0 or (scores is not None and scores.top >= top))
+
+    def keep_scores(self, digest: bytes, scores: TokenScores) -> None:
+        """Keep them with the block of this name for as long as it can be found; those with more alternatives stay."""
+        block = self._block_of.get(digest)
+        if block is None:
+            return
+        content = self._contents[block]
+        if content.scores is None or content.scores.top < scores.top:
+            self._contents[block] = replace(content, scores=scores)
+
+    def scores(self, block: int) -> TokenScores | None:
+        """What is kept of a block that was found."""
+        return self._contents[block].scores
 
     def forget(self, blocks: Sequence[int]) -> None:
         """Let held blocks no longer be found."""

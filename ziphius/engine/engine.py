@@ -20,6 +20,8 @@ from ziphius.model.transformer import Transformer
 from ziphius.ops.backend import compute_dtype
 from ziphius.text.tokenizer import Tokenizer
 
+_REWINDS = 3  # tries
+
 
 class Engine:
     """Samples from a model for many requests at once. Not thread-safe: one thread calls it.
@@ -78,6 +80,9 @@ class Engine:
         self.stepper.disturb()
         for sequence in self.scheduler.running[:]:
             self.scheduler.preempt(sequence)
+        for sequence in self.under_way():
+            if sequence.scores is not None:
+                sequence.scores.clear()
         self.scheduler.pool.forget_all()
         self._fingerprint = None
 
@@ -154,6 +159,7 @@ class Engine:
     def _tell(self, sequence: Sequence) -> None:
         """Leave word of what is new of a sample; once, wherever a failure may strike."""
         told, generated = sequence.reported, sequence.generated
+        scores = sequence.scores if not told and not sequence.wants_scores else None
         update = Update(
             id=sequence.id,
             sample=sequence.sample,
@@ -167,6 +173,8 @@ class Engine:
             drafted=sequence.drafted,
             error=sequence.error,
             refused=sequence.refused,
+            prompt_logprobs=None if scores is None else scores.logprobs(),
+            prompt_top_logprobs=None if scores is None else scores.top_logprobs(),
         )
         self._notices.append(update)
         sequence.reported, sequence.closed = generated, sequence.finish_reason is not None
@@ -213,12 +221,15 @@ class Engine:
                 self.scheduler.add(sequence)
 
     def _rewind(self, sequence: Sequence) -> None:
-        try:
-            self._admission.rewind(sequence)
-        except BaseException as error:
-            if not is_fault(error):
-                raise
-            sequence.break_off(f"the answer so far cannot be followed any more: {error}")
+        for tries_left in reversed(range(_REWINDS)):
+            try:
+                self._admission.rewind(sequence)
+                return
+            except BaseException as error:
+                if not is_fault(error):
+                    raise
+                if not tries_left:
+                    sequence.break_off(f"the answer so far cannot be followed any more: {error}")
 
     def fail(self, sequence: Sequence, error: str) -> None:
         """End one sample with an error."""

@@ -22,7 +22,8 @@ class Lockstep:
 
     @staticmethod
     def suits(sequence: Sequence) -> bool:
-        return sequence.plain and sequence.decodes and not sequence.drafts
+        """Not before its first token: with that the other samples of its request start."""
+        return sequence.plain and sequence.decodes and sequence.generated > 0 and not sequence.drafts
 
     def at_block_start(self) -> list[Sequence]:
         """Those whose next entry is the first of a block."""

@@ -14,6 +14,7 @@ from ziphius.engine.sequence import Sequence
 from ziphius.engine.settings import SamplingSettings
 
 _log = logging.getLogger("ziphius.engine")
+_STRIKES = 3  # failures of one sample that is tried alone: fewer may be another's, or nobody's
 _GIVES_UP = 3  # trials that fail one after the other
 _LONGEST_REST = 1.0  # seconds between trials
 
@@ -24,9 +25,9 @@ class Recovery:
     After a step that failed all samples go back to their last whole token and try again, for most failures are not
     repeated. Where one is, the samples of the failed step are tried in ever smaller groups while the others stand
     aside: first the one that the failure was about, where that is known. A group is cleared when each of its samples
-    has got one more token. One that fails alone ends with an error, unless a request of no concern to anybody, the
-    trial, fails too: then it is the engine that is `broken`. Those under way end with an error after some such trials,
-    new ones are refused, and trials go on until one succeeds.
+    has got one more token. One that fails alone, again and again, ends with an error, unless a request of no concern to
+    anybody, the trial, fails too: then it is the engine that is `broken`. Those under way end with an error after some
+    such trials, new ones are refused, and trials go on until one succeeds.
     """
 
     def __init__(self, engine: Engine, token: int) -> None:
@@ -38,6 +39,7 @@ class Recovery:
         self._repeats = False  # whether one more failure sets off the search
         self._goals: dict[Sequence, int] = {}  # tokens at which those involved have got past the failure
         self._groups: list[list[Sequence]] = []  # to be tried, the last one is at present
+        self._strikes = 0  # failures of the one that is tried alone
         self._accused: Sequence | None = None
         self._charge = ""
         self._trial_id: int | None = None
@@ -89,7 +91,7 @@ class Recovery:
             if self._error is not None:
                 self._recover(self._error)
                 self._error = None
-            elif self._goals or self._trial_id is not None:
+            elif self._repeats or self._trial_id is not None:
                 self._judge()
             self.engine.advance()
         except BaseException as error:
@@ -115,8 +117,11 @@ class Recovery:
         if not self._repeats:
             self._repeats = True
         elif len(suspects) == 1:
-            self._accuse(suspects[0], error)
-            return
+            self._strikes += 1
+            if self._strikes >= _STRIKES:
+                self._accuse(suspects[0], error)
+                return
+            self._groups.append(suspects)
         elif suspects:
             first = [subject] if subject in suspects else suspects[len(suspects) // 2 :]
             self._groups += [[s for s in suspects if s not in first], first]
@@ -130,7 +135,7 @@ class Recovery:
             return
         tried = self._groups[-1] if self._groups else self._goals
         if all(s.closed or s.generated >= self._goals[s] for s in tried):
-            self._groups = self._groups[:-1]
+            self._groups, self._strikes = self._groups[:-1], 0
             self._let_in()
             if not self._groups:
                 self._goals, self._repeats = {}, False
@@ -140,7 +145,7 @@ class Recovery:
 
     def _accuse(self, sequence: Sequence, error: BaseException) -> None:
         """Have the trial say whether it is to blame for failing alone."""
-        self._groups, self._goals, self._repeats = [], {}, False
+        self._groups, self._goals, self._repeats, self._strikes = [], {}, False, 0
         id = self.engine.add(self._trial)
         self._accused, self._charge, self._trial_id = sequence, f"the engine failed at this answer: {error}", id
         self.engine.take_part(self.engine.samples(id))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ziphius.engine.settings import SamplingSettings
+from ziphius.engine.tops import Tops
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -19,7 +20,8 @@ class Request:
     the model may open one itself with its very first token; False, that there is none.
     `samples` continuations are drawn, which share the prompt's memory. A higher `priority` goes first. Without
     `stream`, a sample comes back in one piece when it ends. Where several `owner`s want more than there is, each gets
-    an equal share.
+    an equal share. With `prompt_logprobs` the prompt's own tokens are scored too: so many likeliest alternatives come
+    with each.
     """
 
     prompt: Sequence[int]
@@ -29,6 +31,7 @@ class Request:
     samples: int = 1
     stream: bool = True
     owner: str = ""
+    prompt_logprobs: int | None = None
 
 
 @dataclass(slots=True)
@@ -39,7 +42,9 @@ class Update:
     `stop_string` names it and `token_ids` run up to the token that completed it: the text is to be cut before it.
     `logprobs` holds each token's log-probability in the network's own distribution at the sampling temperature (at 1
     where that is 0), before penalties, biases, constraints and cuts; `top_logprobs`, where asked for, the likeliest
-    tokens of the same distribution, best first. `cached_tokens` of the prompt were found in the prefix cache.
+    tokens of the same distribution, best first. `prompt_logprobs` and `prompt_top_logprobs`, where asked for, say the
+    same of the prompt's tokens, in the network's own distribution at temperature 1, with the sample's first update; the
+    first token has neither. `cached_tokens` of the prompt were found in the prefix cache.
     `drafted` and `accepted_drafts` count the sample's speculation so far. `error` says what went wrong with finish
     reason `error`, and `refused` that it was the request's own constraint.
     """
@@ -48,7 +53,7 @@ class Update:
     sample: int
     token_ids: list[int]
     logprobs: list[float]
-    top_logprobs: list[list[tuple[int, float]]] | None = None
+    top_logprobs: list[Tops] | None = None
     finish_reason: FinishReason | None = None
     stop_string: str | None = None
     cached_tokens: int = 0
@@ -56,6 +61,8 @@ class Update:
     drafted: int = 0
     error: str | None = None
     refused: bool = False
+    prompt_logprobs: list[float | None] | None = None
+    prompt_top_logprobs: list[Tops] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from ziphius import ops
 from ziphius.engine.random import uniforms
 from ziphius.engine.sequence import Sequence
 from ziphius.engine.shaping import Bound, Shaper
+from ziphius.engine.tops import Tops
 from ziphius.ops.cut import Cuts
 
 _COLDEST = 1e-5  # temperatures below are greedy: the shares of all but the likeliest vanish, and so may its own
@@ -27,7 +28,7 @@ class Drawn:
 
     tokens: list[int]
     logprobs: list[float]
-    top_logprobs: list[list[tuple[int, float]] | None] | None = None
+    top_logprobs: list[Tops | None] | None = None
 
 
 class Sampler:
@@ -97,11 +98,11 @@ class Sampler:
         wanted = self.tops[rows_S[at]].tolist()
         if max(wanted) < 0:
             return Drawn(tokens, logprobs)
-        tops: list[list[tuple[int, float]] | None] = [None] * len(tokens)
+        tops: list[Tops | None] = [None] * len(tokens)
         best = own_SW.topk(min(max(1, *wanted), own_SW.shape[1]), dim=-1)
         for place, many, ids, values in zip(places, wanted, best.indices.tolist(), best.values.tolist(), strict=True):
             if many >= 0:
-                tops[place] = list(zip(ids[:many], values[:many], strict=True))
+                tops[place] = Tops(ids[:many], values[:many])
         return Drawn(tokens, logprobs, tops)
 
     def _vector(self, x: np.ndarray) -> Tensor:

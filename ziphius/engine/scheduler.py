@@ -6,15 +6,17 @@ R rows, M blocks of a row's table.
 from __future__ import annotations
 
 from bisect import insort
-from collections import Counter, deque
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
 from ziphius.engine.blocks import BlockPool
+from ziphius.engine.scores import MOST_KEPT
 from ziphius.engine.sequence import Sequence
 from ziphius.engine.shares import Shares
+from ziphius.engine.yielding import has_little, most_blocks, who_yields
 
 
 @dataclass(slots=True)
@@ -198,7 +200,9 @@ class Scheduler:
                 continue
             if sequence.cached_tokens < 0 and sequence.id in self._reading:
                 continue
-            if not crowded or self._has_little(sequence):
+            if self._is_being_read(sequence, plan):
+                continue
+            if not crowded or has_little(self.running, sequence, self._needed(sequence)):
                 gone = self._make_room(sequence)
                 budget += sum(plan.pop(victim).count for victim in gone if victim in plan)
                 found = self._find(sequence)
@@ -213,31 +217,52 @@ class Scheduler:
         """Who had to yield to one that waits."""
         gone: list[Sequence] = []
         while not self._fits(sequence, found := self._find(sequence)):
-            victim = self._yielding(sequence, found)
+            lacks_blocks = not self._has_blocks(sequence, found)
+            victim = who_yields(self.running, sequence, self._needed(sequence), lacks_blocks)
             if victim is None:
                 break
             self.preempt(victim)
             gone.append(victim)
         return gone
 
-    def _yielding(self, sequence: Sequence, found: list[int]) -> Sequence | None:
-        """Who has to yield to one that waits: the lowest of lower priority, or of an owner with more than its own."""
-        lowest, priority = self.running[-1] if self.running else None, sequence.request.priority
-        if lowest is None or lowest.request.priority < priority:
-            return lowest
-        if lowest.request.priority > priority:
-            return None
-        if not self._has_blocks(sequence, found):
-            return self._greatest(_blocks)[0] if self._has_little(sequence) else None
-        victim, rows = self._greatest(lambda _: 1)
-        return victim if rows[victim.owner] > rows[sequence.owner] + 1 else None
-
     def _find(self, sequence: Sequence) -> list[int]:
         """Cached blocks of its tokens, but for the last token: the network must read at least that."""
         if not self.pool.caching:
             return []
-        usable = (len(sequence.tokens) - 1) // self.pool.block_size
-        return self.pool.find(sequence.full_digests(self.pool)[:usable], sequence.tokens)
+        size = self.pool.block_size
+        usable = (len(sequence.tokens) - 1) // size
+        found = self.pool.find(sequence.full_digests(self.pool)[:usable], sequence.tokens)
+        if sequence.scores is not None:
+            for place, block in enumerate(found):
+                if (kept := self.pool.scores(block)) is not None and kept.top >= sequence.scores.top:
+                    sequence.scores.put(place * size, kept)
+            missing = sequence.scores.first_missing
+            if missing is not None:  # a token is scored by reading the one before it
+                found = found[: (missing - 1) // size]
+        return found
+
+    def _is_being_read(self, sequence: Sequence, plan: dict[Sequence, Piece]) -> bool:
+        """Whether one of its owner's that goes before it reads, in this very step, a block that both begin with.
+
+        It then waits, for a step later it finds that block in the cache. It waits only for who makes progress, so that
+        nobody waits for ever, and for nobody else's, so that nobody waits at another's pace.
+        """
+        size = self.pool.block_size
+        usable = (len(sequence.tokens) - 1) // size
+        if not self.pool.caching or not usable:
+            return False
+        digests = sequence.full_digests(self.pool)
+        for reader, piece in plan.items():
+            place = piece.start // size
+            if reader.decodes or reader.owner != sequence.owner or reader.rank > sequence.rank or place >= usable:
+                continue
+            read = reader.full_digests(self.pool)
+            if len(read) <= place or read[place] != digests[place]:
+                continue
+            wanted = _wanted(sequence)
+            if not self.pool.knows(digests[place], wanted) and wanted <= min(_wanted(reader), MOST_KEPT):
+                return True
+        return False
 
     def _fits(self, sequence: Sequence, found: list[int]) -> bool:
         """Whether there is a row, and room for all that it has to read."""
@@ -249,23 +274,6 @@ class Scheduler:
 
     def _needed(self, sequence: Sequence) -> int:
         return len(sequence.tokens) // self.pool.block_size + 1
-
-    def _has_little(self, sequence: Sequence) -> bool:
-        """Whether its owner, once it had all that it needs, would hold no more than half the blocks of another."""
-        if not self.running:
-            return False
-        first, held = self._greatest(_blocks)
-        return held[first.owner] >= 2 * (held[sequence.owner] + self._needed(sequence))
-
-    def _greatest(self, size: Callable[[Sequence], int]) -> tuple[Sequence, Counter[str]]:
-        """Of those of the lowest priority that run: the lowest of the owner with most, and what each owner has."""
-        priority = self.running[-1].request.priority
-        lowest = [s for s in self.running if s.request.priority == priority]
-        held: Counter[str] = Counter()
-        for sequence in lowest:
-            held[sequence.owner] += size(sequence)
-        most = max(held.values())
-        return next(s for s in reversed(lowest) if held[s.owner] == most), held
 
     def _enter(self, sequence: Sequence, found: list[int]) -> None:
         self.waiting.remove(sequence)
@@ -303,7 +311,7 @@ class Scheduler:
         if missing <= 0:
             return True
         while self.pool.available < missing:
-            victim, _ = self._greatest(_blocks)
+            victim, _ = most_blocks(self.running)
             if victim is sequence:
                 return False
             plan.pop(victim, None)
@@ -320,9 +328,10 @@ class Scheduler:
         self.tables_RM[sequence.row, start : len(sequence.blocks)] = sequence.blocks[start:]
 
 
+def _wanted(sequence: Sequence) -> int:
+    """How many alternatives a prompt's tokens are still to be scored with; −1 where they are not."""
+    return sequence.scores.top if sequence.scores is not None and sequence.wants_scores else -1
+
+
 def _rank(sequence: Sequence) -> tuple[int, int, int]:
     return sequence.rank
-
-
-def _blocks(sequence: Sequence) -> int:
-    return len(sequence.blocks)

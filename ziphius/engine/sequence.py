@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from ziphius.engine.blocks import ROOT, BlockPool
 from ziphius.engine.course import Course
 from ziphius.engine.request import FinishReason, Request
+from ziphius.engine.scores import PromptScores
+from ziphius.engine.tops import Tops
 from ziphius.text.detokenise import Detokeniser, StopStrings
 
 
@@ -28,6 +30,7 @@ class Sequence:
     key: int  # of its random numbers
     shaped: bool = False  # whether more than temperature and cuts bears on its draws
     plain: bool = False  # whether its tokens need no looking at, but for its end
+    scores: PromptScores | None = None  # of the prompt's tokens, where they are asked for
     course: Course | None = None
     watch: StopStrings | None = None
     detokeniser: Detokeniser | None = None
@@ -35,7 +38,7 @@ class Sequence:
     was_late: bool = False
     answered: bool = False  # whether the watched answer has begun
     logprobs: list[float] = field(default_factory=list)
-    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    top_logprobs: list[Tops] = field(default_factory=list)
     row: int = -1
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
@@ -70,6 +73,11 @@ class Sequence:
     def decodes(self) -> bool:
         """Whether only its newest token has not been read yet."""
         return self.computed == len(self.tokens) - 1
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether some of the prompt's tokens are still to be scored."""
+        return self.scores is not None and not self.scores.complete
 
     def break_off(self, error: str) -> None:
         self.error, self.finish_reason = error, "error"
@@ -147,4 +155,6 @@ class Sequence:
         digests = self.full_digests(pool)
         for place in range(self.registered, self.computed // size):
             pool.register(self.blocks[place], digests[place], self.tokens[place * size : (place + 1) * size])
+            if self.scores is not None and (kept := self.scores.kept(place * size, (place + 1) * size)) is not None:
+                pool.keep_scores(digests[place], kept)
         self.registered = max(self.registered, self.computed // size)

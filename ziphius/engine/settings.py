@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # Between the parts of JSON: a blank, or a line break and an indent. Free to write blanks, a model may never stop.
 JSON_WHITESPACE = r" |\n {0,16}"
+MOST_LOGPROBS = 64  # alternatives a token
 _INT32 = 2**31 - 1
 
 Bias = Annotated[float, Field(ge=-1e6, le=1e6)]
@@ -41,8 +42,8 @@ class SamplingSettings(BaseModel):
     - `seed`: the same request gives the same tokens. None takes another seed each time.
     - `stop` strings are looked for in the answer, not in the thinking nor in the whitespace behind it;
       `stop_token_ids` end the answer like its end token. Neither does before `min_tokens`.
-    - `max_new_tokens` counts thinking and answer. `thinking_budget` ends the thinking after so many tokens, and so
-      leaves the rest to the answer.
+    - `max_new_tokens` counts thinking and answer; with 0 the prompt is read and nothing drawn. `thinking_budget` ends
+      the thinking after so many tokens, and so leaves the rest to the answer.
     - `logprobs`: how many likeliest alternatives come back with each token (its own log-probability always does).
     - `ignore_eos`: go on past the model's end token.
 
@@ -63,8 +64,8 @@ class SamplingSettings(BaseModel):
     stop: tuple[Annotated[str, Field(max_length=4096)], ...] = Field((), max_length=64)
     stop_token_ids: tuple[int, ...] = Field((), max_length=1024)
     min_tokens: int = Field(0, ge=0, le=_INT32)
-    max_new_tokens: int = Field(256, gt=0, le=_INT32)
-    logprobs: int | None = Field(None, ge=0, le=64)
+    max_new_tokens: int = Field(256, ge=0, le=_INT32)
+    logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     thinking_budget: int | None = Field(None, ge=0, le=_INT32)
     constraint: Constraint | None = None
     ignore_eos: bool = False

@@ -21,6 +21,7 @@ from ziphius.engine.passes import Passes
 from ziphius.engine.reading import Reading
 from ziphius.engine.sampling import Drawn, Sampler
 from ziphius.engine.scheduler import Piece, Scheduler
+from ziphius.engine.scoring import score_prompts
 from ziphius.engine.sequence import Sequence
 from ziphius.engine.settings import EngineSettings
 from ziphius.engine.shaping import Bound, is_shaped
@@ -121,12 +122,14 @@ class Stepper:
         for piece in plan:
             self.forms.ask(piece.sequence)
         hidden_ND, targets, spans = self._read(plan)
+        score_prompts(self.passes.logits, hidden_ND, plan)
         copies = self._fork(targets)
         self._seat(depth)
-        targets, ended = self._hear(targets)
-        if targets:
-            self._take(targets, self._draw(hidden_ND, targets))
-        spans += [_span(target) for target in targets if target.read]
+        drawn, ended = self._hear(targets)
+        if drawn:
+            self._take(drawn, self._draw(hidden_ND, drawn))
+        broken = [span.sequence for span in spans if span.sequence.error is not None]
+        spans += [_span(target) for target in drawn + ended if target.read]
         read = time.perf_counter()
         if decoding:
             self.pace.note_step(len(hidden_ND), read - began)
@@ -142,14 +145,22 @@ class Stepper:
         for span in spans:
             if span.sequence.computed // self.memory.block_size > span.sequence.registered:
                 span.sequence.register(self.scheduler.pool)
-        return [*ended, *(target.sequence for target in targets)]
+        return [*(target.sequence for target in ended + drawn), *broken]
 
-    def _hear(self, targets: list[_Target]) -> tuple[list[_Target], list[Sequence]]:
-        """Those to draw from, and those whose form turns out to be complete. Who is late is neither, and reads its
-        newest tokens once more."""
+    def _hear(self, targets: list[_Target]) -> tuple[list[_Target], list[_Target]]:
+        """Those to draw from, and those that have ended: their form turns out to be complete, or they were to write
+        nothing. Who is late is neither, and reads its newest tokens once more."""
         self.forms.hear([target.sequence for target in targets])
-        ended = [t.sequence for t in targets if t.sequence.finish_reason is not None and t.sequence.error is None]
-        drawn = [t for t in targets if not t.sequence.late and (t.sequence.finish_reason is None or t.sequence.error)]
+        drawn, ended = [], []
+        for target in targets:
+            sequence = target.sequence
+            if sequence.finish_reason is None and not sequence.late:
+                sequence.end_at_limit()
+            if sequence.finish_reason is not None and sequence.error is None:
+                sequence.computed, sequence.drafts = len(sequence.tokens), []
+                ended.append(target)
+            elif not sequence.late:
+                drawn.append(target)
         return drawn, ended
 
     def _read(self, plan: list[Piece]) -> tuple[Tensor, list[_Target], list[Span]]:
@@ -182,7 +193,7 @@ class Stepper:
             leader = target.sequence
             if leader.request.samples > 1 and not leader.generated:
                 for sibling, source, own in self.scheduler.fork(leader):
-                    targets.append(_Target(sibling, target.first + target.read - 1, sibling.computed, 0, 1))
+                    targets.append(_Target(sibling, target.first + target.read - target.draws, sibling.computed, 0, 1))
                     copies.append((source, own))
         return copies
 

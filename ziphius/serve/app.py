@@ -23,11 +23,13 @@ from ziphius.serve.contracts.errors import ApiError, ErrorBody, of_validation
 from ziphius.serve.contracts.reply import ChatCompletion, Health, ModelCard, ModelList, TextCompletion
 from ziphius.serve.contracts.responses.reply import ResponseObject
 from ziphius.serve.contracts.responses.request import ResponsesRequest
+from ziphius.serve.contracts.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, TokenizerInfo, Tokens
 from ziphius.serve.endpoints import page
 from ziphius.serve.endpoints.chat import complete_chat
 from ziphius.serve.endpoints.completions import complete_text
 from ziphius.serve.endpoints.messages.endpoint import count_tokens, create_message
 from ziphius.serve.endpoints.responses.endpoint import make_response, nothing_stored
+from ziphius.serve.endpoints.tokens import describe, detokenize, tokenize
 from ziphius.serve.wire import gate
 from ziphius.serve.wire.body import route_class
 from ziphius.serve.wire.service import Service
@@ -72,17 +74,37 @@ def make_app(service: Service) -> FastAPI:
     @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_REFUSALS | _STREAMED)
     async def chat_completions(asked: ChatRequest, request: Request) -> Response:
         """Answer a conversation: thinking, answer and tool calls apart."""
-        return await complete_chat(service, asked, request, request.state.owner)
+        return await complete_chat(service, asked, request)
 
     @app.post("/v1/completions", response_model=TextCompletion, responses=_REFUSALS | _STREAMED)
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         """Continue a text, or write what stands between a prompt and a suffix."""
-        return await complete_text(service, asked, request, request.state.owner)
+        return await complete_text(service, asked, request)
+
+    @app.post("/tokenize", response_model=Tokens, responses=_REFUSALS)
+    async def tokenized(asked: TokenizeRequest) -> Response:
+        """The ids of a text, or of a conversation as the model would read it."""
+        return await tokenize(service, asked)
+
+    @app.post("/detokenize", response_model=DetokenizedText, responses=_REFUSALS)
+    async def detokenized(asked: DetokenizeRequest) -> Response:
+        """The text of ids."""
+        return await detokenize(service, asked)
+
+    @app.get("/tokenizer_info", responses={401: {"model": ErrorBody}})
+    async def tokenizer_info() -> TokenizerInfo:
+        """The special tokens and the chat template."""
+        return describe(service.tokenizer)
+
+    @app.post("/v1/embeddings", include_in_schema=False)
+    async def embeddings() -> Response:
+        """There are none."""
+        raise ApiError(501, "this server has no embeddings: its model writes text", code="not_implemented")
 
     @app.post("/v1/responses", response_model=ResponseObject, responses=_REFUSALS | _STREAMED)
     async def responses(asked: ResponsesRequest, request: Request) -> Response:
         """Answer a conversation given as items: thinking, messages and calls, and nothing kept afterwards."""
-        return await make_response(service, asked, request, request.state.owner)
+        return await make_response(service, asked, request)
 
     @app.api_route("/v1/responses/{stored:path}", methods=["GET", "DELETE", "POST"], include_in_schema=False)
     async def stored_responses(stored: str) -> Response:
@@ -92,7 +114,7 @@ def make_app(service: Service) -> FastAPI:
     @app.post(gate.MESSAGES, response_model=MessageReply, responses=_MESSAGE_REFUSALS | _STREAMED)
     async def messages(asked: MessagesRequest, request: Request) -> Response:
         """Answer a conversation in Anthropic's form: blocks of thinking, text and tool use."""
-        return await create_message(service, asked, request, request.state.owner)
+        return await create_message(service, asked, request)
 
     @app.post(gate.DEEPSEEKS + gate.COUNT_TOKENS, include_in_schema=False)
     @app.post(gate.COUNT_TOKENS, responses=_MESSAGE_REFUSALS)
@@ -145,7 +167,7 @@ def _let_pages_of_others_in(app: FastAPI, origins: Sequence[str]) -> None:
         allow_origins=origins,
         allow_methods=["GET", "HEAD", "POST"],
         allow_headers=["*"],
-        expose_headers=["Retry-After"],
+        expose_headers=["Retry-After", "X-Ignored-Fields", "request-id"],
     )
 
 

@@ -46,7 +46,8 @@ def launch(folder: Path, given: dict[str, Any]) -> None:
     sys.setswitchinterval(_SWITCH)
     server = Server(service, listener)
     host, port = listener.getsockname()[:2]
-    _introduce(server, folder, f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    _introduce(server, folder, address, service.runner.stats.blocks_total * engine_settings.block_size)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn sends itself the signal again when all is done
     log = PipeHandler(sys.stderr.fileno())
     service.metrics.watch_log(lambda: log.dropped)
@@ -99,10 +100,10 @@ def make_service(folder: Path, settings: ServeSettings, engine_settings: EngineS
     return Service(settings, tokenizer, runner, limits, rate, keys, allowances, examples)
 
 
-def _introduce(server: Server, folder: Path, address: str) -> None:
+def _introduce(server: Server, folder: Path, address: str, room: int) -> None:
+    """Say what is served and where; `room` is the cache's, in tokens."""
     service, door = server.service, server.door
-    settings, stats = service.settings, service.runner.stats
-    room = stats.blocks_total * service.runner.engine.engine.settings.block_size  # type: ignore[attr-defined]
+    settings = service.settings
     body = {"model": settings.name, "messages": [{"role": "user", "content": "Hello"}]}
     key = '-H "Authorization: Bearer $KEY" ' if service.keys.guarded else ""
     where = f"{folder} on {pick_device(settings.device)}"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Protocol
-from weakref import WeakMethod
+from weakref import WeakMethod, WeakSet
 
 from ziphius.engine.grammar.frames import Ask, Compile, Drop, Reply, pack, split, unpack_reply
 from ziphius.engine.grammar.lanes import Abandoned
@@ -35,15 +35,16 @@ class Listener(Protocol):
 class Form:
     """A process with one constraint in it, and the answers that follow it. Prepared by one thread; then the engine's.
 
-    `users` are the answers and the requests to come that need it, the last of which went `left_at`. `peak` bytes of
-    memory it has taken, at most. `broken` says why it is of no more use.
+    `users` are the answers and the requests to come that need it, the last of which went `left_at`; one that is dropped
+    because of a failure is none any more. `peak` bytes of memory it has taken, at most. `broken` says why it is of no
+    more use.
     """
 
     def __init__(
         self, nursery: Nursery, constraint: Constraint, vocab_size: int, mib: int, outgrown: Callable[[], None]
     ) -> None:
         self.vocab_size = vocab_size
-        self.users = 0
+        self.users: WeakSet[object] = WeakSet()
         self.left_at = 0.0
         self.peak = 0
         self.broken: str | None = None

@@ -19,7 +19,7 @@ class GrammarError(Exception):
 class Matcher:
     """What may follow the part of an answer seen so far; gives itself back by `release` when that has ended."""
 
-    def __init__(self, form: Form, release: Callable[[Form], None]) -> None:
+    def __init__(self, form: Form, release: Callable[[Form, Matcher], None]) -> None:
         self.form, self._number, self._release = form, form.number(), release
         self._turn = 0
         self._until = 0.0
@@ -97,11 +97,11 @@ class Matcher:
             self._taken, self._drafts, self._views = [], [], [self.form.first]
 
     def close(self) -> None:
-        """The answer has ended."""
+        """The answer has ended. Where this fails it may be called again."""
         if not self._closed:
-            self._closed = True
             self.form.drop(self._number)
-            self._release(self.form)
+            self._release(self.form, self)
+            self._closed = True
 
     def _view(self) -> View | None:
         behind = len(self._taken)

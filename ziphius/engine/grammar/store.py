@@ -27,6 +27,10 @@ _KEPT_S = 5.0  # what is in use is asked for again within seconds; the rest cost
 Key = bytes
 
 
+class _Hold:
+    """A request to come that needs a constraint."""
+
+
 class Grammars:
     """Thread-safe but for the matchers, which belong to the engine's thread.
 
@@ -50,18 +54,20 @@ class Grammars:
 
         Raises ValueError for one that cannot be used, Abandoned once that is set, RuntimeError where no process starts.
         """
-        form = self._hold(constraint, owner, abandoned or threading.Event())
+        hold = _Hold()
+        form = self._hold(hold, constraint, owner, abandoned or threading.Event())
         try:
             yield form
         finally:
-            self._release(form)
+            self._release(form, hold)
 
     def matchers(self, constraint: Constraint, count: int) -> list[Matcher]:
         """Follow `count` answers. Raises as `held`, and takes as long where the constraint is not."""
         with self.held(constraint) as form:
+            matchers = [Matcher(form, self._release) for _ in range(count)]
             with self._change:
-                form.users += count
-            return [Matcher(form, self._release) for _ in range(count)]
+                form.users.update(matchers)
+            return matchers
 
     @property
     def bytes(self) -> int:
@@ -69,9 +75,9 @@ class Grammars:
         with self._change:
             return sum(map(_size, self._forms.values()))
 
-    def _hold(self, constraint: Constraint, owner: str, abandoned: threading.Event) -> Form:
+    def _hold(self, hold: _Hold, constraint: Constraint, owner: str, abandoned: threading.Event) -> Form:
         key = _key(constraint)
-        if (form := self._known(key, abandoned)) is not None:
+        if (form := self._known(hold, key, abandoned)) is not None:
             return form
         try:
             form = self._prepared(constraint, owner, abandoned)
@@ -86,12 +92,12 @@ class Grammars:
                 self._pending.remove(key)
                 self._change.notify_all()
         with self._change:
-            form.users += 1
+            form.users.add(hold)
             self._forms[key] = form
             self._tidy()
         return form
 
-    def _known(self, key: Key, abandoned: threading.Event) -> Form | None:
+    def _known(self, hold: _Hold, key: Key, abandoned: threading.Event) -> Form | None:
         """The form, if there is one, with one user more; else it is for the caller to prepare."""
         with self._change:
             while True:
@@ -101,7 +107,7 @@ class Grammars:
                 if (form := self._forms.get(key)) is not None:
                     if form.broken is not None:
                         raise ValueError(f"the constraint failed: {form.broken}")
-                    form.users += 1
+                    form.users.add(hold)
                     self._forms.move_to_end(key)
                     return form
                 if key in self._refused:
@@ -130,9 +136,10 @@ class Grammars:
             raise
         return form
 
-    def _release(self, form: Form) -> None:
+    def _release(self, form: Form, user: object) -> None:
+        """May be called again where it failed."""
         with self._change:
-            form.users -= 1
+            form.users.discard(user)
             form.left_at = time.monotonic()
             self._tidy()
 
@@ -146,8 +153,8 @@ class Grammars:
             self._tidy()
 
     def _wind(self) -> None:
-        """Look again when the next of what is unused has been so for long."""
-        if self._timer is None and any(not form.users for form in self._forms.values()):
+        """Look again after a while: users may have gone without a word."""
+        if self._timer is None and self._forms:
             expire = WeakMethod(self._expire)
             self._timer = threading.Timer(_KEPT_S, _call, [expire])
             self._timer.daemon = True

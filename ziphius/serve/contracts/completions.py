@@ -13,7 +13,8 @@ from ziphius.serve.contracts.sampling import MAX_CHOICES, Sampling
 class CompletionRequest(Sampling):
     """`POST /v1/completions`: a text continued as it stands, or, with `suffix`, what stands between the two.
 
-    `prompt` is a text, its token ids, or a list of either. In texts the special tokens are read as such.
+    `prompt` is a text, its token ids, or a list of either. In texts the special tokens are read as such. With
+    `max_tokens` 0 nothing is written: with `echo` and `logprobs` that scores a prompt.
     """
 
     ignored: ClassVar = COMPLETION_IGNORED
@@ -28,14 +29,10 @@ class CompletionRequest(Sampling):
     def _agrees(self) -> CompletionRequest:
         if not self.prompts:
             raise ValueError("prompt is an empty list")
-        if self.max_tokens == 0:
-            raise ValueError("max_tokens is 0; a continuation needs one token at least")
         if len(self.prompts) * (self.n or 1) > MAX_CHOICES:
             raise ValueError(f"{len(self.prompts)} prompts × n exceed {MAX_CHOICES} answers; send fewer at once")
         if self.suffix is not None and not all(isinstance(prompt, str) for prompt in self.prompts):
             raise ValueError("suffix needs a prompt of text, not of token ids")
-        if self.echo and self.logprobs is not None:
-            raise ValueError("echo with logprobs is not offered: the log-probabilities of a prompt are not kept")
         if self.echo and self.suffix is not None:
             raise ValueError("echo and suffix cannot be combined")
         return self

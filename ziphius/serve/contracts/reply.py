@@ -78,11 +78,11 @@ class ChatCompletion(BaseModel):
 
 
 class TextLogprobs(BaseModel):
-    """The old form: one entry a token, `text_offset` counting characters."""
+    """The old form: one entry a token, `text_offset` counting characters. The first token of a prompt has no scores."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

@@ -74,13 +74,20 @@ def completion_request(asked: CompletionRequest, ids: list[int], limits: Limits)
     room = _room(len(ids), asked.max_tokens, limits, "prompt")
     settings = _settings(asked, limits, room if asked.max_tokens is not None else min(room, _SHORT))
     settings["logprobs"] = asked.logprobs
-    return Request(ids, _sampling(settings), thinking=False, samples=asked.n or 1, stream=bool(asked.stream))
+    return Request(
+        ids,
+        _sampling(settings),
+        thinking=False,
+        samples=asked.n or 1,
+        stream=bool(asked.stream),
+        prompt_logprobs=asked.logprobs if asked.echo else None,
+    )
 
 
 def _room(prompt_tokens: int, wanted: int | None, limits: Limits, param: str) -> int:
     """How many tokens the answer may have: what is wanted, or as many as the context leaves."""
     left = limits.context - prompt_tokens
-    if left < 1:
+    if left < (1 if wanted is None else min(1, wanted)):
         raise ApiError(
             400,
             f"the prompt has {prompt_tokens} tokens; the model reads and writes {limits.context} at most: "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
-from threading import Lock
 from typing import Any
 
 from pydantic_core import from_json
 
+from ziphius.serve.dialogue.remembered import Remembered
+
 INVALID_JSON = "INVALID_JSON"  # under this key Anthropic's documents have clients wrap what is none
+_OVERHEAD = 256  # what an entry of the memory takes beside its text, in characters
 
 
 def as_object(arguments: str, cut: bool = False) -> dict[str, Any]:
@@ -29,30 +30,22 @@ def as_object(arguments: str, cut: bool = False) -> dict[str, Any]:
 
 
 class WrittenCalls:
-    """The text of calls that were sent as objects, by the id of the call; the oldest are dropped.
+    """The text of calls that were sent as objects, by the id of the call; those unused for longest are dropped.
 
     A call read back in the model's own spelling is found in the cache, and is what the model would write.
     """
 
     def __init__(self, max_chars: int = 4_000_000) -> None:
-        self._capacity = self._room = max_chars
-        self._texts: OrderedDict[str, str] = OrderedDict()
-        self._lock = Lock()  # prompts are made in threads
+        self._texts: Remembered[str, str] = Remembered(max_chars)
 
     def keep(self, id: str, arguments: str) -> None:
         """Remember a call, unless its text can be told from its object."""
-        if _spelled(as_object(arguments)) == arguments or len(arguments) > self._capacity:
-            return
-        with self._lock:
-            self._texts[id] = arguments
-            self._room -= len(arguments)
-            while self._room < 0:
-                self._room += len(self._texts.popitem(last=False)[1])
+        if _spelled(as_object(arguments)) != arguments:
+            self._texts.keep(id, arguments, _OVERHEAD + len(arguments))
 
     def text(self, id: str, value: dict[str, Any]) -> str:
         """How the model wrote `value` in the call `id`; plain JSON where that is not known, or the object another."""
-        with self._lock:
-            written = self._texts.get(id)
+        written = self._texts.find(id)
         return written if written is not None and as_object(written) == value else _spelled(value)
 
 

@@ -106,7 +106,6 @@ class ReplyParser:
         self._content: list[str] = []
         self.calls: list[CallDelta] = []
         self.pieces: list[Piece] = []
-        self.before_calls: int | None = None  # characters of the answer that were said before the first call
         self.reasoning_tokens = 0
 
     def push(self, token: int, stop: str | None = None) -> Part:
@@ -257,8 +256,6 @@ class ReplyParser:
     def _name(self, name: str) -> None:
         assert self._call is not None
         self._call.named = True
-        if self.before_calls is None:
-            self.before_calls = len(self.content)
         call = CallDelta(len(self.calls), f"call_{secrets.token_hex(12)}", name)
         self.calls.append(call)
         self.pieces.append(Piece("call", call=call))

@@ -6,13 +6,12 @@ import hashlib
 import json
 import re
 from array import array
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any
 
 from ziphius.serve.contracts.messages import AssistantMessage, Message, plain_message
+from ziphius.serve.dialogue.remembered import Remembered
 from ziphius.text import tokens
 from ziphius.text.tokenizer import Tokenizer
 
@@ -35,7 +34,8 @@ class Prompt:
 
 
 class ReplyMemory:
-    """The token ids of replies, found again by the turn they were given in and their text; the oldest are dropped.
+    """The token ids of replies, found again by the turn they were given in and their text; those unused for longest
+    are dropped.
 
     A text has more than one tokenisation, and the model need not write the shortest. Read back as written, the next
     turn finds its prefix in the cache. A reply with one of the tokens in `control` is not kept: what it says comes back
@@ -44,29 +44,15 @@ class ReplyMemory:
 
     def __init__(self, max_tokens: int = 1_000_000, control: Iterable[int] = ()) -> None:
         self._control = frozenset(control)
-        self._capacity = self._room = max_tokens
-        self._replies: OrderedDict[tuple[bytes, bytes], array[int]] = OrderedDict()
-        self._lock = Lock()  # prompts are made in threads
+        self._replies: Remembered[tuple[bytes, bytes], array[int]] = Remembered(max_tokens)
 
     def keep(self, turn: bytes, text: str, ids: Sequence[int]) -> None:
-        if _OVERHEAD + len(ids) > self._capacity or not self._control.isdisjoint(ids):
-            return
-        place = turn, _digest(text)
-        with self._lock:
-            if place in self._replies:
-                self._room += _OVERHEAD + len(self._replies.pop(place))
-            self._replies[place] = array("l", ids)
-            self._room -= _OVERHEAD + len(ids)
-            while self._room < 0:
-                self._room += _OVERHEAD + len(self._replies.popitem(last=False)[1])
+        if self._control.isdisjoint(ids):
+            self._replies.keep((turn, _digest(text)), array("l", ids), _OVERHEAD + len(ids))
 
     def find(self, turn: bytes, text: str) -> list[int] | None:
-        place = turn, _digest(text)
-        with self._lock:
-            if place not in self._replies:
-                return None
-            self._replies.move_to_end(place)
-            return list(self._replies[place])
+        ids = self._replies.find((turn, _digest(text)))
+        return None if ids is None else list(ids)
 
 
 class Prompts:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive
 
 from ziphius.engine.request import Request, Update
+from ziphius.engine.tops import Tops
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.contracts.usage import Tally, Usage
 from ziphius.serve.dialogue.parse import Delta, Part
@@ -42,23 +43,34 @@ class TokenLog:
     part: Part
     token: int
     logprob: float
-    top: list[tuple[int, float]]
+    top: Tops
     calls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogs:
+    """The tokens of a prompt with their log-probabilities and the likeliest in their places; the first has neither."""
+
+    tokens: Sequence[int]
+    logprobs: Sequence[float | None]
+    tops: Sequence[Tops]
 
 
 @dataclass(slots=True)
 class News:
-    """What one choice has to say: text, the logs of its tokens where they are asked for, and perhaps its end."""
+    """What one choice has to say: text, the logs of its tokens where they are asked for, and perhaps its end; at first
+    the logs of its prompt."""
 
     choice: Choice
     delta: Delta
     logs: list[TokenLog]
     finish_reason: str | None
+    prompt_logs: PromptLogs | None = None
 
     def followed_by(self, later: News) -> News:
         """Both as one."""
         delta = self.delta.followed_by(later.delta)
-        return News(self.choice, delta, self.logs + later.logs, later.finish_reason)
+        return News(self.choice, delta, self.logs + later.logs, later.finish_reason, self.prompt_logs)
 
 
 @dataclass
@@ -69,6 +81,8 @@ class Choice:
     finish_reason: str | None = None
     stop_string: str | None = None  # the one that ended it
     logs: list[TokenLog] = field(default_factory=list)
+    prompt: Sequence[int] = ()  # where its logs are asked for too
+    prompt_logs: PromptLogs | None = None
 
     def read(self, update: Update) -> News:
         """Take in an update of this choice."""
@@ -77,7 +91,7 @@ class Choice:
         for place, token in enumerate(update.token_ids):
             part = self.parser.push(token, update.stop_string if place == last else None)
             if self.with_logs and part in ("reasoning", "content"):
-                top = update.top_logprobs[place] if update.top_logprobs else []
+                top = update.top_logprobs[place] if update.top_logprobs else Tops((), ())
                 calls = len(getattr(self.parser, "calls", ()))
                 logs.append(TokenLog(part, token, update.logprobs[place], top, calls))
         delta = self.parser.take()
@@ -87,14 +101,21 @@ class Choice:
             called = bool(getattr(self.parser, "calls", None))
             self.finish_reason = "tool_calls" if called and update.finish_reason == "stop" else update.finish_reason
         self.logs += logs
-        return News(self, delta, logs, self.finish_reason)
+        news = News(self, delta, logs, self.finish_reason)
+        if update.prompt_logprobs is not None and update.prompt_top_logprobs is not None:
+            news.prompt_logs = PromptLogs(self.prompt, update.prompt_logprobs, update.prompt_top_logprobs)
+            self.prompt_logs = news.prompt_logs
+        return news
 
 
 class Answer:
     """One request from its acceptance to its end. `close` must be called, whatever happens; it may be called twice."""
 
     def __init__(self, service: Service, choices: Sequence[Choice], about: dict[str, Any]) -> None:
-        """Raises ApiError (429, 503) where there is no room for another request. `about` goes into the log."""
+        """Raises ApiError (429, 503) where there is no room for another request. `about` goes into the log, with who
+        asked."""
+        asks = asking.get()
+        about |= {"owner": asks.owner, "client": asks.address}
         self.service, self.choices, self.about = service, choices, about
         self.tally = Tally(0)
         self.status = 200
@@ -103,7 +124,7 @@ class Answer:
         self._first: float | None = None
         self._streamed = False
         self._closed = False
-        self._party = asking.get().party
+        self._party = asks.party
         service.enter(self._party, len(choices))
 
     async def begin(self, requests: Sequence[Request]) -> None:
@@ -176,8 +197,7 @@ class Answer:
     @property
     def weight(self) -> int:
         """About how many bytes the whole answer has as JSON."""
-        logs = sum(len(log.top) + 1 for choice in self.choices for log in choice.logs)
-        return 8 * self.tally.completion + 100 * logs
+        return 8 * self.tally.completion + sum(weight(choice.logs, choice.prompt_logs) for choice in self.choices)
 
     @property
     def usage(self) -> Usage:
@@ -200,17 +220,14 @@ class Answer:
         seconds = time.monotonic() - self._began
         self.service.leave(self._party, len(self.choices), seconds, finished)
         used = self.usage if self._ticket is not None else None
-        self.service.metrics.count(seconds, self._first, self.tally, used)
-        if self._ticket is not None:
-            self.service.metrics.count_owner(self._party, self.tally, self._ticket.seconds)
+        self.service.metrics.count(self._party, seconds, self._first, self.tally, used)
         if not refused:
             self.service.count_request(self.about["path"], self.status)
-        tokens = self.tally.prompt + self.tally.completion if used is not None else 0
-        self.service.charge(self.about["owner"], tokens, used.ziphius.dollars if used is not None else 0.0)
+        if used is not None:
+            self.service.charge(used.total_tokens, used.ziphius.dollars)
         self.service.log(
             self.about
             | {
-                "client": asking.get().address,
                 "status": self.status,
                 "seconds": round(seconds, 4),
                 "first_token_seconds": self._first and round(self._first, 4),
@@ -222,6 +239,14 @@ class Answer:
                 "dollars": used and used.ziphius.dollars,
             }
         )
+
+
+def weight(logs: Sequence[TokenLog], prompt_logs: PromptLogs | None) -> int:
+    """About how many bytes logs have as JSON."""
+    tops = [len(log.top) for log in logs]
+    if prompt_logs is not None:
+        tops += [len(prompt_logs.tops[-1])] * len(prompt_logs.tokens)
+    return 100 * (len(tops) + sum(tops))
 
 
 async def respond(

@@ -30,9 +30,9 @@ from ziphius.serve.wire.stream import DONE, KEEP_ALIVE, event
 from ziphius.text.tokenizer import Tokenizer
 
 
-async def complete_chat(service: Service, asked: ChatRequest, request: Request, owner: str) -> Response:
+async def complete_chat(service: Service, asked: ChatRequest, request: Request) -> Response:
     """The answer, whole or as a stream. Raises ApiError for what cannot be answered."""
-    turn = await begin_turn(service, asked, owner, "/v1/chat/completions", f"chatcmpl-{secrets.token_hex(12)}")
+    turn = await begin_turn(service, asked, "/v1/chat/completions", f"chatcmpl-{secrets.token_hex(12)}", asked.left_out)
     head = {"id": turn.name, "created": int(time.time()), "model": asked.model}
     head |= {"system_fingerprint": service.runner.fingerprint}
 

@@ -47,10 +47,10 @@ class Turn:
             self.answer.about["answer"] = [parser.content for parser in self.parsers]
 
 
-async def begin_turn(service: Service, asked: ChatRequest, owner: str, path: str, name: str) -> Turn:
+async def begin_turn(service: Service, asked: ChatRequest, path: str, name: str, left_out: Sequence[str]) -> Turn:
     """A place taken for the turn, which `respond` gives back. Raises ApiError for what cannot be answered.
 
-    `path` is the API's, for the log and the metrics; `name` the answer's.
+    For the log and the metrics: the API's `path`, the answer's `name`, the fields of the request that have no effect.
     """
     service.check_model(asked.model)
     prompt, request = await service.lanes.run(_prepare, service, asked)
@@ -65,9 +65,9 @@ async def begin_turn(service: Service, asked: ChatRequest, owner: str, path: str
         )
         for index in range(request.samples)
     ]
-    about: dict[str, Any] = {"path": path, "id": name, "owner": owner, **asked.labels}
-    if asked.left_out:
-        about["ignored"] = asked.left_out
+    about: dict[str, Any] = {"path": path, "id": name, **asked.labels}
+    if left_out:
+        about["ignored"] = left_out
     if service.settings.log_prompts:
         about["prompt"] = await service.lanes.run(service.tokenizer.decode, prompt.ids)
     return Turn(service, name, asked, prompt, request, Answer(service, choices, about))

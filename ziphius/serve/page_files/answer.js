@@ -9,6 +9,8 @@ import { readable, showPlain, tail } from "./plain.js";
 import { Rendered } from "./render.js";
 import { begun } from "./request.js";
 
+const LONGEST_CALL = 20000; // characters of its arguments that are shown
+
 export class AnswerView {
   // `acts`: again(), goOn(), choose(message), startAnew(), leaveOut(), enterKey(). `all`: the answers in its place.
   constructor(message, all, acts) {
@@ -58,7 +60,7 @@ export class AnswerView {
     }
     if (message.content && this.seen) this.rendered.show(message.content);
     else if (message.content) showPlain(this.text, message.content);
-    if (message.calls?.length) this.calls.replaceChildren(...message.calls.map(callView));
+    if (message.calls?.length) this.#drawCalls();
     this.text.classList.toggle("waiting", live && !message.content);
   }
 
@@ -108,6 +110,11 @@ export class AnswerView {
     return fault;
   }
 
+  #drawCalls() {
+    drawing();
+    this.calls.replaceChildren(...this.message.calls.map(callView));
+  }
+
   // Closed, it costs nothing. While it grows, its end is what a reader follows.
   #drawThoughts() {
     if (!this.thinking.open || this.thinking.hidden) return;
@@ -131,8 +138,9 @@ function thought(message, live) {
 }
 
 function callView({ name, arguments: given }) {
-  const text = element("pre", { textContent: readable(laidOut(given)).slice(0, 20000), tabIndex: 0 });
-  const title = element("strong", { textContent: name.slice(0, 100) || "…" });
+  const shown = given.length > LONGEST_CALL ? given : laidOut(given);
+  const text = element("pre", { textContent: readable(shown.slice(0, LONGEST_CALL)), tabIndex: 0 });
+  const title = element("strong", { textContent: readable(name.slice(0, 100)) || "…" });
   return element("div", { className: "call" }, element("p", {}, "Calls ", title), text);
 }
 

@@ -29,8 +29,7 @@ export async function write(message, ask, key, control, changed) {
       if (!message.content) message.thinkingSeconds = (before.thinkingSeconds ?? 0) + seconds;
       finish = piece.finish ?? finish;
       usage = piece.usage ?? usage;
-      const length = message.reasoning.length + message.content.length;
-      if (length > MOST) throw new Error("The answer is longer than this page can hold.");
+      if (lengthOf(message) > MOST) throw new Error("The answer is longer than this page can hold.");
       changed();
     }
     end.finish = finish ?? "lost";
@@ -65,6 +64,10 @@ function addCall(message, { index, function: part = {} }) {
   while (message.calls.length <= index) message.calls.push({ name: "", arguments: "" });
   message.calls[index].name += part.name ?? "";
   message.calls[index].arguments += part.arguments ?? "";
+}
+
+function lengthOf({ reasoning, content, calls = [] }) {
+  return calls.reduce((sum, call) => sum + call.name.length + call.arguments.length, reasoning.length + content.length);
 }
 
 // Two bills of one answer: what was written adds up, what was read is what was read last.

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -42,6 +43,7 @@ class Allowances:
         self._day = int(now() // _DAY)
         self._minute, self._this_minute = 0, dict[str, int]()
         self._changed = False
+        self._saving = threading.Lock()  # the last save may come upon one that is under way in a thread
         self.used: dict[str, Used] = self._load() if path is not None else {}
 
     def enter(self, key: Key) -> None:
@@ -78,15 +80,16 @@ class Allowances:
 
     def save(self) -> None:
         """Write the counts where they are kept, if there is news. What the disk says against it goes into the log."""
-        if self.path is None or not self._changed:
-            return
-        self._changed = False
-        table = {name: asdict(used) for name, used in list(self.used.items())}
-        try:
-            write_text(self.path, json.dumps({"day": self._day, "used": table}))
-        except (OSError, ValueError) as error:
-            self._changed = True
-            _log.error("what the keys have used could not be written: %s", error)
+        with self._saving:
+            if self.path is None or not self._changed:
+                return
+            self._changed = False
+            table = {name: asdict(used) for name, used in list(self.used.items())}
+            try:
+                write_text(self.path, json.dumps({"day": self._day, "used": table}))
+            except (OSError, ValueError) as error:
+                self._changed = True
+                _log.error("what the keys have used could not be written: %s", error)
 
     async def keep(self) -> None:
         """Save every few seconds, for ever."""

@@ -31,12 +31,12 @@ class Door:
     """Accepts connections. When there are too many, the one that has asked for nothing longest gives way to the new.
 
     A connection whose request is whole and being answered never gives way; where all are of that kind, the new one is
-    told 503. `turned_away` counts by reason.
+    told 503. Where the system has no file left, there are fewer places for a while. `turned_away` counts by reason.
     """
 
     def __init__(self, listener: socket.socket, settings: ServeSettings) -> None:
         self.listener, self.settings = listener, settings
-        self.most = settings.max_connections or places()
+        self.most = self._wanted = settings.max_connections or places()
         self.most_per_address = settings.max_connections_per_address or max(1, self.most // 2)
         self.open: set[Guarded] = set()
         self.by_address: Counter[str] = Counter()
@@ -118,6 +118,7 @@ class Door:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_LOOK)
+            self.most = min(self.most + 1, self._wanted)  # what took the files may have let go of them
             now = time.monotonic()
             for connection in list(self.open):
                 reason = connection.overdue(now)

@@ -20,6 +20,9 @@ from ziphius.serve.wire.paths import tidy
 from ziphius.serve.wire.service import Service
 
 _log = logging.getLogger("ziphius.serve")
+# Other base addresses, DeepSeek's among them: what is asked below them is asked below /v1.
+_BASES = ("/beta/v1/", "/beta/", "/")
+_BELOW_V1 = ("chat", "completions", "responses", "messages", "models", "embeddings")
 _OPEN = ("/", "/health", "/openapi.json")  # and the page's files: what no key is asked for
 _PAGE = "/page/"
 DEEPSEEKS = "/anthropic"  # under which DeepSeek has Anthropic's API
@@ -28,8 +31,8 @@ COUNT_TOKENS = f"{MESSAGES}/count_tokens"
 
 
 class Gate:
-    """ASGI middleware. Leaves the name behind the key in `scope["state"]["owner"]`, who asks in `lanes.asking`, and
-    the body read. HEAD is GET, whose body the server leaves out.
+    """ASGI middleware. Leaves who asks in `lanes.asking`, and the body read. HEAD is GET, whose body the server leaves
+    out.
     """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
@@ -40,14 +43,14 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        scope = {**scope, "path": tidy(scope["path"])}
+        if (path := canonical(tidy(scope["path"]))) != scope["path"]:
+            scope = {**scope, "path": path, "raw_path": path.encode()}
         body = _Body()
         asking.set(Asking(address=(scope.get("client") or ("",))[0]))
         try:
             headers = Headers(scope=scope)
             self._check_host(headers)
             asks = self._who(scope, headers)
-            scope.setdefault("state", {})["owner"] = asks.owner
             await self._read(body, headers, receive, asks.party)
             asking.set(replace(asks, size=body.size))
             if scope["method"] == "HEAD":
@@ -174,3 +177,12 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return waiting.pop() if waiting else await receive()
 
     return replay
+
+
+def canonical(path: str) -> str:
+    """A path with the base address that the routes have: `/beta/chat/completions` is `/v1/chat/completions`."""
+    for base in _BASES:
+        below = path.removeprefix(base)
+        if below != path and below.partition("/")[0] in _BELOW_V1:
+            return f"/v1/{below}"
+    return path

@@ -94,8 +94,9 @@ class Keys:
 class WatchedKeys:
     """The keys of a file as it is now: it is looked at again at each request.
 
-    A file that cannot be read as keys leaves the last good ones in force; one that is gone, or holds none, locks
-    everybody out. Never does it open the service.
+    A file that cannot be read as keys leaves the last good ones in force, until it has changed or, where it was the
+    system that would not read it, can be read again; one that is gone, or holds none, locks everybody out. Never does
+    it open the service.
     """
 
     guarded = True
@@ -104,6 +105,7 @@ class WatchedKeys:
         """Raises ValueError for a file that holds no keys."""
         self.path = path
         self._seen = self._stamp()
+        self._failed = ""  # what the system said last, which is logged once
         self._keys = Keys.load(path)
 
     def find(self, authorization: str | None, api_key: str | None = None) -> Key | None:
@@ -125,8 +127,12 @@ class WatchedKeys:
         try:
             entries = read_keys(self.path) if self._seen is not None else ()
         except (OSError, ValueError) as error:
-            _log.error("the file of keys cannot be read, the keys read before stay in force: %s", error)
+            if str(error) != self._failed:
+                _log.error("the file of keys cannot be read, the keys read before stay in force: %s", error)
+            if isinstance(error, OSError):
+                self._failed, self._seen = str(error), (-1, -1, -1)  # the next request tries again
             return
+        self._failed = ""
         self._keys = Keys(entries, guarded=True)
         if entries:
             _log.warning("%s: %d keys are in force now", self.path, len(entries))

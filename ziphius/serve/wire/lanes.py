@@ -1,8 +1,8 @@
 """Work that grows with what a client sends, away from the event loop, and the large apart from the small.
 
 Python runs one thread at a time, so that many threads with much to do would slow down everybody else as much as one in
-the loop. Large pieces are therefore worked on one after the other, in turns between those they are for, with a pause
-after each that is as long as the piece took.
+the loop. Large pieces are therefore worked on one after the other, with a pause after each that is as long as the piece
+took. Large or small, those they are for take turns, so that who sends many waits longest.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_Turns = deque[asyncio.Future[None]]
 LARGE = 64 * 2**10  # bytes
 _TINY = 4 * 2**10  # bytes that are read sooner than a thread is woken
 _LONGEST_PAUSE = 1.0
@@ -49,48 +50,65 @@ class Lanes:
     """Threads for the small, one for the large. All methods belong to the event loop."""
 
     def __init__(self) -> None:
-        self._small = ThreadPoolExecutor(4, "small")
-        self._large = ThreadPoolExecutor(1, "large")
-        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
-        self._begun: deque[asyncio.Future[None]] = deque()  # what has been read goes first: it takes most memory
-        self._taken = False
+        self._small, self._large = _Lane("small", 4), _Lane("large", 1, is_large=True)
 
     async def run(self, work: Callable[..., T], *given: Any, size: int | None = None) -> T:
         """`work(*given)`, in the lane for its `size` in bytes: that of the request's body where none is given."""
-        return await self._run(partial(work, *given), asking.get().size if size is None else size, begun=True)
+        size = asking.get().size if size is None else size
+        return await self._lane(size).run(partial(work, *given), begun=True)
 
     async def read(self, work: Callable[..., T], *given: Any) -> T:
         """`work(*given)`, which reads a body; at once where that is tiny."""
         size = asking.get().size
-        return work(*given) if size <= _TINY else await self._run(partial(work, *given), size, begun=False)
+        return work(*given) if size <= _TINY else await self._lane(size).run(partial(work, *given), begun=False)
 
     def close(self) -> None:
         """Start nothing more; what runs ends by itself."""
-        self._small.shutdown(wait=False, cancel_futures=True)
-        self._large.shutdown(wait=False, cancel_futures=True)
+        self._small.close()
+        self._large.close()
 
-    async def _run(self, work: Callable[[], T], size: int, begun: bool) -> T:
-        loop = asyncio.get_running_loop()
-        if size <= LARGE:
-            return await loop.run_in_executor(self._small, work)
+    def _lane(self, size: int) -> _Lane:
+        return self._small if size <= LARGE else self._large
+
+
+class _Lane:
+    """`at_once` threads, in turns between parties. What has been read goes before what has not, for it takes most
+    memory: of its own party, and where the pieces are large, of all. Large ones are followed by a pause."""
+
+    def __init__(self, name: str, at_once: int, is_large: bool = False) -> None:
+        self._threads = ThreadPoolExecutor(at_once, name)
+        self._free, self._is_large = at_once, is_large
+        self._waiting: OrderedDict[str, tuple[_Turns, _Turns]] = OrderedDict()  # those begun, the others; next is first
+
+    async def run(self, work: Callable[[], T], begun: bool) -> T:
+        """What `work` returns, for whoever asks."""
         await self._turn(asking.get().party, begun)
-        began = loop.time()
+        loop = asyncio.get_running_loop()
+        since = loop.time()
 
         def ended(done: asyncio.Future[T]) -> None:
             if not done.cancelled():
                 done.exception()  # whoever asked may be gone
-            loop.call_later(min(loop.time() - began, _LONGEST_PAUSE), self._next)
+            if self._is_large:
+                loop.call_later(min(loop.time() - since, _LONGEST_PAUSE), self._next)
+            else:
+                self._next()
 
-        working = loop.run_in_executor(self._large, _tidied, work)
+        working = loop.run_in_executor(self._threads, partial(_tidied, work) if self._is_large else work)
         working.add_done_callback(ended)
         return await asyncio.shield(working)
 
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
     async def _turn(self, party: str, begun: bool) -> None:
-        if not self._taken:
-            self._taken = True
+        if self._free:
+            self._free -= 1
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        (self._begun if begun else self._waiting.setdefault(party, deque())).append(turn)
+        self._waiting.setdefault(party, (deque(), deque()))[0 if begun else 1].append(turn)
+        if begun and self._is_large:
+            self._waiting.move_to_end(party, last=False)
         try:
             await turn
         except asyncio.CancelledError:
@@ -99,19 +117,16 @@ class Lanes:
             raise
 
     def _next(self) -> None:
-        """The turn passes to what has been read, then to the next party, and there to who has waited longest."""
-        while self._begun or self._waiting:
-            if self._begun:
-                turn = self._begun.popleft()
-            else:
-                party, turns = self._waiting.popitem(last=False)
-                turn = turns.popleft()
-                if turns:
-                    self._waiting[party] = turns
+        """The turn passes to the next party, and there to who has waited longest."""
+        while self._waiting:
+            party, (begun, others) = self._waiting.popitem(last=False)
+            turn = (begun or others).popleft()
+            if begun or others:
+                self._waiting[party] = begun, others
             if not turn.done():  # else whoever waited has gone away
                 turn.set_result(None)
                 return
-        self._taken = False
+        self._free += 1
 
 
 def _tidied(work: Callable[[], T]) -> T:

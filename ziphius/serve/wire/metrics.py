@@ -31,26 +31,19 @@ class Metrics:
         self._answer = counter("ziphius_completion_tokens", "Tokens written, by part", ["part"])
         self._dollars = counter("ziphius_request_dollars", "Cost of the requests' shares of the engine's time")
         self._listed = counter("ziphius_list_price_dollars", "What the same tokens cost by the price list")
-        self._owned = counter("ziphius_owner_tokens", "Prompt tokens not in the cache, and those written", ["owner"])
-        self._worked = counter("ziphius_owner_seconds", "Shares of the engine's time", ["owner"])
         self._first = histogram("ziphius_first_token_seconds", "Time to first token", buckets=_FIRST)
         self._token = histogram("ziphius_token_seconds", "Mean time a token after the first", buckets=_TOKEN)
         self._whole = histogram("ziphius_request_seconds", "Time of a whole request", buckets=_WHOLE)
-        self._keys = counter("ziphius_key_requests", "Requests by key", ["key"])
-        self._key_tokens = counter("ziphius_key_tokens", "Tokens of prompts and answers by key", ["key"])
-        self._key_dollars = counter("ziphius_key_dollars", "Cost of requests by key", ["key"])
+        self._owner_requests = counter("ziphius_owner_requests", "Requests by owner", ["owner"])
+        self._owner_tokens = counter("ziphius_owner_tokens", "Tokens by owner and kind", ["owner", "kind"])
+        self._owner_seconds = counter("ziphius_owner_seconds", "Shares of the engine's time by owner", ["owner"])
+        self._owner_dollars = counter("ziphius_owner_dollars", "Cost of those shares by owner", ["owner"])
         self.registry.register(_EngineNumbers(runner, rate))
 
-    def count_request(self, path: str, status: int) -> None:
+    def count_request(self, path: str, status: int, party: str) -> None:
+        """Count a request of a `party`, which is a key of the file's or an address."""
         self._requests.labels(path, str(status)).inc()
-
-    def count_key(self, name: str) -> None:
-        """Count a request of the key called `name`: one of the file's, which are not many."""
-        self._keys.labels(name).inc()
-
-    def charge_key(self, name: str, tokens: int, dollars: float) -> None:
-        self._key_tokens.labels(name).inc(tokens)
-        self._key_dollars.labels(name).inc(dollars)
+        self._owner_requests.labels(_label(party)).inc()
 
     def watch_connections(self, door: Connections) -> None:
         """Tell of the connections that are open and of those that had to go."""
@@ -61,8 +54,8 @@ class Metrics:
         counter = Gauge("ziphius_log_lines_dropped", "Lines of the log that nobody read", registry=self.registry)
         counter.set_function(dropped)
 
-    def count(self, seconds: float, first: float | None, tally: Tally, used: Usage | None) -> None:
-        """Count what a request that was taken in used until its end."""
+    def count(self, party: str, seconds: float, first: float | None, tally: Tally, used: Usage | None) -> None:
+        """Count what a request that was taken in used until its end; `used` is None where the engine never had it."""
         self._prompt.labels("hit").inc(tally.cached)
         self._prompt.labels("miss").inc(tally.prompt - tally.cached)
         self._answer.labels("reasoning").inc(tally.reasoning)
@@ -73,14 +66,19 @@ class Metrics:
             if tally.completion > 1:
                 self._token.observe((seconds - first) / (tally.completion - 1))
         if used is not None:
+            self._count_owner(_label(party), tally, used)
             self._dollars.inc(used.ziphius.dollars)
             self._listed.inc(used.ziphius.list_price.dollars if used.ziphius.list_price else 0.0)
 
-    def count_owner(self, owner: str, tally: Tally, seconds: float) -> None:
-        """Count what a request took of the engine for whom it was."""
-        label = _label(owner)
-        self._owned.labels(label).inc(tally.prompt - tally.cached + tally.completion)
-        self._worked.labels(label).inc(seconds)
+    def _count_owner(self, owner: str, tally: Tally, used: Usage) -> None:
+        for kind, tokens in (
+            ("cached", tally.cached),
+            ("read", tally.prompt - tally.cached),
+            ("written", tally.completion),
+        ):
+            self._owner_tokens.labels(owner, kind).inc(tokens)
+        self._owner_seconds.labels(owner).inc(used.ziphius.engine_seconds)
+        self._owner_dollars.labels(owner).inc(used.ziphius.dollars)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

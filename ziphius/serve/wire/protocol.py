@@ -5,16 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import httptools
 from starlette.responses import JSONResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ziphius.serve.contracts.errors import ApiError
+from ziphius.serve.wire.settings import ServeSettings
 
-if TYPE_CHECKING:
-    from ziphius.serve.wire.door import Door
+
+class Doorkeeper(Protocol):
+    """What a connection needs of `ziphius.serve.wire.door.Door`."""
+
+    settings: ServeSettings
+
+    def entered(self, connection: Guarded) -> None: ...
+    def left(self, connection: Guarded) -> None: ...
+    def turn_away(self, reason: str, address: str) -> None: ...
 
 
 class _Refused(Exception):
@@ -28,7 +36,7 @@ class Guarded(HttpToolsProtocol):
     headers. `has_asked`: whether a request of this connection has been answered.
     """
 
-    def __init__(self, *, door: Door, **uvicorns: Any) -> None:
+    def __init__(self, *, door: Doorkeeper, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
         self.door = door
         self.address = ""

@@ -96,10 +96,7 @@ class Service:
 
     def count_request(self, path: str, status: int) -> None:
         """Count a request by path and status; a path that is none of the API's must not make labels without end."""
-        asks = asking.get()
-        self.metrics.count_request(path if path in self.paths else "other", status)
-        if asks.has_key:
-            self.metrics.count_key(asks.owner)
+        self.metrics.count_request(path if path in self.paths else "other", status, asking.get().party)
 
     def check_length(self, texts: Sequence[str], param: str) -> None:
         """Raises ApiError (400) for texts that must have more tokens than the model reads, before they are counted."""
@@ -121,11 +118,11 @@ class Service:
             | {"owner": asks.owner, "client": asks.address}
         )
 
-    def charge(self, owner: str, tokens: int, dollars: float) -> None:
+    def charge(self, tokens: int, dollars: float) -> None:
         """Write what a request used on its key's account; there is none where no keys are asked for."""
-        if asking.get().has_key:
-            self.allowances.count(owner, tokens, dollars)
-            self.metrics.charge_key(owner, tokens, dollars)
+        asks = asking.get()
+        if asks.has_key:
+            self.allowances.count(asks.owner, tokens, dollars)
 
     def log(self, event: dict[str, Any]) -> None:
         """One line of JSON; prompts and answers are in it only where the settings ask for them."""

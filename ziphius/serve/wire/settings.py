@@ -19,6 +19,7 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@]+")
 class ServeSettings(BaseModel):
     """Address, limits and prices of a service.
 
+    - `host` and `port` to listen at; the model's `name` in requests.
     - `keys`: a file of API keys; without one, everybody on this machine may ask, and nobody else unless `open_to_all`.
     - `device` that runs the model: auto (a GPU where there is one), cpu, cuda, cuda:1. `weights` in memory: fp32, bf16,
       int8 (half of bf16's memory and time on a CPU, slightly rounded), or auto, as the folder has them.

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
-
-class Lenient(BaseModel):
-    """The base of these fields: clients of this API send what they know, and what means nothing here is passed over."""
-
-    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+from ziphius.serve.contracts.lenient import Lenient
 
 
 class TextBlock(Lenient):

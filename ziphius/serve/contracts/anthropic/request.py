@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from ziphius.serve.contracts.anthropic.blocks import Lenient, Texts, TurnMessage
+from ziphius.serve.contracts.anthropic.blocks import Texts, TurnMessage
+from ziphius.serve.contracts.lenient import Lenient
 from ziphius.serve.contracts.tools import TOOL_NAME
 
 NO_THREADS = "thread_unsupported_request"

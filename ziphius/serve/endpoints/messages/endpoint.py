@@ -12,7 +12,7 @@ from ziphius.serve.contracts.anthropic.reply import MessageReply, TokenCount
 from ziphius.serve.contracts.anthropic.request import CountRequest, MessagesRequest
 from ziphius.serve.contracts.chat import ChatRequest
 from ziphius.serve.dialogue.blocks import Chats
-from ziphius.serve.endpoints.answer import respond
+from ziphius.serve.endpoints.answer import naming_ignored, respond
 from ziphius.serve.endpoints.messages.events import message_events
 from ziphius.serve.endpoints.messages.reply import MadeMessage
 from ziphius.serve.endpoints.turn import begin_turn, make_prompt
@@ -21,11 +21,11 @@ from ziphius.serve.wire.lanes import asking
 from ziphius.serve.wire.service import Service
 
 
-async def create_message(service: Service, asked: MessagesRequest, request: Request, owner: str) -> Response:
+async def create_message(service: Service, asked: MessagesRequest, request: Request) -> Response:
     """The message, whole or as a stream of events. Raises ApiError for what cannot be answered."""
     id = secrets.token_hex(12)
     chat = await _chat(service, asked)
-    turn = await begin_turn(service, chat, owner, MESSAGES, f"msg_{id}")
+    turn = await begin_turn(service, chat, MESSAGES, f"msg_{id}", asked.left_out)
     made = MadeMessage(turn, asked)
 
     def whole() -> MessageReply:
@@ -35,7 +35,7 @@ async def create_message(service: Service, asked: MessagesRequest, request: Requ
     events = message_events(made) if asked.stream else None
     response = await respond(turn.answer, [turn.request], request.receive, events, whole)
     response.headers["request-id"] = f"req_{id}"
-    return response
+    return naming_ignored(response, asked.left_out)
 
 
 async def count_tokens(service: Service, asked: CountRequest) -> TokenCount:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ziphius.serve.contracts.anthropic.reply import as_message_error
 from ziphius.serve.contracts.errors import ApiError
-from ziphius.serve.dialogue.parse import Delta
+from ziphius.serve.dialogue.parse import CallDelta
 from ziphius.serve.endpoints.messages.reply import MadeMessage, tool_use_id
 from ziphius.serve.wire.stream import event
 
@@ -27,8 +27,8 @@ async def message_events(made: MadeMessage) -> AsyncGenerator[str, None]:
     yield writer.start()
     spoke, silence = time.monotonic(), answer.service.settings.keep_alive_seconds
     try:
-        async for pieces in answer.news():
-            text = "".join(writer.say(news.delta) for news in pieces)
+        async for news in answer.news():
+            text = writer.say() if news else ""
             if not text and time.monotonic() - spoke >= silence:
                 text = _named("ping")
             if text:
@@ -48,29 +48,28 @@ class _Writer:
         self._made = made
         self._index = -1
         self._open: str | None = None  # the kind of block that is
-        self._said = 0  # characters of the text before the calls
+        self._place = self._texts = 0  # of the piece that was told last, and how many texts of it
         self._calls = 0
 
     def start(self) -> str:
         return _named("message_start", message=self._made.beginning().model_dump()) + _named("ping")
 
-    def say(self, delta: Delta) -> str:
-        """More thinking, more text, more calls. Text behind a call waits for the end."""
-        texts = ""
-        if delta.reasoning and self._made.shows_thinking:
-            texts += self._begin("thinking", thinking="", signature="")
-            if not self._made.omits_its_text:
-                texts += self._delta("thinking_delta", thinking=delta.reasoning)
-        place = self._made.parser.before_calls
-        before = delta.content if place is None else delta.content[: max(place - self._said, 0)]
-        if before:
-            self._said += len(before)
-            texts += self._text(before)
-        for call in delta.calls:
-            if call.id is not None:
-                texts += self._stop() + self._begin("tool_use", id=tool_use_id(call), name=call.name, input={})
-                self._calls += 1
-        return texts
+    def say(self) -> str:
+        """More thinking, more text, more calls: what is new. Text behind a call waits for the end."""
+        told = ""
+        pieces = self._made.parser.pieces
+        for place in range(self._place, len(pieces)):
+            piece = pieces[place]
+            begun = self._texts if place == self._place else 0
+            text = "".join(piece.texts[begun:])
+            self._place, self._texts = place, len(piece.texts)
+            if piece.call is not None:
+                told += self._call(piece.call)
+            elif text and piece.part == "reasoning":
+                told += self._think(text)
+            elif text and not self._calls:
+                told += self._text(text)
+        return told
 
     def end(self) -> str:
         behind = self._made.texts()[1]
@@ -79,6 +78,20 @@ class _Writer:
         usage = self._made.usage().model_dump()
         end = _named("message_delta", delta={"stop_reason": reason, "stop_sequence": stop}, usage=usage)
         return late + self._stop() + end + _named("message_stop")
+
+    def _think(self, text: str) -> str:
+        if not self._made.shows_thinking:
+            return ""
+        begun = self._begin("thinking", thinking="", signature="")
+        return begun if self._made.omits_its_text else begun + self._delta("thinking_delta", thinking=text)
+
+    def _call(self, call: CallDelta) -> str:
+        """The beginning of a call, once."""
+        if call.index < self._calls:
+            return ""
+        before = self._stop()
+        self._calls += 1
+        return before + self._begin("tool_use", id=tool_use_id(call), name=call.name, input={})
 
     def _text(self, text: str) -> str:
         return self._begin("text", text="") + self._delta("text_delta", text=text)

@@ -68,8 +68,13 @@ class MadeMessage:
 
     def texts(self) -> tuple[str, str]:
         """What was said before the first call, and behind it."""
-        content, place = self.parser.content, self.parser.before_calls
-        return (content, "") if place is None else (content[:place], content[place:])
+        texts = ["", ""]
+        called = False
+        for piece in self.parser.pieces:
+            called = called or piece.call is not None
+            if piece.part == "content":
+                texts[called] += piece.text
+        return texts[0], texts[1]
 
     def tool_use(self, index: int) -> MadeToolUse:
         """A call that has ended."""

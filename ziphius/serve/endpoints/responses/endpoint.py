@@ -20,16 +20,14 @@ _PATH = "/v1/responses"
 _NOT_OFFERED = ("compact", "input_tokens")
 
 
-async def make_response(service: Service, asked: ResponsesRequest, request: Request, owner: str) -> Response:
+async def make_response(service: Service, asked: ResponsesRequest, request: Request) -> Response:
     """The answer, whole or as a stream. Raises ApiError for what cannot be answered."""
     try:
-        turn = await begin_turn(service, asked.chat, owner, _PATH, f"resp_{secrets.token_hex(12)}")
+        turn = await begin_turn(service, asked.chat, _PATH, f"resp_{secrets.token_hex(12)}", asked.left_out)
     except ApiError as error:
         error.message = in_these_words(error.message)
         error.param = in_these_words(error.param) if error.param is not None else None
         raise
-    if asked.left_out:
-        turn.answer.about["ignored"] = asked.left_out
     reply = Reply(turn, asked)
     events = stream(reply) if asked.stream else None
     response = await respond(turn.answer, [turn.request], request.receive, events, reply.ended)

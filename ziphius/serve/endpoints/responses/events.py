@@ -17,18 +17,22 @@ from ziphius.serve.wire.stream import KEEP_ALIVE, event
 
 
 async def stream(reply: Reply) -> AsyncGenerator[str, None]:
-    """The events, as they are sent. A failure under way is an `error` and a response that says `failed`."""
-    script = _Script(reply)
+    """The events, as they are sent. A failure under way is an `error` and a response that says `failed`.
+
+    The last ones hold all that was said, so that they are written where others do not wait for it.
+    """
+    script, answer = _Script(reply), reply.turn.answer
+    lanes = answer.service.lanes
     try:
         yield script.begin()
-        async for news in reply.turn.answer.news():
+        async for news in answer.news():
             if not news:
                 yield KEEP_ALIVE
             elif told := script.tell():
                 yield told
-        yield script.end()
+        yield await lanes.run(script.end, size=answer.weight)
     except ApiError as error:
-        yield script.fail(error)
+        yield await lanes.run(script.fail, error, size=answer.weight)
 
 
 class _Script:
@@ -126,7 +130,7 @@ class _Script:
 
     def _say(self, kind: str, **body: Any) -> None:
         plain = {key: _plain(value) for key, value in body.items()}
-        self._written.append(f"event: {kind}\n" + event({"type": kind, "sequence_number": self._number} | plain))
+        self._written.append(event({"type": kind, "sequence_number": self._number} | plain, kind))
         self._number += 1
 
     def _take(self) -> str:
