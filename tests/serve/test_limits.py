@@ -55,7 +55,7 @@ def test_another_sites_name_for_this_machine_is_refused(serve, endless):
     server = serve(endless)
     refused = server.http.get("/v1/models", headers={"Host": "evil.example:80"})
     assert error_of(refused, 400)["code"] == "wrong_host"
-    for host in ("localhost:1", "[::1]:1", "127.0.0.1"):
+    for host in ("localhost:1", "[::1]:1", "127.0.0.1", "LocalHost:1"):
         assert server.http.get("/v1/models", headers={"Host": host}).status_code == 200
 
 

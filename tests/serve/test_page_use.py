@@ -31,6 +31,12 @@ def clipboard(page):
     return page.evaluate("navigator.clipboard.readText()")
 
 
+def test_the_typesetter_is_loaded_before_the_first_answer(page):
+    if not page.workers:
+        page.wait_for_event("worker")
+    assert page.workers[0].url.endswith("/page/worker/start.js")
+
+
 def test_an_example_is_one_click_away(page):
     expect(page.locator(".example")).to_have_text(["How deep?", "And then?"])
     button(page, "How deep?").click()
@@ -300,6 +306,13 @@ def test_a_key_is_asked_for_where_one_is_needed(browser, tokenizer, tmp_path):
         expect(page.get_by_role("alert")).to_contain_text("asks for a key")
         page.locator("#enter-key").click()
         expect(page.get_by_label("API key")).to_be_focused()
+        page.keyboard.type("zk-wrong")
+        page.keyboard.press("Enter")
+        expect(page.locator("#model")).to_have_text("This service does not take that key: enter another.")
+        page.set_viewport_size({"width": 375, "height": 667})  # a phone shows the sentence whole
+        assert page.locator("#model").evaluate("shown => shown.scrollWidth <= shown.clientWidth")
+        page.locator("#enter-key").click()
+        page.get_by_label("API key").fill("")
         page.keyboard.type(key)
         page.keyboard.press("Enter")
         expect(page.locator("#model")).to_have_text("tiny")

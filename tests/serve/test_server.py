@@ -287,10 +287,13 @@ def test_a_kill_in_the_middle_of_a_stream_ends_it_for_the_client(folder):
 
 def test_mistakes_at_the_start_are_one_line(folder, tmp_path, monkeypatch, capsys):
     for arguments, says in (
-        ([folder, "--host", "0.0.0.0"], "there are no API keys"),
+        ([folder, "--host", "0.0.0.0"], "ziphius: 0.0.0.0 can be reached from other machines"),
+        ([folder, "--host", "192.0.2.1", "--open-to-all"], "cannot listen at 192.0.2.1, port 0"),
+        ([folder / "config.json"], "is a file; give the folder"),
+        ([folder, "--set", "drain_seconds=inf"], "drain_seconds: Input should be a finite number"),
         ([tmp_path], "holds no config.json"),
         ([folder, "--keys", tmp_path / "none"], "no such file of keys"),
-        ([folder, "--set", "max_whales=3"], "max_whales"),
+        ([folder, "--set", "max_whales=3"], "max_whales is no setting here"),
         ([folder, "--set", "max_rows"], "write it as key=value"),
         ([folder, "--price-list", "gpt-whale"], "gpt-whale"),
         ([folder, "--device", "gpu"], "it must be auto, cpu, cuda or cuda:NUMBER"),
@@ -302,6 +305,7 @@ def test_mistakes_at_the_start_are_one_line(folder, tmp_path, monkeypatch, capsy
         assert out == ""
         assert says in said
         assert said.count("\n") == 1
+        assert len(said) < 300
 
 
 def test_help_needs_neither_torch_nor_the_services_packages():

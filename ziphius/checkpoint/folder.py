@@ -44,7 +44,9 @@ def load_config(folder: str | Path) -> ModelConfig:
 
 
 def model_folder(folder: Path) -> Path:
-    """`folder` itself, or the last trained stage of a run folder. Raises ValueError for a run without one."""
+    """`folder` itself, or the last trained stage of a run. Raises ValueError for a run without one, or a file."""
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; give the folder that holds config.json and the weights")
     if (folder / "stages").is_dir():
         trained = [stage for stage in present_stages(folder) if (stage / "config.json").exists()]
         if not trained:

@@ -61,7 +61,7 @@ class ModelSettings(_Strict):
             self.config(vocab_size=1024)  # refuses impossible overrides now
         except ValidationError as error:
             first = error.errors()[0]
-            raise ValueError(("overrides." if first["loc"] else "overrides: ") + _what_is_wrong(first)) from None
+            raise ValueError(("overrides." if first["loc"] else "overrides: ") + what_is_wrong(first)) from None
         return self
 
     def config(self, vocab_size: int) -> ModelConfig:
@@ -308,7 +308,7 @@ def check_recipe(raw: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe(**raw)
     except ValidationError as error:
-        raise RecipeError(f"{where}: {_what_is_wrong(error.errors()[0])}") from None
+        raise RecipeError(f"{where}: {what_is_wrong(error.errors()[0])}") from None
 
 
 def changed_recipe(raw: dict[str, Any], override: str) -> Recipe:
@@ -318,7 +318,7 @@ def changed_recipe(raw: dict[str, Any], override: str) -> Recipe:
     return check_recipe(raw, f"--set {override}")
 
 
-def _what_is_wrong(error: Mapping[str, Any]) -> str:
+def what_is_wrong(error: Mapping[str, Any]) -> str:
     """One of pydantic's errors as a sentence with the key, what is wrong with it and the mend."""
     key = _full_key(error["loc"])
     match error["type"]:

@@ -17,7 +17,7 @@ from ziphius.disk.errors import explain
 from ziphius.ledger.folder import finished_stages, read_json
 from ziphius.reason.advice import overrides
 from ziphius.recipe.costs import show_ledger
-from ziphius.recipe.schema import RecipeError, changed_recipe
+from ziphius.recipe.schema import RecipeError, changed_recipe, what_is_wrong
 
 if TYPE_CHECKING:
     from ziphius.reason.chart import Finding
@@ -29,9 +29,7 @@ def one_line(error: Exception, folder: Path | None = None) -> str:
     `folder` is where files were being written, for errors of the disk that do not say.
     """
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        return f"{key}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
+        return what_is_wrong(error.errors()[0])
     if isinstance(error, OSError) and (sentence := explain(error, folder)):
         return sentence
     text = " ".join(str(error).split()) or type(error).__name__

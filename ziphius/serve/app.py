@@ -63,6 +63,7 @@ def make_app(service: Service) -> FastAPI:
             service.allowances.save()
 
     app = FastAPI(title="Ziphius", version=version("ziphius"), lifespan=life, docs_url=None, redoc_url=None)
+    app.router.redirect_slashes = False  # the gate has put them right
     app.router.route_class = route_class(service.lanes, service.limits.context)
     app.add_middleware(gate.Gate, service=service)
     if service.settings.cors:

@@ -36,13 +36,11 @@ _STEP_SECONDS = 0.1  # after so long at most the next to ask gets a part of the 
 def launch(folder: Path, given: dict[str, Any]) -> None:
     """Serve `folder` with settings of the service and of the engine, until SIGTERM or Ctrl-C.
 
-    Raises ValueError for settings, keys or a folder that cannot be used, OSError for an address that is taken.
+    Raises ValueError for settings, keys, an address or a folder that cannot be used.
     """
     folder = model_folder(folder)
     settings, engine_settings = split_settings(folder, given)
-    listener = socket.create_server(
-        (settings.host, settings.port), family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET, backlog=2048
-    )
+    listener = _listen(settings.host, settings.port)
     service = make_service(folder, settings, engine_settings)
     gc.freeze()  # the model and all modules stay: no collection looks at them again, which would stop every thread
     sys.setswitchinterval(_SWITCH)
@@ -55,6 +53,17 @@ def launch(folder: Path, given: dict[str, Any]) -> None:
     service.metrics.watch_log(lambda: log.dropped)
     with json_log(log):
         server.run()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Raises ValueError for an address that cannot be had: taken, not this machine's, or forbidden."""
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
+        )
+    except OSError as error:
+        why = (error.strerror or str(error)).partition(" (while")[0]
+        raise ValueError(f"cannot listen at {host}, port {port}: {why}; give another --port or --host") from None
 
 
 def split_settings(folder: Path, given: dict[str, Any]) -> tuple[ServeSettings, EngineSettings]:

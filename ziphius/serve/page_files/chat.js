@@ -17,6 +17,7 @@ import { Side } from "./side.js";
 import { Thread } from "./thread.js";
 import { toast } from "./toast.js";
 import { add, choose, newConversation, parentOf, pathTo } from "./tree.js";
+import { warmUp } from "./typesetter.js";
 
 const KEEP_MS = 3000; // between two savings of an answer that is being written
 
@@ -234,3 +235,4 @@ initArchive(
 );
 open(here);
 meet();
+if (!plainOnly) warmUp();

@@ -16,7 +16,7 @@ export async function greet(key) {
     return card;
   } catch (error) {
     const { fault, code } = faultOf(error);
-    $("model").textContent = fault;
+    $("model").textContent = code === "key" && key ? "This service does not take that key: enter another." : fault;
     $("enter-key").hidden = code !== "key";
     return null;
   }

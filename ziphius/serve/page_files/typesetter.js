@@ -16,6 +16,11 @@ export function typeset(text, wanted) {
   return mine;
 }
 
+// Loads the worker before the first answer comes, which else would stay blank for a second.
+export function warmUp() {
+  (ready ??= start()).catch(() => {}); // who wants a text typeset tries again, and is told
+}
+
 async function within(text) {
   await (ready ??= start());
   const { blocks } = await reply(TEXT_MS, () => worker.postMessage(text));

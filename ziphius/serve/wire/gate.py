@@ -16,6 +16,7 @@ from ziphius.serve.contracts.anthropic.reply import as_message_error
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.wire.keys import is_loopback
 from ziphius.serve.wire.lanes import LARGE, Asking, asking
+from ziphius.serve.wire.paths import tidy
 from ziphius.serve.wire.service import Service
 
 _log = logging.getLogger("ziphius.serve")
@@ -42,7 +43,7 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if (path := canonical(scope["path"])) != scope["path"]:
+        if (path := canonical(tidy(scope["path"]))) != scope["path"]:
             scope = {**scope, "path": path, "raw_path": path.encode()}
         body = _Body()
         asking.set(Asking(address=(scope.get("client") or ("",))[0]))
@@ -83,7 +84,7 @@ class Gate:
             return
         host = headers.get("host", "localhost")
         name = host[1 : host.find("]")] if host.startswith("[") else host.partition(":")[0]
-        if not is_loopback(name):
+        if not is_loopback(name.lower()):
             raise ApiError(
                 400, f"this server answers at {self.service.settings.host}, not at {name!r}", code="wrong_host"
             )

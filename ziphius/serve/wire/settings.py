@@ -43,7 +43,7 @@ class ServeSettings(BaseModel):
     - `log_prompts`: write prompts and answers into the log, too.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
