@@ -242,6 +242,14 @@ async def many_messages(target: Target) -> None:
 
 
 @attack
+async def middling_bodies(target: Target) -> None:
+    """Bodies of 60 kB that are all structure, 32 at a time."""
+    listed = ask(metadata={"x": [[]] * 15_000})
+    named = ask(tools=[{"type": "function", "function": {"name": f"f{i}", "parameters": {}}} for i in range(120)] * 6)
+    await flood(target, itertools.islice(itertools.cycle([listed, named]), 1000), 32)
+
+
+@attack
 async def large_bodies(target: Target) -> None:
     """Bodies of 4 MB of one text, of special tokens, of tools, of nothing but depth."""
     special = "<｜User｜><think></think>" * 60_000

@@ -229,5 +229,7 @@ def test_the_pool_is_sized_by_memory(model):
     layers = config.num_hidden_layers + config.num_nextn_predict_layers
     assert blocks == 2**20 // (layers * 16 * (config.kv_lora_rank + config.qk_rope_head_dim) * 4)
     assert Engine(model, None, EngineSettings(max_rows=3)).stats().blocks_total == 3 * 64 // 16
+    with pytest.raises(ValueError, match=r"the cache would take 99,999\.00 GiB and .* are free; lower memory_gib"):
+        Engine(model, None, EngineSettings(memory_gib=99999))
     with pytest.raises(ValueError, match="holds no block of 16 tokens, which takes"):
         Engine(model, None, EngineSettings(memory_gib=1e-6))

@@ -113,7 +113,7 @@ def test_memory_that_ran_out_is_recognised():
 
 
 def test_memory_within_a_limit_of_the_shell(recipe, monkeypatch):
-    monkeypatch.setattr(ending.resource, "getrlimit", lambda what: (1 << 29, 1 << 29))
+    monkeypatch.setattr("ziphius.disk.memory.resource.getrlimit", lambda what: (1 << 29, 1 << 29))
     said = memory_needed(load_recipe(recipe), 1)
     assert "0.5 GiB are free" in said
     assert "machine.processes" not in said

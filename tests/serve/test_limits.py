@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from tests.serve.scripted import ScriptedEngine
-from ziphius.serve.wire.keys import is_loopback
+from ziphius.serve.wire.addresses import home, is_loopback
 from ziphius.serve.wire.settings import ServeSettings
 
 STREAM = {"stream": True}
@@ -48,6 +48,9 @@ def test_a_public_address_without_keys_is_refused(tmp_path):
             ServeSettings(host=host)
         assert ServeSettings(host=host, open_to_all=True).host == host
         assert ServeSettings(host=host, keys=tmp_path / "keys").host == host
+    assert [home(address) for address in ("10.0.0.7", "::1", "2001:db8:1:2:3:4:5:6", "::ffff:10.0.0.7", "")] == [
+        "10.0.0.7", "::1", "2001:db8:1:2::/64", "10.0.0.7", ""
+    ]  # fmt: skip
     assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.0.0.9", "::1")))
 
 

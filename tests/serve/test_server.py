@@ -128,6 +128,17 @@ def test_anthropics_client_gets_the_same_answer(served, client):
     assert used.cache_read_input_tokens >= (before // 16 - 1) * 16  # whole blocks
 
 
+def test_a_request_has_a_name(served, client):
+    """Clients show it; the log has it."""
+    assert re.fullmatch(r"req_[0-9a-f]{24}", chat(client)._request_id)
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("none")
+    assert caught.value.request_id.startswith("req_")
+    theirs = anthropic.Anthropic(base_url=served.url, api_key="none", max_retries=0)
+    asked = {"model": "whale", "max_tokens": 3, "messages": [{"role": "user", "content": "hi"}]}
+    assert theirs.messages.create(**asked)._request_id.startswith("req_")
+
+
 def test_greedy_answers_do_not_change_with_load(client):
     from concurrent.futures import ThreadPoolExecutor
 

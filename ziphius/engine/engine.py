@@ -14,7 +14,7 @@ from ziphius.engine.request import EngineStats, Request, Update
 from ziphius.engine.scheduler import Scheduler
 from ziphius.engine.sequence import Sequence
 from ziphius.engine.settings import EngineSettings
-from ziphius.engine.sizes import pool_blocks
+from ziphius.engine.sizes import block_bytes, pool_blocks, refuse_too_large
 from ziphius.engine.stepper import Stepper
 from ziphius.model.transformer import Transformer
 from ziphius.ops.backend import compute_dtype
@@ -32,10 +32,14 @@ class Engine:
     """
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer | None, settings: EngineSettings | None = None) -> None:
-        """Raises ValueError for settings that do not fit the model."""
+        """Raises ValueError for settings that do not fit the model, or this machine's memory."""
         self.model, self.settings = model, settings or EngineSettings()
         s = self.settings
-        blocks = pool_blocks(s, model.config, compute_dtype(model.model.embed_tokens.weight).itemsize)
+        weight = model.model.embed_tokens.weight
+        element_bytes = compute_dtype(weight).itemsize
+        blocks = pool_blocks(s, model.config, element_bytes)
+        if weight.device.type == "cpu" and (s.memory_gib or s.blocks):
+            refuse_too_large(blocks, block_bytes(model.config, s.block_size, element_bytes))
         self.scheduler = Scheduler(BlockPool(blocks, s.block_size, s.prefix_cache), s.max_rows, s.max_batch_tokens)
         self.stepper = Stepper(model, self.scheduler, s)
         self._admission = Admission(model.config, tokenizer, blocks * s.block_size, s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ziphius.disk.memory import free_gib
 from ziphius.engine.settings import EngineSettings
 from ziphius.model.config import ModelConfig
 
@@ -29,3 +30,13 @@ def pool_blocks(settings: EngineSettings, config: ModelConfig, element_bytes: in
     if settings.memory_gib is not None:
         return blocks
     return min(blocks, settings.max_rows * -(-config.max_position_embeddings // settings.block_size))
+
+
+def refuse_too_large(blocks: int, per_block: int) -> None:
+    """Raise ValueError where this machine's memory, of which a part is free, does not hold the pool."""
+    wanted, free = blocks * per_block / _GIB, free_gib()
+    if wanted > free:
+        raise ValueError(
+            f"the cache would take {wanted:,.2f} GiB and {free:,.2f} GiB of memory are free; "
+            "lower memory_gib (or blocks)"
+        )

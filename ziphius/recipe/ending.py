@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import errno
-import os
-import resource
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
+from ziphius.disk.memory import free_gib, rooms_of_all
 from ziphius.recipe.plan import memory_gib, vocabulary
 from ziphius.recipe.schema import Recipe, RecipeError
 
@@ -64,7 +61,7 @@ def memory_needed(recipe: Recipe, processes: int) -> str:
 
 def refuse_too_many(recipe: Recipe, processes: int) -> None:
     """Raise RecipeError where the memory that is free does not even hold the libraries of so many processes."""
-    if processes > 1 and processes * LIBRARIES_GIB * 2**30 > min(_rooms_of_all(), default=0.0):
+    if processes > 1 and processes * LIBRARIES_GIB * 2**30 > min(rooms_of_all(), default=0.0):
         raise RecipeError(f"{processes} processes are too many here: {memory_needed(recipe, processes)}")
 
 
@@ -76,42 +73,3 @@ def out_of_memory(error: BaseException) -> bool:
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or (isinstance(error, (RuntimeError, UserWarning)) and any(sign in str(error) for sign in _NO_MEMORY))
     )
-
-
-def free_gib() -> float:
-    """Memory that a process may still take, in GiB: the machine's, within the limits of its container and shell."""
-    limit_of_shell = resource.getrlimit(resource.RLIMIT_AS)[0]  # it holds for each process by itself
-    rooms = [*_rooms_of_all(), *([limit_of_shell] if limit_of_shell != resource.RLIM_INFINITY else [])]
-    return min(rooms, default=0.0) / 2**30
-
-
-def oom_kills() -> int:
-    """How many processes the kernel has ended since the start for want of memory (Linux; 0 where it does not say)."""
-    for line in _lines(Path("/proc/vmstat")):
-        if line.startswith("oom_kill "):
-            return int(line.split()[1])
-    return 0
-
-
-def _rooms_of_all() -> Iterator[float]:
-    for line in _lines(Path("/proc/meminfo")):
-        if line.startswith("MemAvailable:"):
-            yield int(line.split()[1]) * 1024
-            break
-    else:
-        yield os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    group = Path("/sys/fs/cgroup")
-    for most, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        limit, taken = _lines(group / most), _lines(group / used)
-        if limit and taken and limit[0].isdigit():
-            yield max(0, int(limit[0]) - int(taken[0]))
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []

@@ -12,8 +12,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from ziphius.disk.memory import oom_kills
 from ziphius.ledger.folder import read_json
-from ziphius.recipe.ending import LOST_PEERS, exited, killed, oom_kills, refuse_too_many
+from ziphius.recipe.ending import LOST_PEERS, exited, killed, refuse_too_many
 from ziphius.recipe.lock import Lock
 from ziphius.recipe.schema import Recipe, RecipeError
 

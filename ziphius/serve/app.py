@@ -167,7 +167,7 @@ def _let_pages_of_others_in(app: FastAPI, origins: Sequence[str]) -> None:
         allow_origins=origins,
         allow_methods=["GET", "HEAD", "POST"],
         allow_headers=["*"],
-        expose_headers=["Retry-After", "X-Ignored-Fields", "request-id"],
+        expose_headers=["Retry-After", "X-Ignored-Fields", "request-id", "x-request-id"],
     )
 
 

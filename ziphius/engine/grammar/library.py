@@ -55,11 +55,14 @@ def name_of(kind: str) -> str:
     return _NAMES[kind]
 
 
+_OURS = re.compile(r'"x-guidance": \{[^}]*\},? ?')  # what is put into a schema before it is embedded
+
+
 def compiled(tokenizer: LLTokenizer, kind: str, text: str) -> tuple[LLMatcher, View]:
     """At the beginning of an answer. Raises ValueError for what cannot be read and for what no answer has."""
     matcher, first = _begun(tokenizer, _grammar(kind, text), name_of(kind))
     for schema in _embedded(text) if kind == "grammar" else ():
-        _begun(tokenizer, _grammar("json_schema", schema), f"schema {schema[:80]}")
+        _begun(tokenizer, _grammar("json_schema", schema), f"schema {_OURS.sub('', schema, 1)[:80]}")
     return matcher, first
 
 
@@ -89,8 +92,8 @@ def _begun(tokenizer: LLTokenizer, grammar: str, name: str) -> tuple[LLMatcher, 
     begun = matcher.deep_copy()
     try:
         first = _view(begun)
-    except ValueError as error:
-        raise ValueError(f"the {name} cannot be used: no answer has it ({error})") from None
+    except ValueError:
+        raise ValueError(f"the {name} cannot be used: no answer has it") from None
     try:
         _rehearse(begun, first)
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -21,6 +22,7 @@ from ziphius.text.tokenizer import Tokenizer
 _COPY_BYTES = 4 << 20  # of a process's memory that are its own before it reads anything
 _QUICK, _QUICK_S, _QUICK_CHARACTERS = 4, 0.25, 1 << 14
 _REFUSALS = 1024  # remembered, so that what is asked for again and again is refused at once
+_REFUSED_S = 60.0  # then it is tried again: the machine may have been busy
 _GLANCE_S = 0.05
 _KEPT_S = 5.0  # what is in use is asked for again within seconds; the rest costs little to prepare anew
 
@@ -45,7 +47,7 @@ class Grammars:
         self._change = threading.Condition()
         self._forms: OrderedDict[Key, Form] = OrderedDict()  # those unused for longest come first
         self._pending: set[Key] = set()
-        self._refused: OrderedDict[Key, str] = OrderedDict()
+        self._refused: OrderedDict[Key, tuple[str, float]] = OrderedDict()  # why, and when
         self._timer: threading.Timer | None = None
 
     @contextmanager
@@ -83,7 +85,7 @@ class Grammars:
             form = self._prepared(constraint, owner, abandoned)
         except ValueError as error:
             with self._change:
-                self._refused[key] = str(error)
+                self._refused[key] = str(error), time.monotonic()
                 if len(self._refused) > _REFUSALS:
                     self._refused.popitem(last=False)
             raise
@@ -110,8 +112,9 @@ class Grammars:
                     form.users.add(hold)
                     self._forms.move_to_end(key)
                     return form
-                if key in self._refused:
-                    raise ValueError(self._refused[key])
+                why, when = self._refused.get(key, ("", -math.inf))
+                if time.monotonic() - when < _REFUSED_S:
+                    raise ValueError(why)
                 if key not in self._pending:
                     self._pending.add(key)
                     return None

@@ -5,7 +5,6 @@ Source: the error object of OpenAI's API reference; the statuses are DeepSeek's 
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,7 +37,6 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.message, self.code, self.wait = status, message, code, wait
         self.param = param and readable(param, _LONGEST_PARAM)
-        self.id = f"req_{secrets.token_hex(12)}"
 
     @property
     def body(self) -> dict[str, Any]:

@@ -115,7 +115,7 @@ class Answer:
         """Raises ApiError (429, 503) where there is no room for another request. `about` goes into the log, with who
         asked."""
         asks = asking.get()
-        about |= {"owner": asks.owner, "client": asks.address}
+        about |= {"request": asks.id, "owner": asks.owner, "client": asks.address}
         self.service, self.choices, self.about = service, choices, about
         self.tally = Tally(0)
         self.status = 200
@@ -204,6 +204,15 @@ class Answer:
         assert self._ticket is not None
         return self.tally.usage(self.service.rate, self._ticket.seconds)
 
+    async def watching(self, events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+        """The events; a fault of this server under way is written down as one."""
+        try:
+            async for text in events:
+                yield text
+        except Exception as error:
+            self.status = error.status if isinstance(error, ApiError) else 500
+            raise
+
     def close(self, refused: bool = False) -> None:
         """Free what the request holds and write it down. An answer that has not ended is cancelled.
 
@@ -260,7 +269,9 @@ async def respond(
     try:
         await unless_client_leaves(answer.begin(requests), receive)
         if events is not None:
-            return EventStream(with_errors(events), answer.close, answer.service.settings.write_seconds)
+            return EventStream(
+                with_errors(answer.watching(events)), answer.close, answer.service.settings.write_seconds
+            )
         await unless_client_leaves(_collect(answer), receive)
         made = await answer.service.lanes.run(lambda: as_json(whole()), size=answer.weight)
     except BaseException as error:

@@ -18,12 +18,10 @@ from ziphius.serve.contracts.reply import (
     ChoiceLogprobs,
     MadeCall,
     MadeFunction,
-    TokenLogprob,
-    TopLogprob,
-    written,
 )
 from ziphius.serve.dialogue.parse import CallDelta, ReplyParser
 from ziphius.serve.endpoints.answer import Choice, News, TokenLog, naming_ignored, respond
+from ziphius.serve.endpoints.logprobs import token_logprobs
 from ziphius.serve.endpoints.turn import Turn, begin_turn
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.stream import DONE, KEEP_ALIVE, event
@@ -133,20 +131,3 @@ def _choice(tokenizer: Tokenizer, choice: Choice, old_calls: bool) -> ChatChoice
 def _logprobs(tokenizer: Tokenizer, logs: Sequence[TokenLog]) -> ChoiceLogprobs:
     parts = {part: token_logprobs(tokenizer, logs, part) for part in ("content", "reasoning")}
     return ChoiceLogprobs(content=parts["content"], reasoning_content=parts["reasoning"])
-
-
-def token_logprobs(tokenizer: Tokenizer, logs: Sequence[TokenLog], part: str) -> list[TokenLogprob]:
-    """The logs of one part's tokens, as OpenAI has them."""
-    return [
-        TokenLogprob(
-            **_named(tokenizer, log.token, log.logprob),
-            top_logprobs=[TopLogprob(**_named(tokenizer, token, logprob)) for token, logprob in log.top],
-        )
-        for log in logs
-        if log.part == part
-    ]
-
-
-def _named(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
-    spelled = tokenizer.token_bytes(token)
-    return {"token": spelled.decode("utf-8", "replace"), "logprob": written(logprob), "bytes": list(spelled)}

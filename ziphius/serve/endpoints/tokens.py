@@ -67,9 +67,9 @@ async def _apart(
     """What a long text takes, others must not wait for."""
     if asked.model is not None:
         service.check_model(asked.model)
-    try:
-        made = await service.lanes.run(lambda: as_json(make(service, asked)))
-    except ValueError as error:
-        raise ApiError(422, str(error), param=param) from None
-    service.count_request(path, 200)
+    with service.aside(path):
+        try:
+            made = await service.lanes.run(lambda: as_json(make(service, asked)))
+        except ValueError as error:
+            raise ApiError(422, str(error), param=param) from None
     return Response(made, media_type="application/json")

@@ -110,7 +110,12 @@ class Allowances:
         assert self.path is not None
         try:
             kept: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-            return {name: Used(**used) for name, used in kept["used"].items()} if kept["day"] == self._day else {}
+            if kept["day"] != self._day:
+                return {}
+            return {
+                str(name): Used(int(used["requests"]), int(used["tokens"]), float(used["dollars"]))
+                for name, used in kept["used"].items()
+            }
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from ziphius.serve.contracts.errors import ApiError
+from ziphius.serve.wire.addresses import home
 from ziphius.serve.wire.log import Seldom
 from ziphius.serve.wire.protocol import Guarded, response
 from ziphius.serve.wire.settings import ServeSettings
@@ -59,12 +60,12 @@ class Door:
 
     def entered(self, connection: Guarded) -> None:
         self.open.add(connection)
-        self.by_address[connection.address] += 1
+        self.by_address[home(connection.address)] += 1
 
     def left(self, connection: Guarded) -> None:
         if connection in self.open:
             self.open.discard(connection)
-            self.by_address[connection.address] -= 1
+            self.by_address[home(connection.address)] -= 1
             self.by_address += Counter()  # forget who has none
 
     def turn_away(self, reason: str, address: str, **more: Any) -> None:
@@ -93,8 +94,8 @@ class Door:
 
     def _has_room(self, address: str) -> bool:
         """Make room for one more from `address`; False where nobody can give way."""
-        if self.by_address[address] >= self.most_per_address:
-            same = {connection for connection in self.open if connection.address == address}
+        if self.by_address[home(address)] >= self.most_per_address:
+            same = {connection for connection in self.open if home(connection.address) == home(address)}
             if not self._give_way(same, limit="per address", most=self.most_per_address):
                 return False
         while len(self.open) >= self.most:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ziphius.serve.contracts.anthropic.reply import as_message_error
 from ziphius.serve.contracts.errors import ApiError
-from ziphius.serve.wire.keys import is_loopback
+from ziphius.serve.wire.addresses import is_loopback
 from ziphius.serve.wire.lanes import LARGE, Asking, asking
 from ziphius.serve.wire.paths import tidy
 from ziphius.serve.wire.service import Service
@@ -46,7 +47,9 @@ class Gate:
         if (path := canonical(tidy(scope["path"]))) != scope["path"]:
             scope = {**scope, "path": path, "raw_path": path.encode()}
         body = _Body()
-        asking.set(Asking(address=(scope.get("client") or ("",))[0]))
+        id = f"req_{secrets.token_hex(12)}"
+        asking.set(Asking(address=(scope.get("client") or ("",))[0], id=id))
+        send = _naming(send, "request-id" if _is_message(path) else "x-request-id", id)
         try:
             headers = Headers(scope=scope)
             self._check_host(headers)
@@ -163,10 +166,25 @@ class _Body:
 
 def answer(error: ApiError, path: str) -> JSONResponse:
     """A refusal as a response, in the form of the API that `path` belongs to."""
-    if path.removeprefix(DEEPSEEKS).startswith(MESSAGES):
-        status, body = as_message_error(error)
-        return JSONResponse(body, status, headers=error.headers | {"request-id": error.id})
+    if _is_message(path):
+        status, body = as_message_error(error, asking.get().id)
+        return JSONResponse(body, status, headers=error.headers)
     return JSONResponse(error.body, error.status, headers=error.headers)
+
+
+def _is_message(path: str) -> bool:
+    return path.removeprefix(DEEPSEEKS).startswith(MESSAGES)
+
+
+def _naming(send: Send, header: str, id: str) -> Send:
+    """`send` with a header that names the request, as the log does."""
+
+    async def naming(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], (header.encode(), id.encode())]}
+        await send(message)
+
+    return naming
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

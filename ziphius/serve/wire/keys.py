@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import logging
 import math
 from dataclasses import dataclass, fields
@@ -160,16 +159,6 @@ def read_keys(path: Path) -> tuple[Key, ...]:
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from None
     return tuple(found.values())
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def hash_of(key: str) -> str:

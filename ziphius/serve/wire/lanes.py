@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from ziphius.serve.wire.addresses import home
+
 T = TypeVar("T")
 _Turns = deque[asyncio.Future[None]]
 LARGE = 64 * 2**10  # bytes
@@ -27,7 +29,7 @@ _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
 
 @dataclass(frozen=True)
 class Asking:
-    """Who asks: the name behind the key, the address, and how many bytes of body they sent.
+    """Who asks: the name behind the key, the address, how many bytes of body they sent, and the request's own name.
 
     `party` is whom turns are shared between: the key's owner, or the address where there are no keys.
     """
@@ -36,10 +38,11 @@ class Asking:
     address: str = ""
     has_key: bool = False
     size: int = 0
+    id: str = ""
 
     @property
     def party(self) -> str:
-        return f"key {self.owner}" if self.has_key else self.address
+        return f"key {self.owner}" if self.has_key else home(self.address)
 
 
 _NOBODY = Asking()

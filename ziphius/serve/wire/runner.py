@@ -230,6 +230,8 @@ class Runner:
 
     def _refuse(self, accepted: asyncio.Future[Ticket], error: BaseException) -> None:
         if not accepted.done():
+            if isinstance(error, StopIteration):  # which no future takes
+                error = RuntimeError(f"{type(error).__name__}: {error}")
             accepted.set_exception(error)
 
     def _deliver(self, updates: list[Update], stats: EngineStats, busy: float) -> None:

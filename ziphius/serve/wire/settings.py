@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ziphius.model.formats import Weights
-from ziphius.serve.wire.keys import is_loopback
+from ziphius.serve.wire.addresses import is_loopback
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@]+")
 
@@ -72,6 +72,11 @@ class ServeSettings(BaseModel):
     dollars_per_hour: float = Field(0.0, ge=0)
     price_list: str | None = None
     log_prompts: bool = False
+
+    @field_validator("cors", mode="before")
+    @classmethod
+    def _is_one(cls, cors: Any) -> Any:
+        return (cors,) if isinstance(cors, str) else cors
 
     @field_validator("cors")
     @classmethod

@@ -112,8 +112,8 @@ class MessageError(BaseModel):
     request_id: str
 
 
-def as_message_error(error: ApiError) -> tuple[int, dict[str, Any]]:
-    """The status and the body of a refusal as this API says it: a parameter that is wrong is 400 here, not 422."""
+def as_message_error(error: ApiError, id: str) -> tuple[int, dict[str, Any]]:
+    """The status and the body of the refusal of request `id`, as this API says it: 400 where others have 422."""
     status = 400 if error.status == 422 else error.status
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
     too_long = "prompt is too long: " if error.code == "context_length_exceeded" else ""  # what clients look for
@@ -121,4 +121,4 @@ def as_message_error(error: ApiError) -> tuple[int, dict[str, Any]]:
     if error.code is not None:
         cause = MessageErrorCause(error_code=error.code, unsupported=["thread"] if error.code == NO_THREADS else None)
     detail = MessageErrorDetail(type=kind, message=too_long + error.message, details=cause)
-    return status, MessageError(error=detail, request_id=error.id).model_dump(exclude_none=True)
+    return status, MessageError(error=detail, request_id=id).model_dump(exclude_none=True)

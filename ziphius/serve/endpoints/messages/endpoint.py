@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,7 +16,6 @@ from ziphius.serve.endpoints.messages.events import message_events
 from ziphius.serve.endpoints.messages.reply import MadeMessage
 from ziphius.serve.endpoints.turn import begin_turn, make_prompt
 from ziphius.serve.wire.gate import COUNT_TOKENS, MESSAGES
-from ziphius.serve.wire.lanes import asking
 from ziphius.serve.wire.service import Service
 
 
@@ -34,21 +32,14 @@ async def create_message(service: Service, asked: MessagesRequest, request: Requ
 
     events = message_events(made) if asked.stream else None
     response = await respond(turn.answer, [turn.request], request.receive, events, whole)
-    response.headers["request-id"] = f"req_{id}"
     return naming_ignored(response, asked.left_out)
 
 
 async def count_tokens(service: Service, asked: CountRequest) -> TokenCount:
     """How many tokens the prompt of such a message would have. Raises ApiError as the message would."""
     service.check_model(asked.model)
-    party = asking.get().party
-    service.enter(party, 1)
-    began = time.monotonic()
-    try:
+    with service.aside(COUNT_TOKENS):
         prompt = await service.lanes.run(make_prompt, service, await _chat(service, asked))
-    finally:
-        service.leave(party, 1, time.monotonic() - began, finished=False)
-    service.count_request(COUNT_TOKENS, 200)
     return TokenCount(input_tokens=len(prompt.ids))
 
 

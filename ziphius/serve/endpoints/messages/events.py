@@ -15,6 +15,7 @@ from ziphius.serve.contracts.anthropic.reply import as_message_error
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.dialogue.parse import CallDelta
 from ziphius.serve.endpoints.messages.reply import MadeMessage, tool_use_id
+from ziphius.serve.wire.lanes import asking
 from ziphius.serve.wire.stream import event
 
 
@@ -35,7 +36,7 @@ async def message_events(made: MadeMessage) -> AsyncGenerator[str, None]:
                 yield text
                 spoke = time.monotonic()
     except ApiError as error:
-        yield event(as_message_error(error)[1], "error")
+        yield event(as_message_error(error, asking.get().id)[1], "error")
         return
     made.remember()
     yield writer.end()
