@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ziphius.recipe import ending, launch, process
+from ziphius.recipe import launch, process
 from ziphius.recipe.ending import LOST_PEERS, killed, memory_needed, out_of_memory
 from ziphius.recipe.schema import load_recipe
 from ziphius.recipe.screen import one_line
