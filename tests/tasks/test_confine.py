@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ziphius.disk.write import is_alive
 from ziphius.tasks import process
 from ziphius.tasks.sandbox.confine import sentence
 
@@ -234,9 +235,9 @@ time.sleep(600)
         os.kill(worker, 0)
         parent.send_signal(signal.SIGKILL)
     end = time.monotonic() + 20
-    while process._alive(worker) and time.monotonic() < end:
+    while is_alive(worker) and time.monotonic() < end:
         time.sleep(0.05)
-    assert not process._alive(worker) or sys.platform != "linux"
+    assert not is_alive(worker) or sys.platform != "linux"
 
 
 def test_the_machine_says_what_it_gives():
