@@ -8,9 +8,16 @@ const EXAMPLES = [
   "Write a Python function that says whether a number is prime.",
 ];
 
+const ROOM = 320; // characters of examples, so that all are seen at once
+
 // `examples` are the folder's own; `take(text)` gets the one that is clicked.
 export function emptyView(examples, take) {
-  const list = (examples?.length ? examples : EXAMPLES).slice(0, 4).map((text) => {
+  let room = ROOM;
+  const some = (examples?.length ? examples : EXAMPLES).slice(0, 4).filter((text, place) => {
+    room -= text.length;
+    return place === 0 || room >= 0;
+  });
+  const list = some.map((text) => {
     const shown = button(text, () => take(text), { className: "example" });
     shown.dir = "auto";
     return element("li", {}, shown);
