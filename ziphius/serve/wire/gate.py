@@ -17,13 +17,10 @@ from ziphius.serve.contracts.anthropic.reply import as_message_error
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.wire.addresses import is_loopback
 from ziphius.serve.wire.lanes import LARGE, Asking, asking
-from ziphius.serve.wire.paths import tidy
+from ziphius.serve.wire.paths import canonical, tidy
 from ziphius.serve.wire.service import Service
 
 _log = logging.getLogger("ziphius.serve")
-# Other base addresses, DeepSeek's among them: what is asked below them is asked below /v1.
-_BASES = ("/beta/v1/", "/beta/", "/")
-_BELOW_V1 = ("chat", "completions", "responses", "messages", "models", "embeddings")
 _OPEN = ("/", "/health", "/openapi.json")  # and the page's files: what no key is asked for
 _PAGE = "/page/"
 DEEPSEEKS = "/anthropic"  # under which DeepSeek has Anthropic's API
@@ -195,12 +192,3 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return waiting.pop() if waiting else await receive()
 
     return replay
-
-
-def canonical(path: str) -> str:
-    """A path with the base address that the routes have: `/beta/chat/completions` is `/v1/chat/completions`."""
-    for base in _BASES:
-        below = path.removeprefix(base)
-        if below != path and below.partition("/")[0] in _BELOW_V1:
-            return f"/v1/{below}"
-    return path
