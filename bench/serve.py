@@ -35,7 +35,7 @@ from typing import Any
 
 import psutil
 import torch
-from common import SMALL_SHAPE, arguments, console, free_port, quiet_libraries, write_results
+from common import SMALL_SHAPE, arguments, console, ended_after, free_port, quiet_libraries, until_ready, write_results
 from rich.table import Table
 
 from ziphius.checkpoint import save_model
@@ -88,32 +88,22 @@ def served(side: str, folder: Path, threads: int) -> Iterator[tuple[int, psutil.
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        try:
-            asyncio.run(_answers(process, port))
-            yield port, psutil.Process(process.pid)
-        except Exception:
-            log.seek(0)
-            console.print(f"[dim]{log.read().decode(errors='replace')[-1500:]}[/]", markup=False)
-            raise
-        finally:
-            process.send_signal(signal.SIGTERM)
+        with ended_after(process, 20):
             try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+                asyncio.run(until_ready(process, lambda: _answers(port)))
+                yield port, psutil.Process(process.pid)
+            except Exception:
+                log.seek(0)
+                console.print(f"[dim]{log.read().decode(errors='replace')[-1500:]}[/]", markup=False)
+                raise
 
 
-async def _answers(process: subprocess.Popen[bytes], port: int) -> None:
-    for _ in range(600):
-        if process.poll() is not None:
-            raise RuntimeError(f"the server ended with code {process.returncode}")
-        with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.close()
-            return
-        await asyncio.sleep(0.2)
-    raise RuntimeError("the server did not answer within two minutes")
+async def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.close()
+        return True
+    return False
 
 
 def body_of(draw: random.Random, model: str, tokens: int) -> bytes:

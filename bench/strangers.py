@@ -38,7 +38,7 @@ from typing import Any
 
 import psutil
 from attacks import ATTACKS, MODEL
-from common import arguments, console, free_port, quiet_libraries, write_results
+from common import arguments, console, ended_after, free_port, quiet_libraries, until_ready, write_results
 from rich.table import Table
 from serve import make_folder
 
@@ -109,26 +109,9 @@ def serving(folder: Path, keys: Path, files: int | None = None, read_log: bool =
                 stderr=file if read_log else subprocess.PIPE,
                 preexec_fn=limit,
             )
-        try:
-            asyncio.run(_until_healthy(process, port))
+        with ended_after(process, 60):
+            asyncio.run(until_ready(process, lambda: healthy(port)))
             yield Service(process, port, log)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-async def _until_healthy(process: subprocess.Popen[bytes], port: int) -> None:
-    for _ in range(600):
-        if process.poll() is not None:
-            raise RuntimeError(f"the service ended with code {process.returncode}")
-        if await healthy(port):
-            return
-        await asyncio.sleep(0.2)
-    raise RuntimeError("the service did not answer within two minutes")
 
 
 async def healthy(port: int) -> bool:
