@@ -54,7 +54,7 @@ def main() -> None:
     from ziphius.recipe.schema import check_recipe
     from ziphius.recipe.stages import Job, run_pretrain, run_tokenizer
     from ziphius.text.tokenizer import Tokenizer
-    from ziphius.train.distributed import World
+    from ziphius.train.place import Place
 
     limit = int(options.limit_gb * 1e9)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -74,7 +74,7 @@ def main() -> None:
         recipe = check_recipe(
             RECIPE | {"corpora": {"big": {"path": str(path), "documents": options.documents}}}, "here"
         )
-        job = Job(recipe, World(), True, {})
+        job = Job(recipe, Place(), True, {})
         began = time.perf_counter()
         check_inputs(recipe)
         report("check", began, path.stat().st_size)

@@ -66,8 +66,8 @@ from ziphius.reason.rollout import Group, Rollout, TaskMix
 from ziphius.reason.settings import GRPOSettings
 from ziphius.tasks.registry import make_family
 from ziphius.text.tokenizer import Tokenizer, train_tokenizer
-from ziphius.train.distributed import World, join_world, leave_world
 from ziphius.train.losses import policy_loss
+from ziphius.train.place import Place, join, leave
 from ziphius.train.schedule import Schedule
 from ziphius.train.settings import LossSettings, OptimizerSettings, PolicySettings, TrainSettings
 from ziphius.train.trainer import Trainer
@@ -138,7 +138,7 @@ def noise(text: str) -> float:
     return zlib.crc32(text.encode()) % 1000 / 999
 
 
-def our_trainer(folder: Path, precision: str, work: Work, world: World, aside: Path) -> Trainer:
+def our_trainer(folder: Path, precision: str, work: Work, place: Place, aside: Path) -> Trainer:
     """The trainer that the `grpo` stage of a recipe would make."""
     model = load_model(folder)
     tokenizer = (NeverStops if work.forced else Tokenizer).load(folder)
@@ -153,7 +153,7 @@ def our_trainer(folder: Path, precision: str, work: Work, world: World, aside: P
     bf16 = precision == "bf16"
     kind = TimedSource if work.forced else GRPOSource
     tasks = TaskMix([(make_family("leg_counting", **TASK), 1.0)], work.seed)
-    source = kind(model, tokenizer, tasks, settings, world, seed=work.seed, thinking=True, bf16=bf16)
+    source = kind(model, tokenizer, tasks, settings, place, seed=work.seed, thinking=True, bf16=bf16)
     policy = PolicySettings(clip_low=CLIP_LOW, clip_high=CLIP_HIGH, kl_weight=0.0)
     loss = lambda m, batch, norm: policy_loss(m, batch, LossSettings(mtp_weight=0.0), policy, norm)
     optimizer = OptimizerSettings(lr=LR, beta1=BETAS[0], beta2=BETAS[1], eps=EPS, weight_decay=0.0, clip=CLIP)
@@ -163,7 +163,7 @@ def our_trainer(folder: Path, precision: str, work: Work, world: World, aside: P
         optimizer=optimizer,
         schedule=Schedule(kind="constant", warmup_steps=WARMUP),
     )
-    return Trainer(model, source, loss, train, aside, world=world)
+    return Trainer(model, source, loss, train, aside, place=place)
 
 
 @dataclass
@@ -200,16 +200,16 @@ class Clock:
 class OurRun:
     """Our trainer with its clock."""
 
-    def __init__(self, folder: Path, precision: str, work: Work, world: World, aside: Path) -> None:
-        self.trainer = our_trainer(folder, precision, work, world, aside)
-        self.world = world
+    def __init__(self, folder: Path, precision: str, work: Work, place: Place, aside: Path) -> None:
+        self.trainer = our_trainer(folder, precision, work, place, aside)
+        self.place = place
         self.clock = Clock("ziphius", precision, {"precision": precision})
 
     def step(self) -> None:
-        self.world.barrier()
+        self.place.barrier()
         began = time.perf_counter()
         row = self.trainer.step()
-        self.world.barrier()
+        self.place.barrier()
         self.clock.seconds.append(time.perf_counter() - began)
         self.clock.rollout_seconds.append(row["rollout_seconds"])
         self.clock.rewards.append(row["reward"])
@@ -248,7 +248,7 @@ class Rewards:
 
 
 def peer_trainer(
-    folder: Path, setting: PeerSetting, work: Work, world: World, turns: Turns, steps: int, aside: Path
+    folder: Path, setting: PeerSetting, work: Work, place: Place, turns: Turns, steps: int, aside: Path
 ) -> Any:
     """TRL's GRPOTrainer on the same questions, in the same order."""
     from datasets import Dataset
@@ -265,14 +265,14 @@ def peer_trainer(
     texts = [own.render([{"role": "user", "content": problem.prompt}], thinking=True) for problem in problems]
     if tokenizer(texts[0])["input_ids"] != prompt_tokens(own, problems[0], True):
         raise RuntimeError("the two sides tokenize a prompt differently")
-    rows_each = work.rollouts // world.size
+    rows_each = work.rollouts // place.size
     micro = min(setting.micro_rows, rows_each)
     generation: dict[str, Any] = {"min_new_tokens": work.new_tokens} if work.forced else {}
     config = GRPOConfig(
         output_dir=str(aside),
         use_cpu=True,
-        ddp_backend="gloo" if world.size > 1 else None,
-        ddp_find_unused_parameters=False if world.size > 1 else None,
+        ddp_backend="gloo" if place.size > 1 else None,
+        ddp_find_unused_parameters=False if place.size > 1 else None,
         bf16=setting.precision != "fp32",
         gradient_checkpointing=False,
         per_device_train_batch_size=micro,
@@ -348,12 +348,12 @@ class Turns:
 
 
 def run_peer(
-    folder: Path, setting: PeerSetting, work: Work, world: World, after: Callable[[Clock], bool], steps: int
+    folder: Path, setting: PeerSetting, work: Work, place: Place, after: Callable[[Clock], bool], steps: int
 ) -> Clock:
     """Train TRL for up to `steps` steps, until `after` says no."""
     turns = Turns(folder, setting, work, after)
     with tempfile.TemporaryDirectory() as aside:
-        peer_trainer(folder, setting, work, world, turns, steps, Path(aside)).train()
+        peer_trainer(folder, setting, work, place, turns, steps, Path(aside)).train()
     gc.collect()
     return turns.clock
 
@@ -369,7 +369,7 @@ def choose(folder: Path, work: Work, quick: bool) -> tuple[dict[str, PeerSetting
     def seconds(setting: PeerSetting) -> float:
         outcome = asdict(setting)
         try:
-            clock = run_peer(folder, setting, work, World(), lambda clock: len(clock.seconds) < 3, 3)
+            clock = run_peer(folder, setting, work, Place(), lambda clock: len(clock.seconds) < 3, 3)
             outcome["seconds"] = min(clock.seconds[1:])
         except Exception as error:
             outcome["failed"] = reason(error)
@@ -403,7 +403,7 @@ def choose(folder: Path, work: Work, quick: bool) -> tuple[dict[str, PeerSetting
 
 
 def race(
-    folder: Path, peer: PeerSetting, ours: list[OurRun], work: Work, world: World, rounds: int, warmups: int = 2
+    folder: Path, peer: PeerSetting, ours: list[OurRun], work: Work, place: Place, rounds: int, warmups: int = 2
 ) -> Clock:
     """`rounds` rounds of one TRL step and one step of each of ours; the warm-up's are forgotten."""
 
@@ -417,17 +417,17 @@ def race(
         return len(clock.seconds) < rounds
 
     after.warm = False  # type: ignore[attr-defined]
-    return run_peer(folder, peer, work, world, after, rounds + warmups)
+    return run_peer(folder, peer, work, place, after, rounds + warmups)
 
 
 def time_steps(
-    folder: Path, chosen: dict[str, PeerSetting], work: Work, world: World, rounds: int, aside: Path
+    folder: Path, chosen: dict[str, PeerSetting], work: Work, place: Place, rounds: int, aside: Path
 ) -> list[tuple[Clock, list[Clock]]]:
     """For each of TRL's settings a race against ours in both precisions."""
     races = []
     for setting in chosen.values():
-        ours = [OurRun(folder, precision, work, world, aside) for precision in ("fp32", "bf16")]
-        clock = race(folder, setting, ours, work, world, rounds)
+        ours = [OurRun(folder, precision, work, place, aside) for precision in ("fp32", "bf16")]
+        clock = race(folder, setting, ours, work, place, rounds)
         races.append((clock, [run.clock for run in ours]))
     return races
 
@@ -478,9 +478,9 @@ def run_timing(folder: Path, work: Work, options: argparse.Namespace) -> dict[st
     chosen, trials = choose(folder, work, options.quick)
     one = f"one process, {options.threads} threads"
     with tempfile.TemporaryDirectory() as aside:
-        races = time_steps(folder, chosen, work, World(), rounds, Path(aside))
+        races = time_steps(folder, chosen, work, Place(), rounds, Path(aside))
         fastest = min((clock for _, ours in races for clock in ours), key=lambda clock: median(clock.seconds))
-        run = OurRun(folder, fastest.precision, work, World(), Path(aside))
+        run = OurRun(folder, fastest.precision, work, Place(), Path(aside))
         run.step()
         rows = profile(run.step)
     show_races(races, work, one)
@@ -526,13 +526,13 @@ def _workers(order: dict[str, Any], count: int) -> tuple[Any, str | None]:
 def worker(order: dict[str, Any], out: Path) -> None:
     """One rank of the data-parallel race; TRL joins the same process group."""
     torch.set_num_threads(1)
-    world = join_world()
+    place = join()
     chosen = {kind: PeerSetting(**setting) for kind, setting in order["chosen"].items()}
     with tempfile.TemporaryDirectory() as aside:
-        races = time_steps(Path(order["folder"]), chosen, Work(**order["work"]), world, order["rounds"], Path(aside))
-    if world.is_main:
+        races = time_steps(Path(order["folder"]), chosen, Work(**order["work"]), place, order["rounds"], Path(aside))
+    if place.is_main:
         out.write_text(json.dumps([[asdict(peer), [asdict(clock) for clock in ours]] for peer, ours in races]))
-    leave_world()
+    leave()
 
 
 # --- learning curves -------------------------------------------------------------------------------------------------
@@ -547,7 +547,7 @@ def run_curves(folder: Path, work: Work, options: argparse.Namespace) -> dict[st
     setting = min((sound or {"bf16": PeerSetting("bf16")}).values(), key=lambda s: _trial_seconds(trials, s))
     console.rule(f"{options.minutes:g} minutes each from {folder}; TRL with {setting}")
     with tempfile.TemporaryDirectory() as aside:
-        ours = OurRun(folder, "bf16", work, World(), Path(aside))
+        ours = OurRun(folder, "bf16", work, Place(), Path(aside))
 
         def after(clock: Clock) -> bool:
             while ours.clock.total < min(clock.total, budget):
@@ -559,7 +559,7 @@ def run_curves(folder: Path, work: Work, options: argparse.Namespace) -> dict[st
             return clock.total < budget
 
         steps = max(1, int(budget / 0.5))
-        peer = run_peer(folder, setting, work, World(), after, steps)
+        peer = run_peer(folder, setting, work, Place(), after, steps)
     curves = [_curve(ours.clock), _curve(peer)]
     picture = result_path("grpo-curve", options, ".png")
     draw(curves, picture)

@@ -66,8 +66,8 @@ from ziphius.engine.settings import EngineSettings, SamplingSettings
 from ziphius.model.formats import Weights
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
-from ziphius.train.distributed import World, join_world, leave_world
 from ziphius.train.flat import FlatParameters
+from ziphius.train.place import Place, join, leave
 
 WEIGHTS: dict[str, Weights] = {"bf16 weights": "bf16", "int8 weights": "int8"}
 CPU = torch.device("cpu")
@@ -363,28 +363,28 @@ def run_several(
 def worker(order: dict[str, Any], out: Path) -> None:
     """One rank of `run_several`; a round takes as long as its slowest rank."""
     torch.set_num_threads(1)
-    world = join_world()
+    place = join()
     load, folder = Load(**order["load"]), Path(order["folder"])
-    prompts = make_prompts(load.prompts, order["seed"])[world.rank :: world.size]
+    prompts = make_prompts(load.prompts, order["seed"])[place.rank :: place.size]
     entries = []
     for sides in order["chosen"].values():
         members: list[Ours | Peer] = [Ours(folder, sides["ours"])] if sides["ours"] else []
         members += [Peer(folder, PeerSetting(**sides["peer"]))] if sides["peer"] else []
         for side in members:
             entry = contestant(side, load, prompts)
-            entry.run = _in_step(entry.run, world)
+            entry.run = _in_step(entry.run, place)
             entries.append(entry)
     take_turns(entries, order["rounds"], warmups=2)
-    if world.is_main:
+    if place.is_main:
         out.write_text(json.dumps([entry.as_dict() for entry in entries]))
-    leave_world()
+    leave()
 
 
-def _in_step(run: Callable[[], object], world: World) -> Callable[[], None]:
+def _in_step(run: Callable[[], object], place: Place) -> Callable[[], None]:
     def all_of_them() -> None:
-        world.barrier()
+        place.barrier()
         run()
-        world.barrier()
+        place.barrier()
 
     return all_of_them
 

@@ -61,10 +61,10 @@ from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
 from ziphius.train.balance import gates, update_bias
 from ziphius.train.batch import Batch
-from ziphius.train.distributed import World, join_world, leave_world
 from ziphius.train.flat import FlatParameters
 from ziphius.train.losses import next_token_loss
 from ziphius.train.optim import Optimizer
+from ziphius.train.place import Place, join, leave
 from ziphius.train.settings import LossSettings, OptimizerSettings
 
 LR, BETAS, DECAY, CLIP = 1e-5, (0.9, 0.95), 0.1, 1.0
@@ -98,8 +98,8 @@ QUICK_SIZES = [Size("1M", 4, 4, 64), Size("10M", 8, 2, 64)]
 class Ours:
     """A full step as `ziphius.train.trainer` makes it: balance loss, clipping and bias update included."""
 
-    def __init__(self, model: Transformer, precision: str, batch: Batch, world: World) -> None:
-        self.model, self.batch, self.world = model, batch, world
+    def __init__(self, model: Transformer, precision: str, batch: Batch, place: Place) -> None:
+        self.model, self.batch, self.place = model, batch, place
         self.bf16, self.medium = precision == "bf16", precision == "medium"
         self.flat = FlatParameters(model, self.bf16)
         settings = OptimizerSettings(lr=LR, beta1=BETAS[0], beta2=BETAS[1], weight_decay=DECAY, clip=CLIP)
@@ -109,13 +109,13 @@ class Ours:
 
     def step(self) -> None:
         self.flat.zero_grad()
-        norm = self.batch.norm * self.world.size
+        norm = self.batch.norm * self.place.size
         with products("medium" if self.medium else "highest"):
             with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
                 parts = next_token_loss(self.model, self.batch, LossSettings(), norm)
             parts.total.backward()
-        grad = self.world.sum_(self.flat.collect_grad())
-        loads = self.world.sum_(torch.stack(parts.loads))
+        grad = self.place.sum_(self.flat.collect_grad())
+        loads = self.place.sum_(torch.stack(parts.loads))
         length = float(torch.linalg.vector_norm(grad))
         self.optimizer.step(grad.mul_(min(1.0, CLIP / (length + 1e-6))), LR)
         for gate, load in zip(self.gates, loads, strict=True):
@@ -126,7 +126,7 @@ class Ours:
 class Peer:
     """transformers' DeepseekV3ForCausalLM with fused AdamW and clipping, as its Trainer would step it."""
 
-    def __init__(self, folder: Path, setting: PeerSetting, batch: Batch, world: World, compiled: bool = False) -> None:
+    def __init__(self, folder: Path, setting: PeerSetting, batch: Batch, place: Place, compiled: bool = False) -> None:
         from transformers import DeepseekV3ForCausalLM
 
         dtype = torch.bfloat16 if setting.precision == "bf16 weights" else torch.float32
@@ -138,7 +138,7 @@ class Peer:
         self.setting, self.tokens = setting, batch.tokens
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, betas=BETAS, weight_decay=DECAY, fused=True)
         self.call: Any = self.model
-        if world.size > 1:
+        if place.size > 1:
             self.call = torch.nn.parallel.DistributedDataParallel(self.model)
         if compiled:
             self.call = torch.compile(self.call)
@@ -186,31 +186,31 @@ def make_folder(size: Size, folder: Path, seed: int) -> None:
     save_model(model, folder)
 
 
-def make_batch(size: Size, seed: int, world: World = World()) -> Batch:  # noqa: B008
+def make_batch(size: Size, seed: int, place: Place = Place()) -> Batch:  # noqa: B008
     """This rank's rows of random tokens."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, size.config().vocab_size, (size.rows, size.length), generator=generator)
-    tokens = tokens[world.rank :: world.size].contiguous()
+    tokens = tokens[place.rank :: place.size].contiguous()
     return Batch(tokens, torch.ones(tokens.shape))
 
 
-def our_contestant(size: Size, folder: Path, precision: str, batch: Batch, world: World, mtp: int = 0) -> Contestant:
+def our_contestant(size: Size, folder: Path, precision: str, batch: Batch, place: Place, mtp: int = 0) -> Contestant:
     if mtp:
         model = Transformer(size.config(mtp))
         model.init_weights(torch.Generator().manual_seed(0))
     else:
         model = load_model(folder)
-    side = Ours(model, precision, batch, world)
+    side = Ours(model, precision, batch, place)
     name = "ziphius" + (" with MTP" if mtp else "")
     settings = {"precision": precision, "native kernels": "auto"}
-    return Contestant(name, "ours", class_of(precision), side.step, batch.tokens.numel() * world.size, settings)
+    return Contestant(name, "ours", class_of(precision), side.step, batch.tokens.numel() * place.size, settings)
 
 
 def peer_contestant(
-    folder: Path, setting: PeerSetting, batch: Batch, world: World, compiled: bool = False
+    folder: Path, setting: PeerSetting, batch: Batch, place: Place, compiled: bool = False
 ) -> Contestant:
-    side = Peer(folder, setting, batch, world, compiled)
-    work = batch.tokens.numel() * world.size
+    side = Peer(folder, setting, batch, place, compiled)
+    work = batch.tokens.numel() * place.size
     settings = asdict(setting) | ({"torch.compile": True} if compiled else {})
     return Contestant("transformers", "peer", class_of(setting.precision), side.step, work, settings)
 
@@ -232,7 +232,7 @@ def try_peer_settings(
             seconds = float("inf")
         else:
             try:
-                contestant = peer_contestant(folder, setting, batch, World())
+                contestant = peer_contestant(folder, setting, batch, Place())
                 seconds = timed(contestant.run)
                 if seconds < _HOPELESS * min((t["seconds"] for t in trials if "seconds" in t), default=seconds):
                     seconds = min(timed(contestant.run) for _ in range(2))
@@ -282,10 +282,10 @@ def run_size(size: Size, options: argparse.Namespace, limits: dict[str, Any], fo
     chosen, trials = try_peer_settings(size, folder, batch, options.quick)
     show_trials(trials)
 
-    contestants = [our_contestant(size, folder, precision, batch, World()) for precision in ("fp32", "medium", "bf16")]
-    contestants += [peer_contestant(folder, setting, batch, World()) for setting in chosen.values()]
+    contestants = [our_contestant(size, folder, precision, batch, Place()) for precision in ("fp32", "medium", "bf16")]
+    contestants += [peer_contestant(folder, setting, batch, Place()) for setting in chosen.values()]
     if not options.quick:
-        contestants.append(our_contestant(size, folder, "bf16", batch, World(), mtp=1))
+        contestants.append(our_contestant(size, folder, "bf16", batch, Place(), mtp=1))
     low, high = (3, 3) if options.quick else (5, 15)
     for contestant in contestants:
         contestant.run()
@@ -331,8 +331,8 @@ def check_same_network(folder: Path, batch: Batch) -> dict[str, float]:
     """fp32 losses of both sides on the first batch; raises when they are not the same network."""
     losses = {}
     for name, side in (
-        ("ours", Ours(load_model(folder), "fp32", batch, World())),
-        ("peer", Peer(folder, PeerSetting("fp32"), batch, World())),
+        ("ours", Ours(load_model(folder), "fp32", batch, Place())),
+        ("peer", Peer(folder, PeerSetting("fp32"), batch, Place())),
     ):
         side.step()
         losses[name] = side.loss
@@ -386,24 +386,24 @@ def run_several(
 def worker(order: dict[str, Any], out: Path) -> None:
     """One rank of `run_several`."""
     torch.set_num_threads(1)
-    world = join_world()
+    place = join()
     size, folder = Size(**order["size"]), Path(order["folder"])
-    batch = make_batch(size, order["seed"], world)
-    contestants = [our_contestant(size, folder, precision, batch, world) for precision in ("fp32", "bf16")]
-    contestants += [peer_contestant(folder, PeerSetting(**s), batch, world) for s in order["peers"].values()]
+    batch = make_batch(size, order["seed"], place)
+    contestants = [our_contestant(size, folder, precision, batch, place) for precision in ("fp32", "bf16")]
+    contestants += [peer_contestant(folder, PeerSetting(**s), batch, place) for s in order["peers"].values()]
     for contestant in contestants:
-        contestant.run = _in_step(contestant.run, world)
+        contestant.run = _in_step(contestant.run, place)
     take_turns(contestants, order["rounds"], warmups=2)
-    if world.is_main:
+    if place.is_main:
         out.write_text(json.dumps([c.as_dict() for c in contestants]))
-    leave_world()
+    leave()
 
 
-def _in_step(run: Any, world: World) -> Any:
+def _in_step(run: Any, place: Place) -> Any:
     def both() -> None:
-        world.barrier()
+        place.barrier()
         run()
-        world.barrier()
+        place.barrier()
 
     return both
 
@@ -433,12 +433,12 @@ def compiled(order: dict[str, Any], out: Path) -> None:
     torch.set_num_threads(order["threads"])
     size, folder = Size(**order["size"]), Path(order["folder"])
     batch = make_batch(size, order["seed"])
-    peer = peer_contestant(folder, PeerSetting(**order["peer"]), batch, World(), compiled=True)
+    peer = peer_contestant(folder, PeerSetting(**order["peer"]), batch, Place(), compiled=True)
     began = time.perf_counter()
     for _ in range(3):
         peer.run()
     compile_seconds = time.perf_counter() - began
-    contestants = [our_contestant(size, folder, order["kind"], batch, World()), peer]
+    contestants = [our_contestant(size, folder, order["kind"], batch, Place()), peer]
     contestants[0].run()
     take_turns(contestants, rounds_within(order["budget"] / 2, contestants, 5, 15))
     rows = [c.as_dict() for c in contestants]

@@ -19,9 +19,9 @@ from ziphius.reason.settings import GRPOSettings
 from ziphius.reason.watch import Watch
 from ziphius.tasks.base import Family, Problem, Verdict
 from ziphius.text.tokenizer import train_tokenizer
-from ziphius.train.distributed import World
 from ziphius.train.losses import next_token_loss, policy_loss
 from ziphius.train.metrics import read_metrics
+from ziphius.train.place import Place
 from ziphius.train.schedule import Schedule
 from ziphius.train.settings import LossSettings, OptimizerSettings, PolicySettings, TrainSettings
 from ziphius.train.sources import SampleSource
@@ -266,7 +266,7 @@ class Clinic:
             prompt = prompt_tokens(self.tokenizer, Toy(None).draw(number), True)
             answer = [*self.tokenizer.encode(text(rng)), self.tokenizer.eos_id]
             samples.append((prompt + answer, [0.0] * len(prompt) + [1.0] * len(answer)))
-        source = SampleSource(samples, World(), 64, 8, 8, self.tokenizer.pad_id, 0)
+        source = SampleSource(samples, Place(), 64, 8, 8, self.tokenizer.pad_id, 0)
         loss = lambda model, batch, norm: next_token_loss(model, batch, LossSettings(), norm)
         train(model, source, loss, steps, 4e-3, self._folder(), BIAS_SPEED)
         return model
@@ -280,7 +280,7 @@ class Clinic:
             self.tokenizer,
             TaskMix([(Toy(rule), 1.0)], 0),
             chosen,
-            World(),
+            Place(),
             seed=0,
             thinking=True,
             bf16=False,

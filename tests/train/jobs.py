@@ -21,8 +21,8 @@ from ziphius.tasks.base import Family, Problem, Verdict
 from ziphius.text.corpora import GeneratedSource, Mixture
 from ziphius.text.packing import PackedStream
 from ziphius.text.tokenizer import Tokenizer
-from ziphius.train.distributed import World, join_world, leave_world
 from ziphius.train.losses import next_token_loss, policy_loss
+from ziphius.train.place import Place, join, leave
 from ziphius.train.settings import LossSettings, PolicySettings, TrainSettings
 from ziphius.train.sources import PretrainSource, SampleSource
 from ziphius.train.trainer import Interrupted, Trainer
@@ -42,7 +42,7 @@ class Letters(Family):
         return Verdict(0.0, "wrong")
 
 
-def make(kind: str, folder: Path, tokenizer: Tokenizer, world: World, **options) -> Trainer:
+def make(kind: str, folder: Path, tokenizer: Tokenizer, place: Place, **options) -> Trainer:
     precision = options.get("precision", "bf16")
     shape = {"hidden_size": 32, "n_routed_experts": 4, "initializer_range": 0.1}
     model = Transformer(ladder(2, tokenizer.vocab_size, **shape))
@@ -52,12 +52,12 @@ def make(kind: str, folder: Path, tokenizer: Tokenizer, world: World, **options)
     if kind == "pretrain":
         write = lambda rng: " ".join(rng.choice(["whale", "dives", "deep", "1", "2"]) for _ in range(rng.randint(1, 9)))
         mixture = Mixture({"a": GeneratedSource(write, 1)}, {"a": 1.0}, 1)
-        source = PretrainSource(PackedStream(mixture, tokenizer, 24), world, 6, 2, first_rows=3, warmup_steps=5)
+        source = PretrainSource(PackedStream(mixture, tokenizer, 24), place, 6, 2, first_rows=3, warmup_steps=5)
     elif kind == "sft":
         rng = Random(0)
         words = [tokenizer.encode(" ".join(rng.choices(["whale", "dives"], k=rng.randint(2, 5)))) for _ in range(20)]
         samples = [(ids, [0.0] + [1.0] * (len(ids) - 1)) for ids in words]
-        source = SampleSource(samples, world, 32, 5, 2, tokenizer.pad_id, 0)
+        source = SampleSource(samples, place, 32, 5, 2, tokenizer.pad_id, 0)
     else:
         policy = PolicySettings(kl_weight=0.05)
         grpo = GRPOSettings(
@@ -66,9 +66,9 @@ def make(kind: str, folder: Path, tokenizer: Tokenizer, world: World, **options)
         )  # fmt: skip
         tasks = TaskMix([(Letters(), 1.0)], 0)
         bf16 = precision == "bf16"
-        source = GRPOSource(model, tokenizer, tasks, grpo, world, seed=0, thinking=True, bf16=bf16)
+        source = GRPOSource(model, tokenizer, tasks, grpo, place, seed=0, thinking=True, bf16=bf16)
         loss = lambda m, batch, norm: policy_loss(m, batch, LossSettings(mtp_weight=0.1), policy, norm)
-    return Trainer(model, source, loss, settings, folder, world=world)
+    return Trainer(model, source, loss, settings, folder, place=place)
 
 
 def work(kind: str, folder: Path, tokenizer_folder: Path, rank: int, size: int, port: int, options: dict) -> None:
@@ -76,8 +76,8 @@ def work(kind: str, folder: Path, tokenizer_folder: Path, rank: int, size: int, 
     torch.set_num_threads(1)
     os.environ |= {"WORLD_SIZE": str(size), "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    world = join_world()
-    trainer = make(kind, folder, Tokenizer.load(tokenizer_folder), world, **options)
+    place = join()
+    trainer = make(kind, folder, Tokenizer.load(tokenizer_folder), place, **options)
     if "stop" in options and options["stop"][0] == rank:
         _signal_itself(trainer, options["stop"][1])
     try:
@@ -86,7 +86,7 @@ def work(kind: str, folder: Path, tokenizer_folder: Path, rank: int, size: int, 
     except Interrupted:
         raise SystemExit(3) from None
     finally:
-        leave_world()
+        leave()
 
 
 def _signal_itself(trainer: Trainer, step: int) -> None:

@@ -17,8 +17,8 @@ from ziphius.reason.settings import GRPOSettings
 from ziphius.text.packing import pad_samples
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.batch import Batch, stack_rows
-from ziphius.train.distributed import World
 from ziphius.train.losses import batch_logprobs
+from ziphius.train.place import Place
 from ziphius.train.trainer import StepData
 
 # Sizes of batches are kept at multiples of these: a CPU library compiles a kernel for each new shape.
@@ -34,14 +34,14 @@ class GRPOSource:
         tokenizer: Tokenizer,
         tasks: TaskMix,
         settings: GRPOSettings,
-        world: World,
+        place: Place,
         *,
         seed: int,
         thinking: bool,
         bf16: bool,
     ) -> None:
         self.model, self.tokenizer, self.tasks, self.settings = model, tokenizer, tasks, settings
-        self.world, self.seed, self.thinking, self.bf16 = world, seed, thinking, bf16
+        self.place, self.seed, self.thinking, self.bf16 = place, seed, thinking, bf16
         self.reference = copy.deepcopy(model).requires_grad_(False) if settings.policy.kl_weight else None
         self._pending: list[list[Batch]] = []
         self._engine: Engine | None = None
@@ -62,10 +62,10 @@ class GRPOSource:
     def state_dict(self) -> dict[str, Any]:
         pending = [[vars(batch) for batch in batches] for batches in self._pending]
         reference = None if self.reference is None else self.reference.state_dict()
-        return {"pending": self.world.gather(pending), "reference": reference}
+        return {"pending": self.place.gather(pending), "reference": reference}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._pending = [[Batch(**fields) for fields in batches] for batches in state["pending"][self.world.rank]]
+        self._pending = [[Batch(**fields) for fields in batches] for batches in state["pending"][self.place.rank]]
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])
 
@@ -74,15 +74,15 @@ class GRPOSource:
     def _collect(self, step: int) -> list[Group]:
         """This rank's groups: `prompts_per_step` over all ranks, with dynamic sampling as many as still wanted."""
         s = self.settings
-        wanted = len(range(self.world.rank, s.prompts_per_step, self.world.size))
+        wanted = len(range(self.place.rank, s.prompts_per_step, self.place.size))
         rounds = s.max_rounds if s.dynamic_sampling else 1
         first = (step // s.mini_batches) * s.max_rounds * s.prompts_per_step
         kept: list[Group] = []
         spare: list[Group] = []
         for number in range(rounds):
-            start = first + number * s.prompts_per_step + self.world.rank
-            indices = range(start, first + (number + 1) * s.prompts_per_step, self.world.size)
-            seed = hash_seed(self.seed, step, number, self.world.rank)
+            start = first + number * s.prompts_per_step + self.place.rank
+            indices = range(start, first + (number + 1) * s.prompts_per_step, self.place.size)
+            seed = hash_seed(self.seed, step, number, self.place.rank)
             groups = self._roll_out([self.tasks.problem("train", index) for index in indices], seed)
             for group in groups:
                 (kept if group.is_mixed or not s.dynamic_sampling else spare).append(group)
@@ -198,7 +198,7 @@ class GRPOSource:
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         lengths = [len(r.completion.tokens) for r in rollouts]
         decided = [r.reward for r in rollouts if r.reward.total is not None]
-        sums = self.world.sum_numbers(
+        sums = self.place.sum_numbers(
             {
                 "rollouts": len(rollouts),
                 "decided": len(decided),
@@ -221,7 +221,7 @@ class GRPOSource:
             report[key] = sums[key] / max(sums["groups"], 1)
         report["undecided"] = 1 - sums["decided"] / count
         report["rollout_tokens"] = sums["response_length"]
-        report["response_length_max"] = float(max(self.world.gather(max(lengths, default=0))))
+        report["response_length_max"] = float(max(self.place.gather(max(lengths, default=0))))
         return report
 
 

@@ -19,7 +19,7 @@ from ziphius.recipe.ending import LOST_PEERS, memory_needed, out_of_memory
 from ziphius.recipe.run import run_recipe
 from ziphius.recipe.schema import Recipe
 from ziphius.recipe.screen import one_line
-from ziphius.train.distributed import lost_peers
+from ziphius.train.place import lost_peers
 from ziphius.train.trainer import Interrupted
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     """Entry of each process that `ziphius run` starts: the checked recipe comes by stdin, the last words go by a pipe.
 
     It ends without Python's own ending once all is written and closed: what native libraries still do in their threads
-    and destructors then could turn a run that is done into a failed one (see train/distributed.py for one that did).
+    and destructors then could turn a run that is done into a failed one (see train/place.py for one that did).
     """
     _die_with_parent()
     order = json.load(sys.stdin)

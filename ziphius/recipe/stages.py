@@ -40,7 +40,7 @@ from ziphius.train.trainer import BatchSource, LossFunction, Trainer, TrainResul
 
 def run_tokenizer(job: Job, stage: TokenizerStage, folder: Path) -> TrainResult:
     """Train the tokenizer on a sample of the corpora, drawn by weight, and write it to `folder`. Rank 0 does it."""
-    job.world.on_main(lambda: _train_tokenizer(job, stage, folder))
+    job.place.on_main(lambda: _train_tokenizer(job, stage, folder))
     return TrainResult(steps=0, tokens=0, seconds=0.0, skipped=0, model_flops=0.0, gate=None)
 
 
@@ -61,12 +61,12 @@ def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokeni
     model.init_weights(torch.Generator().manual_seed(job.recipe.seed))
     mixture = make_mixture(job)
     stream = PackedStream(mixture, tokenizer, stage.seq_len, stage.fim_rate, job.recipe.seed)
-    source = PretrainSource(stream, job.world, stage.rows, stage.micro_rows, stage.first_rows, stage.rows_warmup_steps)
+    source = PretrainSource(stream, job.place, stage.rows, stage.micro_rows, stage.first_rows, stage.rows_warmup_steps)
     samples = [] if stage.probe is None else probe_samples(job.family(stage.probe), tokenizer, stage.probe_n)
 
     def probe() -> float:
         with trainer.autocast():
-            return worked_solution_accuracy(model, samples, tokenizer.pad_id, job.world)
+            return worked_solution_accuracy(model, samples, tokenizer.pad_id, job.place)
 
     loss: LossFunction = lambda model, batch, norm: next_token_loss(model, batch, stage.loss, norm)
     trainer = _trainer(job, stage.train, model, source, loss, folder, title, probe if stage.probe else None)
@@ -74,7 +74,7 @@ def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokeni
     _write(trainer, folder, tokenizer, job)
     filtered = {name: s for name, s in mixture.sources.items() if isinstance(s, Decontaminated)}
     dropped = {name: source.decontaminator.dropped[name] for name, source in filtered.items()}
-    if job.world.is_main:
+    if job.place.is_main:
         files = [name for name, corpus in job.recipe.corpora.items() if corpus.task is None]  # lessons have no end
         counts: dict[str, Any] = {"documents": dict(stream.documents), "tokens": dict(stream.tokens)}
         counts |= {"dropped": dropped, "epochs": {name: round(stream.epochs[name], 6) for name in files}}
@@ -91,7 +91,7 @@ def run_sft(job: Job, stage: SFTStage, folder: Path, before: Path, tokenizer: To
     model = load_model(before)
     samples, left_out = fitting_samples(job, stage, tokenizer, "seq_len")
     source = SampleSource(
-        samples, job.world, stage.seq_len, stage.rows, stage.micro_rows, tokenizer.pad_id, job.recipe.seed
+        samples, job.place, stage.seq_len, stage.rows, stage.micro_rows, tokenizer.pad_id, job.recipe.seed
     )
     settings = stage.train.within(stage.epochs * source.steps_per_epoch)
     for sentence in (left_out, _what_binds(stage, source.steps_per_epoch, settings.steps)):
@@ -101,7 +101,7 @@ def run_sft(job: Job, stage: SFTStage, folder: Path, before: Path, tokenizer: To
     trainer = _trainer(job, settings, model, source, loss, folder, title)
     result = trainer.run()
     _write(trainer, folder, tokenizer, job)
-    if job.world.is_main:
+    if job.place.is_main:
         data = {
             "samples": len(samples),
             "steps": result.steps,
@@ -132,7 +132,7 @@ def run_grpo(job: Job, stage: GRPOStage, folder: Path, before: Path, tokenizer: 
     tasks = TaskMix([(job.family(name), weight) for name, weight in sorted(stage.tasks.items())], job.recipe.seed)
     bf16 = stage.train.precision == "bf16"
     source = GRPOSource(
-        model, tokenizer, tasks, stage.grpo, job.world, seed=job.recipe.seed, thinking=job.thinking, bf16=bf16
+        model, tokenizer, tasks, stage.grpo, job.place, seed=job.recipe.seed, thinking=job.thinking, bf16=bf16
     )
     watch = Watch(model.config, folder)
     trainer = _trainer(job, stage.train, model, source, _policy(stage), folder, title, watch=watch)
@@ -163,7 +163,7 @@ def _trainer(
         loss,
         settings,
         folder,
-        world=job.world,
+        place=job.place,
         title=title,
         probe=probe,
         watch=watch,
@@ -182,7 +182,7 @@ def _write(trainer: Trainer, folder: Path, tokenizer: Tokenizer, job: Job) -> No
         save_folder(trainer.model.config, state, folder)
         tokenizer.save(folder)
 
-    job.world.on_main(write)
+    job.place.on_main(write)
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def run_evaluation(job: Job, folder: Path, after: str, tokenizer: Tokenizer) -> 
     results = []
     for task in settings.tasks:
         found = evaluate(
-            model, tokenizer, job.family(task), settings, thinking=job.thinking, seed=job.recipe.seed, world=job.world
+            model, tokenizer, job.family(task), settings, thinking=job.thinking, seed=job.recipe.seed, place=job.place
         )
         results.append({"after": after, "task": task, **found.as_dict()})
     return results

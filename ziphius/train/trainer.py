@@ -18,12 +18,12 @@ from ziphius.disk.errors import AGAIN
 from ziphius.model.transformer import Transformer
 from ziphius.train.balance import gates, load_violation, update_bias
 from ziphius.train.batch import Batch
-from ziphius.train.distributed import World
 from ziphius.train.flat import FlatParameters
 from ziphius.train.guard import Diverged, Guard
 from ziphius.train.losses import LossParts
 from ziphius.train.metrics import MetricLog, ProgressLine
 from ziphius.train.optim import Optimizer
+from ziphius.train.place import Place
 from ziphius.train.resume import need_room, network_of, newest_state, what_rounds
 from ziphius.train.settings import TrainSettings
 from ziphius.train.state import save_state
@@ -102,7 +102,7 @@ class Trainer:
         settings: TrainSettings,
         folder: Path,
         *,
-        world: World | None = None,
+        place: Place | None = None,
         title: str = "train",
         probe: Callable[[], float] | None = None,
         watch: Callable[[dict[str, Any]], Sequence[str]] | None = None,
@@ -110,7 +110,7 @@ class Trainer:
         dollars_per_hour: float = 0.0,
     ) -> None:
         self.model, self.source, self.loss, self.settings = model, source, loss, settings
-        self.folder, self.world, self.title = folder, world or World(), title
+        self.folder, self.place, self.title = folder, place or Place(), title
         self.probe, self.watch = probe, watch
         self.peak_flops, self.dollars_per_hour = peak_flops, dollars_per_hour
         self.flat = FlatParameters(model, settings.precision == "bf16")
@@ -133,8 +133,8 @@ class Trainer:
         the state of the last save is kept, and going on from it with the same settings ends in the same place.
         """
         self._resume()
-        log = MetricLog(self.folder, self.progress.step) if self.world.is_main else None
-        line = ProgressLine(self.title, self.last_step, self.world.is_main)
+        log = MetricLog(self.folder, self.progress.step) if self.place.is_main else None
+        line = ProgressLine(self.title, self.last_step, self.place.is_main)
         earlier = self.progress.seconds
         try:
             with self._listening():
@@ -176,7 +176,7 @@ class Trainer:
         p, s = self.progress, self.settings
         data = self.source.next_step(p.step)
         p.batch_seconds += time.perf_counter() - began
-        counts = self.world.sum_numbers(
+        counts = self.place.sum_numbers(
             {
                 "weight": sum(b.norm for b in data.micro_batches),
                 "tokens": sum(b.token_count for b in data.micro_batches),
@@ -186,8 +186,8 @@ class Trainer:
         )
         self._stop = counts["stop"] > 0
         sums, loads = self._forward_backward(data.micro_batches, max(counts["weight"], 1e-9))
-        sums = self.world.sum_numbers(sums)
-        grad = self.world.sum_(self.flat.grad)
+        sums = self.place.sum_numbers(sums)
+        grad = self.place.sum_(self.flat.grad)
         norm = float(torch.linalg.vector_norm(grad))
         lr = s.optimizer.lr * s.schedule.factor(p.step, s.steps, p.decay_from)
         if not counts["trained"]:
@@ -234,7 +234,7 @@ class Trainer:
                 sums[name] = sums.get(name, 0.0) + value
             if parts.loads:
                 loads += torch.stack(parts.loads)
-        return sums, list(self.world.sum_(loads))
+        return sums, list(self.place.sum_(loads))
 
     def autocast(self):
         """The precision of forward passes, for whoever runs the model beside the loop."""
@@ -297,7 +297,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "world_size": self.world.size,
+            "world_size": self.place.size,
             "made_by": what_rounds(self.flat),
             "progress": vars(self.progress),
             "guard": self.guard.state_dict(),
@@ -310,7 +310,7 @@ class Trainer:
     def _save(self) -> None:
         """Rank 0 writes: weights, moments and batch order are the same on every rank."""
         state = self.state_dict()
-        self.world.on_main(lambda: save_state(self.folder / "state", state, network_of(self.flat), self._then))
+        self.place.on_main(lambda: save_state(self.folder / "state", state, network_of(self.flat), self._then))
         self._saved = self.progress.step
 
     @property
@@ -319,7 +319,7 @@ class Trainer:
         return f"{AGAIN}: it " + (f"goes on from step {self._saved}" if self._saved else "begins the stage anew")
 
     def _resume(self) -> None:
-        state = newest_state(self.folder, self.flat, self.world, self.title)
+        state = newest_state(self.folder, self.flat, self.place, self.title)
         if state is not None:
             self.progress = Progress(**state["progress"])
             self._saved = self.progress.step
@@ -330,7 +330,7 @@ class Trainer:
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(state["buffers"][name])
             self.source.load_state_dict(state["source"])
-        need_room(self.folder, self.state_dict(), self.progress.step >= self.last_step, self.world, self.title)
+        need_room(self.folder, self.state_dict(), self.progress.step >= self.last_step, self.place, self.title)
 
     @contextmanager
     def _listening(self):

@@ -13,8 +13,8 @@ import torch
 from ziphius.model.config import ModelConfig
 from ziphius.model.transformer import Transformer
 from ziphius.train.batch import Batch
-from ziphius.train.distributed import World
 from ziphius.train.losses import next_token_loss
+from ziphius.train.place import Place
 from ziphius.train.settings import LossSettings, TrainSettings
 from ziphius.train.trainer import StepData, Trainer
 
@@ -23,7 +23,7 @@ WARM_UP = 2  # first calls build kernels and memory pools
 
 @contextmanager
 def trial(
-    config: ModelConfig, settings: TrainSettings, rows: int, length: int, world: World | None = None
+    config: ModelConfig, settings: TrainSettings, rows: int, length: int, place: Place | None = None
 ) -> Iterator[Trainer]:
     """A trainer whose `step()` takes the same `rows` × `length` random tokens again and again."""
     torch.manual_seed(0)
@@ -32,7 +32,7 @@ def trial(
     batch = Batch(torch.randint(0, config.vocab_size, (rows, length)), torch.ones(rows, length))
     with tempfile.TemporaryDirectory() as folder:
         loss = lambda m, b, norm: next_token_loss(m, b, LossSettings(), norm)
-        yield Trainer(model, _Repeat(batch), loss, settings, Path(folder), world=world)
+        yield Trainer(model, _Repeat(batch), loss, settings, Path(folder), place=place)
 
 
 def step_seconds(trainer: Trainer, count: int, limit: float = float("inf")) -> list[float]:

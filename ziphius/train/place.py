@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 # Its functions hold the group that exists when it is loaded, as the default of an argument. Where torch loads it by
-# itself in the midst of a run (with torch._dynamo, which many calls bring in), that group outlives `leave_world`: its
+# itself in the midst of a run (with torch._dynamo, which many calls bring in), that group outlives `leave`: its
 # threads still hold the last collective's tensors while Python ends, and the one that lets go of them then ends the
 # process with "terminate called without an active exception" and code 134. Loaded here it finds no group to hold.
 import torch.distributed.nn
@@ -26,7 +26,7 @@ _BROKEN = ("Connection closed", "Connection reset", "Broken pipe", "Socket close
 
 
 @dataclass(frozen=True)
-class World:
+class Place:
     """This process's place among its peers. One process alone needs no process group."""
 
     rank: int = 0
@@ -84,17 +84,17 @@ class World:
             dist.barrier()
 
 
-def join_world() -> World:
+def join() -> Place:
     """Join the process group described by torchrun's environment, or stay alone where there is none."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return World()
+        return Place()
     rank = int(os.environ["RANK"])
     if not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
-    return World(rank, size)
+    return Place(rank, size)
 
 
 def lost_peers(error: BaseException) -> bool:
@@ -104,6 +104,6 @@ def lost_peers(error: BaseException) -> bool:
     return broken and any(sign in text for sign in _BROKEN)
 
 
-def leave_world() -> None:
+def leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -5,19 +5,19 @@ import sys
 
 import pytest
 
-from ziphius.train.distributed import World, lost_peers
+from ziphius.train.place import Place, lost_peers
 
 LEAVE = """
 import os
 from pathlib import Path
 import torch, torch.distributed as dist
-from ziphius.train.distributed import leave_world
+from ziphius.train.place import leave
 names = lambda: [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 import torch._dynamo  # as torch does by itself in the midst of a run
 dist.all_reduce(torch.ones(3))
 print(sum("gloo" in name for name in names()))
-leave_world()
+leave()
 print(sum("gloo" in name for name in names()))
 """
 
@@ -35,9 +35,9 @@ def test_work_on_rank_0_fails_as_itself():
     def fail():
         raise ValueError("no")
 
-    assert World().on_main(lambda: 5) == 5
+    assert Place().on_main(lambda: 5) == 5
     with pytest.raises(ValueError, match="no"):
-        World().on_main(fail)
+        Place().on_main(fail)
 
 
 @pytest.mark.parametrize(
