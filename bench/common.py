@@ -48,20 +48,22 @@ console = Console(width=None if os.isatty(1) else 150)
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
-def arguments(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the flags that all benchmarks know."""
+def arguments(description: str | None, device: str | None = None) -> argparse.ArgumentParser:
+    """A parser with the flags that all benchmarks know; `device`: the default of `--device`, where there is one."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny sizes and few rounds: does it run at all")
     parser.add_argument("--machine", default=None, help="name in the result file (default: CPU and cores)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="cores to use (default: all)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, or cuda:1 for one of several")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result file")
+    if device is not None:
+        parser.add_argument("--device", default=device, help="auto, cpu, cuda, or cuda:1 for one of several")
     return parser
 
 
 def place_of(options: argparse.Namespace) -> Place:
-    """Where this process computes, by `--device`."""
-    return join(options.device)
+    """Where this process computes, by `--device`; on the CPU for a benchmark without it."""
+    return join(getattr(options, "device", "cpu"))
 
 
 # --- taking turns ----------------------------------------------------------------------------------------------------
@@ -250,9 +252,9 @@ def versions() -> dict[str, str | None]:
 
 
 def result_path(name: str, options: argparse.Namespace, suffix: str = ".json") -> Path:
-    """bench/results/NAME-MACHINE.json; quick runs never overwrite full ones."""
+    """NAME-MACHINE.json in bench/results, or in `--results`; quick runs never overwrite full ones."""
     quick = "-quick" if options.quick else ""
-    return RESULTS / f"{name}-{options.machine or machine_name(place_of(options))}{quick}{suffix}"
+    return options.results / f"{name}-{options.machine or machine_name(place_of(options))}{quick}{suffix}"
 
 
 def write_results(name: str, options: argparse.Namespace, content: dict[str, Any]) -> Path:

@@ -651,7 +651,7 @@ def copy_without_mtp(source: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, device="auto")
     parser.add_argument("--model", type=Path, default=None, help="time on this folder in place of random weights")
     parser.add_argument("--rounds", type=int, default=0, help="timed rounds (default 7, quick 2)")
     parser.add_argument("--curve", type=Path, default=None, metavar="FOLDER", help="learning curves from this folder")

@@ -442,7 +442,7 @@ def apart(order: dict[str, Any], out: Path) -> None:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, device="auto")
     parser.add_argument("--budget", type=float, default=15.0, help="seconds of timed rounds for each load and layout")
     parser.add_argument("--compile", action="store_true", help="also the peer with a compiled static cache")
     parser.add_argument("--compile-limit", type=float, default=900.0, help="seconds before a compile is given up")

@@ -246,12 +246,13 @@ def try_peer_settings(
         return seconds
 
     fastest: dict[str, tuple[float, PeerSetting]] = {}
-    experts_kinds = ("grouped_mm",) if quick else ("grouped_mm", "eager", "batched_mm")
+    experts_kinds = ("grouped_mm",) if quick or place.on_gpu else ("grouped_mm", "eager", "batched_mm")
     for precision in ("bf16 autocast", "bf16 weights") if place.on_gpu else PRECISIONS_OF_PEER:
         settings = [PeerSetting(precision, experts=experts) for experts in experts_kinds]
         ranked = [(attempt(setting), setting) for setting in settings]
-        other = PeerSetting(precision, "eager", min(ranked, key=lambda pair: pair[0])[1].experts)
-        ranked.append((attempt(other), other))
+        if not place.on_gpu:  # there nobody would take it
+            other = PeerSetting(precision, "eager", min(ranked, key=lambda pair: pair[0])[1].experts)
+            ranked.append((attempt(other), other))
         winner = min(ranked, key=lambda pair: pair[0])
         kind = class_of(precision, place)
         if kind not in fastest or winner[0] < fastest[kind][0]:
@@ -332,7 +333,8 @@ def run_size(size: Size, options: argparse.Namespace, limits: dict[str, Any], fo
 
 
 def check_same_network(folder: Path, batch: Batch, place: Place) -> dict[str, float]:
-    """fp32 losses of both sides on the first batch; raises when they are not the same network."""
+    """fp32 losses of both sides on the first row; raises when they are not the same network."""
+    batch = Batch(batch.tokens[:1], batch.weights[:1])
     losses = {}
     for name in ("ours", "peer"):  # one after the other: two of them may be more than a card holds
         ours = name == "ours"
@@ -469,7 +471,7 @@ def _child(flag: str, order: dict[str, Any], count: int, limit: float) -> tuple[
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, device="auto")
     parser.add_argument(
         "--sizes", nargs="+", default=None, help="of 1M 10M 30M 100M, on a GPU of 100M 1B (default: all)"
     )

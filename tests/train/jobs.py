@@ -46,7 +46,9 @@ def make(kind: str, folder: Path, tokenizer: Tokenizer, place: Place, **options)
     precision = options.get("precision", "bf16")
     shape = {"hidden_size": 32, "n_routed_experts": 4, "initializer_range": 0.1}
     model = new_model(ladder(2, tokenizer.vocab_size, **shape), 0, place)
-    settings = TrainSettings(steps=options.get("steps", STEPS), save_every=3, precision=precision, optimizer={"lr": 5e-3})
+    settings = TrainSettings(
+        steps=options.get("steps", STEPS), save_every=3, precision=precision, optimizer={"lr": 5e-3}
+    )
     loss = lambda m, batch, norm: next_token_loss(m, batch, LossSettings(), norm)
     if kind == "pretrain":
         write = lambda rng: " ".join(rng.choice(["whale", "dives", "deep", "1", "2"]) for _ in range(rng.randint(1, 9)))
