@@ -11,10 +11,10 @@ from ziphius.cost.flops import train_flops_per_token
 from ziphius.text.packing import pad_samples
 from ziphius.train.balance import load_violation
 from ziphius.train.batch import Batch, stack_rows
-from ziphius.train.distributed import World
 from ziphius.train.guard import SPIKE_HISTORY, Diverged, Guard
 from ziphius.train.losses import LossParts, next_token_loss
 from ziphius.train.metrics import read_metrics
+from ziphius.train.place import Place
 from ziphius.train.resume import network_of
 from ziphius.train.settings import LossSettings, TrainSettings
 from ziphius.train.sources import share_rows
@@ -377,7 +377,7 @@ def test_another_number_of_processes_is_refused(build, tmp_path):
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_ranks_share_every_row_once(size):
     rows = random_rows(4)
-    batches = [share_rows(rows, World(rank, size), 2, masked=False) for rank in range(size)]
+    batches = [share_rows(rows, Place(rank, size), 2, masked=False) for rank in range(size)]
     assert sum(batch.token_count for part in batches for batch in part) == 48
     assert sum(batch.norm for part in batches for batch in part) == 44
     assert all(part for part in batches)

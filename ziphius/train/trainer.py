@@ -18,12 +18,12 @@ from ziphius.disk.errors import AGAIN
 from ziphius.model.transformer import Transformer
 from ziphius.train.balance import gates, load_violation, update_bias
 from ziphius.train.batch import Batch
-from ziphius.train.distributed import World
 from ziphius.train.flat import FlatParameters
 from ziphius.train.guard import Diverged, Guard
 from ziphius.train.losses import LossParts
 from ziphius.train.metrics import MetricLog, ProgressLine
 from ziphius.train.optim import Optimizer
+from ziphius.train.place import Place
 from ziphius.train.resume import need_room, network_of, newest_state, what_rounds
 from ziphius.train.settings import TrainSettings
 from ziphius.train.state import save_state
@@ -35,7 +35,7 @@ class Interrupted(Exception):
 
 @dataclass
 class StepData:
-    """This rank's micro-batches of one step, and what their making had to report."""
+    """This rank's micro-batches of one step, in the processor's memory, and what their making had to report."""
 
     micro_batches: list[Batch]
     metrics: dict[str, float] = field(default_factory=dict)
@@ -89,6 +89,8 @@ class Progress:
 class Trainer:
     """Runs `settings.steps` updates of `model` on the batches of `source`, resumable at every save to the same bits.
 
+    `model` is on the device of `place`, which the batches are put on; the precision is that of the `settings`.
+
     `probe`, where given with `settings.gate_target`, measures the skill every `gate_every` steps; once it reaches the
     target a `wsd` schedule begins its decay and the stage ends after it, other schedules end at once. `watch` sees
     every step's row of metrics and returns what is to be said of it.
@@ -102,7 +104,7 @@ class Trainer:
         settings: TrainSettings,
         folder: Path,
         *,
-        world: World | None = None,
+        place: Place | None = None,
         title: str = "train",
         probe: Callable[[], float] | None = None,
         watch: Callable[[dict[str, Any]], Sequence[str]] | None = None,
@@ -110,7 +112,8 @@ class Trainer:
         dollars_per_hour: float = 0.0,
     ) -> None:
         self.model, self.source, self.loss, self.settings = model, source, loss, settings
-        self.folder, self.world, self.title = folder, world or World(), title
+        self.folder, self.title = folder, title
+        self.place = (place or Place()).computing(settings.precision)
         self.probe, self.watch = probe, watch
         self.peak_flops, self.dollars_per_hour = peak_flops, dollars_per_hour
         self.flat = FlatParameters(model, settings.precision == "bf16")
@@ -133,8 +136,8 @@ class Trainer:
         the state of the last save is kept, and going on from it with the same settings ends in the same place.
         """
         self._resume()
-        log = MetricLog(self.folder, self.progress.step) if self.world.is_main else None
-        line = ProgressLine(self.title, self.last_step, self.world.is_main)
+        log = MetricLog(self.folder, self.progress.step) if self.place.is_main else None
+        line = ProgressLine(self.title, self.last_step, self.place.is_main)
         earlier = self.progress.seconds
         try:
             with self._listening():
@@ -176,7 +179,7 @@ class Trainer:
         p, s = self.progress, self.settings
         data = self.source.next_step(p.step)
         p.batch_seconds += time.perf_counter() - began
-        counts = self.world.sum_numbers(
+        counts = self.place.sum_numbers(
             {
                 "weight": sum(b.norm for b in data.micro_batches),
                 "tokens": sum(b.token_count for b in data.micro_batches),
@@ -186,8 +189,8 @@ class Trainer:
         )
         self._stop = counts["stop"] > 0
         sums, loads = self._forward_backward(data.micro_batches, max(counts["weight"], 1e-9))
-        sums = self.world.sum_numbers(sums)
-        grad = self.world.sum_(self.flat.grad)
+        sums = self.place.sum_numbers(sums)
+        grad = self.place.sum_(self.flat.grad)
         norm = float(torch.linalg.vector_norm(grad))
         lr = s.optimizer.lr * s.schedule.factor(p.step, s.steps, p.decay_from)
         if not counts["trained"]:
@@ -224,9 +227,9 @@ class Trainer:
         self.flat.zero_grad()
         sums: dict[str, float] = {}
         experts = 0 if self.model.config.routing is None else self.model.config.routing.experts
-        loads = torch.zeros(len(self.gates), experts, dtype=torch.int64, device=self.flat.master.device)
-        for batch in batches:
-            with self.autocast():
+        loads = torch.zeros(len(self.gates), experts, dtype=torch.int64, device=self.place.device)
+        for batch in [self.place.put(batch) for batch in batches]:
+            with self.place.autocast():
                 parts = self.loss(self.model, batch, norm)
             parts.total.backward()
             self.flat.collect_grad()
@@ -234,12 +237,7 @@ class Trainer:
                 sums[name] = sums.get(name, 0.0) + value
             if parts.loads:
                 loads += torch.stack(parts.loads)
-        return sums, list(self.world.sum_(loads))
-
-    def autocast(self):
-        """The precision of forward passes, for whoever runs the model beside the loop."""
-        on = self.settings.precision == "bf16"
-        return torch.autocast(self.flat.master.device.type, torch.bfloat16, enabled=on)
+        return sums, list(self.place.sum_(loads))
 
     def _complaint(self, finished: bool) -> str | None:
         """Why the stage must not go on, or must not end as if it were well: alike on every rank."""
@@ -298,8 +296,8 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "world_size": self.world.size,
-            "made_by": what_rounds(self.flat),
+            "world_size": self.place.size,
+            "made_by": what_rounds(self.place),
             "progress": vars(self.progress),
             "guard": self.guard.state_dict(),
             "master": self.flat.master,
@@ -311,7 +309,7 @@ class Trainer:
     def _save(self) -> None:
         """Rank 0 writes: weights, moments and batch order are the same on every rank."""
         state = self.state_dict()
-        self.world.on_main(lambda: save_state(self.folder / "state", state, network_of(self.flat), self._then))
+        self.place.on_main(lambda: save_state(self.folder / "state", state, network_of(self.flat), self._then))
         self._saved = self.progress.step
 
     @property
@@ -320,7 +318,7 @@ class Trainer:
         return f"{AGAIN}: it " + (f"goes on from step {self._saved}" if self._saved else "begins the stage anew")
 
     def _resume(self) -> None:
-        state = newest_state(self.folder, self.flat, self.world, self.title)
+        state = newest_state(self.folder, self.flat, self.place, self.title)
         if state is not None:
             self.progress = Progress(**state["progress"])
             self._saved = self.progress.step
@@ -331,7 +329,7 @@ class Trainer:
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(state["buffers"][name])
             self.source.load_state_dict(state["source"])
-        need_room(self.folder, self.state_dict(), self.progress.step >= self.last_step, self.world, self.title)
+        need_room(self.folder, self.state_dict(), self.progress.step >= self.last_step, self.place, self.title)
 
     @contextmanager
     def _listening(self):
