@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ziphius.cost.energy import EnergyMeter
 from ziphius.cost.ledger import LedgerRow, write_rows
 from ziphius.disk.checksum import crc32_of
 from ziphius.ledger.clock import Clock
-from ziphius.ledger.folder import DONE, EVALUATION, LISTED, evaluation_key, read_json, stage_key, write_json
+from ziphius.ledger.folder import DONE, EVALUATION, LISTED, SAMPLES, evaluation_key, read_json, stage_key, write_json
 from ziphius.recipe import stages as work
 from ziphius.recipe.bills import bill, devices_of, measured_energy, stage_energy
 from ziphius.recipe.digests import Digests
@@ -31,7 +32,7 @@ from ziphius.recipe.plan import plan_stages
 from ziphius.recipe.schema import GRPOStage, PretrainStage, Recipe, RecipeError, SFTStage, Stage, TokenizerStage
 from ziphius.recipe.screen import undecided_answers
 from ziphius.recipe.summary import summarise
-from ziphius.recipe.texts import files_unread, not_held_out
+from ziphius.recipe.texts import files_unread, not_held_out, reads_files
 from ziphius.report import write_report
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.choose import processes_are_faster
@@ -141,7 +142,7 @@ def _run_part(
     device, devices = devices_of(world)
     about = {"device": device, "devices": devices, "dollars_per_hour": recipe.price.dollars_per_hour}
     clock = Clock(run if world.is_main else None, about, began)
-    job = Job(recipe, world, thinking=bases is None, peak_flops=peaks, clock=clock)
+    job = Job(recipe, world, thinking=bases is None, peak_flops=peaks, clock=clock, cache=run / SAMPLES)
     try:
         return _run_stages(job, run, until, digests, bases or {})
     finally:
@@ -151,7 +152,8 @@ def _run_part(
 def _run_stages(job: Job, run: Path, until: str | None, digests: Digests, bases: dict[str, Place]) -> dict[str, Place]:
     """Every stage up to `until`; later ones are taken up where they are finished, and not run."""
     tokenizer: Tokenizer | None = None
-    previous, before, base, running = "", Path(), Path(), True
+    previous, before, running = "", Path(), True
+    texts: list[Path] = []  # folders of the stages that learned from files
     listed: list[str] = []
     made: dict[str, Place] = {}
     for number, (name, stage) in enumerate(job.recipe.stages.items(), start=1):
@@ -163,9 +165,11 @@ def _run_stages(job: Job, run: Path, until: str | None, digests: Digests, bases:
             listed.append(place.folder.name)
             job.world.on_main(lambda: write_json(run / LISTED, listed))
             _run_stage(job, name, stage, place, before, tokenizer)
-            if running and isinstance(stage, SFTStage | GRPOStage) and job.recipe.evaluation.tasks:
-                assert tokenizer is not None
-                _evaluate(job, name, place, tokenizer, digests, base)
+        if reads_files(job.recipe, stage):
+            texts.append(place.folder)
+        if running and isinstance(stage, SFTStage | GRPOStage) and job.recipe.evaluation.tasks:
+            assert tokenizer is not None
+            _evaluate(job, name, place, tokenizer, digests, texts)
         if isinstance(stage, TokenizerStage):
             tokenizer = Tokenizer.load(place.folder)
             previous = tokenizer.digest
@@ -173,7 +177,6 @@ def _run_stages(job: Job, run: Path, until: str | None, digests: Digests, bases:
             previous = place.of.print
         if isinstance(stage, TokenizerStage | PretrainStage):
             made[name] = place
-            base = place.folder
         before, running = place.folder, running and name != until
     return made
 
@@ -235,10 +238,12 @@ def _refuse_damage(folder: Path) -> None:
             )
 
 
-def _evaluate(job: Job, name: str, place: Place, tokenizer: Tokenizer, digests: Digests, base: Path) -> None:
+def _evaluate(
+    job: Job, name: str, place: Place, tokenizer: Tokenizer, digests: Digests, texts: list[Path]
+) -> None:
     """Ask the recipe's problems, unless the folder holds what they gave, and write what was found with its bill.
 
-    `base`: the folder of the pretraining that the stage began from.
+    `texts`: the folders of the stages that the model has learned from files in.
     """
 
     def find() -> tuple[Identity, bool, str]:
@@ -250,11 +255,13 @@ def _evaluate(job: Job, name: str, place: Place, tokenizer: Tokenizer, digests: 
         return
     title = _title(job, name)
     job.say(f"{title}: asking {job.recipe.evaluation.n} held-out problems" + (f" again ({why})" if why else ""))
-    if unheld := job.world.on_main(lambda: not_held_out(job, base)):
-        job.say(
-            f"{title}: {unheld} of the questions are others than {base.name}'s text was kept free of; under another "
-            "--name the text is held to these"
-        )
+    counts = {folder.name: job.world.on_main(partial(not_held_out, job, folder)) for folder in texts}
+    for text, unheld in counts.items():
+        if unheld:
+            job.say(
+                f"{title}: {unheld} of the questions are others than {text}'s text was kept free of; under another "
+                "--name the text is held to these"
+            )
     with job.clock.during(evaluation_key(place.folder, of.print)):
         began = time.perf_counter()
         with EnergyMeter(None if job.world.is_main else []) as meter:
@@ -262,7 +269,7 @@ def _evaluate(job: Job, name: str, place: Place, tokenizer: Tokenizer, digests: 
         row = bill(job.world, f"evaluate {name}", "evaluation", time.perf_counter() - began)
         row.energy_kwh = meter.kwh
         row.priced(job.recipe.price.dollars_per_hour)
-        written = {"of": of.as_dict(), "bill": asdict(row), "results": found, "not_held_out": unheld}
+        written = {"of": of.as_dict(), "bill": asdict(row), "results": found, "not_held_out": max(counts.values(), default=0)}
         job.world.on_main(lambda: write_json(place.folder / EVALUATION, written))
     for entry in found:
         undecided = undecided_answers(entry)
