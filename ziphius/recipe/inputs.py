@@ -76,6 +76,7 @@ def chat_samples(
     Raises:
         ValueError: a malformed row, or one that the chat template refuses (file:line, what and the mend).
     """
+    counts.update(conversations=0, empty=0, contaminated=0)
     forms: dict[str, list[str]] = {}
     for path in map(Path, paths):
         forms.setdefault(form_name(path) or "nothing", []).append(path.name)

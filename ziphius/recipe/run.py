@@ -256,10 +256,10 @@ def _evaluate(
     title = _title(job, name)
     job.say(f"{title}: asking {job.recipe.evaluation.n} held-out problems" + (f" again ({why})" if why else ""))
     counts = {folder.name: job.world.on_main(partial(not_held_out, job, folder)) for folder in texts}
-    for text, unheld in counts.items():
-        if unheld:
+    for text, count in counts.items():
+        if count:
             job.say(
-                f"{title}: {unheld} of the questions are others than {text}'s text was kept free of; under another "
+                f"{title}: {count} of the questions are others than {text}'s text was kept free of; under another "
                 "--name the text is held to these"
             )
     with job.clock.during(evaluation_key(place.folder, of.print)):
@@ -269,7 +269,8 @@ def _evaluate(
         row = bill(job.world, f"evaluate {name}", "evaluation", time.perf_counter() - began)
         row.energy_kwh = meter.kwh
         row.priced(job.recipe.price.dollars_per_hour)
-        written = {"of": of.as_dict(), "bill": asdict(row), "results": found, "not_held_out": max(counts.values(), default=0)}
+        unheld = max(counts.values(), default=0)
+        written = {"of": of.as_dict(), "bill": asdict(row), "results": found, "not_held_out": unheld}
         job.world.on_main(lambda: write_json(place.folder / EVALUATION, written))
     for entry in found:
         undecided = undecided_answers(entry)

@@ -87,7 +87,7 @@ def _made(job: Job, stage: SFTStage, tokenizer: Tokenizer, key: str) -> Path:
             for sample, place in _samples(job, stage, tokenizer, questions, counts, say):
                 if fitted.keep(sample, place):
                     store.add(fitted.cut(sample))
-        counts |= fitted.counts
+        counts.update(fitted.counts)
         say += [*_left_out(counts), *fitted.say()]
         if not counts["samples"]:
             raise RecipeError(f"{key.rpartition('.')[0]}: {'; '.join([*say, fitted.refusal()])}")

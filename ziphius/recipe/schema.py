@@ -92,7 +92,8 @@ class CorpusSettings(_Strict):
     """Training text: files, or the lessons that a task's family writes.
 
     `path`: .txt, .md, .jsonl or .parquet files (plain, .gz, .bz2, .zst, .xz), folders of them, or patterns such as
-    `books/*.txt`, relative to where the run is started. `documents`: what a document is in a text file. `field`: where the text is in .jsonl and .parquet.
+    `books/*.txt`, relative to where the run is started. `documents`: what a document is in a text file. `field`: where
+    the text is in .jsonl and .parquet.
     """
 
     path: str | list[str] | None = None
@@ -163,8 +164,10 @@ class SFTStage(_Strict):
 
     `path`: .jsonl, .json or .parquet files (plain, .gz, .bz2, .zst, .xz), folders of them, or patterns. Their rows are
     of one of the forms in `text/forms`, known by a file's first row: `messages`, ShareGPT, `prompt` with `completion`
-    or `response`, Alpaca. All that the assistant says is trained on, and nothing else. `too_long`: what becomes of a
-    sample of more than `seq_len` tokens. The stage ends after `epochs`, in a new order each, or after `train.steps` where those are given and fewer.
+    or `response`, Alpaca. All that the assistant says is trained on, and nothing else.
+
+    `too_long`: what becomes of a sample of more than `seq_len` tokens. The stage ends after `epochs`, in a new order
+    each, or after `train.steps` where those are given and fewer.
     """
 
     kind: Literal["sft"]

@@ -20,7 +20,7 @@ from ziphius.text.files import PARQUET_BATCH, ROW, JsonLines, line_error, line_n
 from ziphius.text.paths import CHATS, kind_of
 
 _BLOCK = 1 << 20
-_BETWEEN = re.compile(r"[\s,]*")
+_BETWEEN = re.compile(r"[\s,\ufeff]*")
 
 
 def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
@@ -76,32 +76,37 @@ def _json(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
     """The objects of a list; also objects one after another, since JSON lines are often called so."""
     decode = json.JSONDecoder().raw_decode
     with open_bytes(path) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
-        held = _more(text, path, 0).lstrip("\ufeff")  # characters that are not yet rows, from the byte `place` on
-        place = at = 0
-        is_list = held.lstrip().startswith("[")
+        held, at = _more(text, path, 0), 0  # characters read, and how many of them are done with
+        place = 0  # the byte of held[at]
+        is_list, ended = held.lstrip("\ufeff \t\r\n").startswith("["), False
         if is_list:
             at = held.index("[") + 1
+            place = len(held[:at].encode())
         while True:
-            at = _BETWEEN.match(held, at).end()  # type: ignore[union-attr]
+            start = _BETWEEN.match(held, at).end()  # type: ignore[union-attr]
+            place, at = place + len(held[at:start].encode()), start
             if is_list and held[at : at + 1] == "]":
-                return
+                is_list, ended, place, at = False, True, place + 1, at + 1
+                continue
+            if ended and at < len(held):
+                raise line_error(path, place, "something stands behind the list; a .json file is one list of rows")
             try:
                 row, end = decode(held, at)
-            except ValueError as error:
-                place, held = place + len(held[:at].encode()), held[at:]
-                at = 0
-                more = _more(text, path, place) if _is_cut(error, held) else ""
-                if not more and not held and not is_list:
+            except json.JSONDecodeError as error:
+                held, at = held[at:], 0
+                cut = _is_cut(error, len(held) + start)
+                more = _more(text, path, place) if cut and len(held) < ROW else ""
+                if not (more or held or is_list):
                     return
-                if not more or len(held) > ROW:
-                    what = "the file ends inside it" if _is_cut(error, held) and not more else str(error)
+                if not more:
+                    what = "a row ends nowhere" if cut else str(error)
                     raise line_error(path, place, f"not JSON ({what}); a .json file is a list of rows") from None
                 held += more
                 continue
             if not isinstance(row, dict):
                 raise line_error(path, place, f"a JSON {type(row).__name__} where an object is needed")
-            yield row, place + len(held[:at].encode())
-            at = end
+            yield row, place
+            place, at = place + len(held[at:end].encode()), end
 
 
 def _more(text: io.TextIOWrapper, path: Path, place: int) -> str:
@@ -111,8 +116,8 @@ def _more(text: io.TextIOWrapper, path: Path, place: int) -> str:
         raise ValueError(f"{path}: not UTF-8 after byte {place} ({error.reason}); save it as UTF-8") from error
 
 
-def _is_cut(error: ValueError, held: str) -> bool:
-    """Whether JSON may be wrong only because what was read so far ends inside it."""
-    if isinstance(error, json.JSONDecodeError):
-        return error.msg.startswith("Unterminated string") or error.pos >= len(held) - 16
-    return False
+def _is_cut(error: json.JSONDecodeError, length: int) -> bool:
+    """Whether `length` characters may be wrong only because what was read so far ends inside a row."""
+    if error.msg.startswith("Invalid control character"):
+        return False
+    return error.msg.startswith("Unterminated string") or error.pos >= length - 16

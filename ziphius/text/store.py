@@ -27,11 +27,6 @@ class SampleStore(Sequence[Sample]):
             for name, dtype in ((_TOKENS, np.uint32), (_TRAINED, np.uint8))
         )
 
-    @staticmethod
-    def is_whole(folder: Path) -> bool:
-        """Whether `writing` came to its end in `folder`."""
-        return (folder / _ENDS).exists()
-
     @cached_property
     def lengths(self) -> np.ndarray:
         """The tokens of each sample, int64."""
@@ -72,10 +67,14 @@ def writing(folder: Path) -> Iterator[StoreWriter]:
 
     Raises DiskError where the disk refuses.
     """
-    with replacing(folder / _TOKENS) as tokens, replacing(folder / _TRAINED) as trained:
-        with tokens.open("wb") as first, trained.open("wb") as second:
-            writer = StoreWriter(first, second)
-            yield writer
+    with (
+        replacing(folder / _TOKENS) as tokens,
+        replacing(folder / _TRAINED) as trained,
+        tokens.open("wb") as first,
+        trained.open("wb") as second,
+    ):
+        writer = StoreWriter(first, second)
+        yield writer
     write_atomically(folder / _ENDS, lambda file: np.save(file, np.asarray(writer.ends, np.int64)))
 
 

@@ -33,5 +33,5 @@ def form_of(row: dict[str, Any]) -> Form:
     for form in FORMS:
         if all(key in row for key in form.keys):
             return form
-    known = "; ".join(f"{' and '.join(form.keys)} ({form.name})" for form in FORMS)
-    raise ValueError(f"the keys {sorted(row)} are those of no known form; a row needs {known}")
+    known = ", ".join("+".join(form.keys) for form in FORMS)
+    raise ValueError(f"the keys {sorted(row)} are those of no known form; a row needs one of {known}")
