@@ -41,7 +41,11 @@ def test_each_file_is_read_once_and_named(folder):
         ("books/a.txt", b"na\xefve", "corpora.books.path: books/a.txt:1: not UTF-8 at byte 2"),
         ("books/b.jsonl", b'{"text": "a"}\n{"body": "b"}', "corpora.books.path: books/b.jsonl:2: no string under"),
         ("books/c.parquet", b"none", "corpora.books.path: books/c.parquet is not a Parquet file"),
-        ("chats.jsonl", b'{"prompt": "a"}', "stages.cold_start.path: chats.jsonl:1: the keys ['prompt'] are those of no"),
+        (
+            "chats.jsonl",
+            b'{"prompt": "a"}',
+            "stages.cold_start.path: chats.jsonl:1: the keys ['prompt'] are those of no",
+        ),
         ("chats.jsonl", b"\n", "stages.cold_start.path: no text in chats.jsonl; give files with something in them"),
     ],
 )

@@ -89,7 +89,7 @@ def test_what_is_too_long_may_be_cut(job, tokenizer):
 def test_a_stage_without_a_sample_is_refused_before_any_training(job, tokenizer):
     with pytest.raises(RecipeError, match=r"^stages\.cold_start: .* none fits: raise .*seq_len to (\d+) at least"):
         look_ahead(job(ROWS[:2], "cold_start.seq_len=4"), tokenizer)
-    with pytest.raises(RecipeError, match="of 1 conversations 1 without .* left out; nothing is left to learn from"):
+    with pytest.raises(RecipeError, match=r"of 1 conversations 1 without .* left out; nothing is left to learn from"):
         look_ahead(job(ROWS[2:3]), tokenizer)
 
 

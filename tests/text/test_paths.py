@@ -45,7 +45,10 @@ def test_files_folders_and_patterns(books, paths, found):
     ("paths", "message"),
     [
         ("books/no.txt", "path: there is no file books/no.txt; correct it, relative to where `ziphius run` is started"),
-        ("books/*.parquet", r"path: books/\*\.parquet matches no file of the kinds \.txt, .*parquet, also .*; correct it"),
+        (
+            "books/*.parquet",
+            r"path: books/\*\.parquet matches no file of the kinds \.txt, .*parquet, also .*; correct it",
+        ),
         ("books/*.png", "matches no file of the kinds .* among its 1 files; correct it"),
         ("books/cover.png", r"books/cover\.png is none of the kinds that can be read \(\.txt, .*\); convert"),
         (["books/a.txt", "nothing/"], "there is no file nothing/"),

@@ -92,9 +92,7 @@ def chat_samples(
     say += [f"{_some(names)} hold{'s' * (len(names) == 1)} {form}" for form, names in forms.items()]
 
 
-def training_samples(
-    chat: Conversation, tokenizer: Tokenizer, thinking: bool = True, at: Where = str
-) -> list[Sample]:
+def training_samples(chat: Conversation, tokenizer: Tokenizer, thinking: bool = True, at: Where = str) -> list[Sample]:
     """A conversation in the tokenizer's chat template; ValueError, with where it stands, if that refuses it."""
     if not thinking:
         chat = chat.without_thinking()

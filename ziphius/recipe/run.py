@@ -238,9 +238,7 @@ def _refuse_damage(folder: Path) -> None:
             )
 
 
-def _evaluate(
-    job: Job, name: str, place: Place, tokenizer: Tokenizer, digests: Digests, texts: list[Path]
-) -> None:
+def _evaluate(job: Job, name: str, place: Place, tokenizer: Tokenizer, digests: Digests, texts: list[Path]) -> None:
     """Ask the recipe's problems, unless the folder holds what they gave, and write what was found with its bill.
 
     `texts`: the folders of the stages that the model has learned from files in.

@@ -1,9 +1,9 @@
 """How a file becomes documents: a reader yields (document, place after it) from a given place on.
 
-A place is an int: a byte offset in text and JSON lines (unpacked, where the file is compressed), a row in Parquet; 0 is
-the file's beginning. Reading again from a yielded place gives exactly the documents that would have followed. Nothing is
-read whole: a text longer than `PIECE` comes as several documents, cut at a line's end, and JSON rows above `ROW` are
-refused, so a file may have any size.
+A place is an int: a byte offset in text and JSON lines (of what it holds, where a file is compressed), a row in Parquet;
+0 is the file's beginning. Reading again from a yielded place gives exactly the documents that would have followed.
+Nothing is read whole: a text longer than `PIECE` comes as several documents, cut at a line's end, and JSON rows above
+`ROW` are refused, so a file may have any size.
 """
 
 import json

@@ -83,4 +83,3 @@ def lengths_of(samples: Sequence[Sample]) -> list[int]:
     if isinstance(samples, SampleStore):
         return samples.lengths.tolist()
     return [len(tokens) for tokens, _ in samples]
-
