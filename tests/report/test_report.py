@@ -181,7 +181,7 @@ def test_what_was_left_out_of_the_data_is_told(run):
     assert "left out of the data" not in read(run).text
     for stage, data in (
         ("02-pretrain", {"dropped": {"books": 1200, "lessons": 1}}),
-        ("03-cold_start", {"contaminated": 3, "empty": 0, "too_long": 0, "cut": 2}),
+        ("03-sft", {"contaminated": 3, "empty": 0, "too_long": 0, "cut": 2}),
     ):
         (run / "stages" / stage / "data.json").write_text(json.dumps(data))
     text = read(run).text

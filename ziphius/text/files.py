@@ -1,6 +1,6 @@
 """How a file becomes documents: a reader yields (document, place after it) from a given place on.
 
-A place is an int: a byte offset in text and JSON lines (of what it holds, where a file is compressed), a row in Parquet;
+A place is an int: a byte offset in text and JSON lines (unpacked, where a file is compressed), a row in Parquet;
 0 is the file's beginning. Reading again from a yielded place gives exactly the documents that would have followed.
 Nothing is read whole: a text longer than `PIECE` comes as several documents, cut at a line's end, and JSON rows above
 `ROW` are refused, so a file may have any size.
@@ -39,6 +39,9 @@ class FileReader(Reader, Protocol):
     def spans(self, path: Path, starts: list[int], length: int) -> list[tuple[int, int]]:
         """Where to read for a sample: (from, until) in places, for about `length` bytes at each byte offset."""
 
+    def starts(self, path: Path, step: int) -> list[int]:
+        """Places, 0 first, at which a document begins, about `step` bytes from each to the next."""
+
 
 class ByteReader(ABC):
     """What readers share whose places are byte offsets."""
@@ -67,6 +70,21 @@ class ByteReader(ABC):
                 if place < end and (not spans or place >= spans[-1][1]):
                     spans.append((place, max(start + length, place + 1)))
         return spans
+
+    def starts(self, path: Path, step: int) -> list[int]:
+        """The first after each multiple of `step`."""
+        found, end = [0], self.extent(path)
+        with open_bytes(path) as file:
+            for offset in range(step, end, step):
+                if found[-1] < (place := self._document_start(file, offset)) < end:
+                    found.append(place)
+        return found
+
+    def _document_start(self, file: IO[bytes], start: int) -> int:
+        """The first place from a byte offset on at which a document may begin; that of the file's end for none."""
+        file.seek(start - 1)
+        ahead = len(file.readline(PIECE))
+        return start - 1 + ahead if ahead < PIECE else self._line_start(file, start, PIECE)
 
     def _line_start(self, file: IO[bytes], start: int, nearby: int) -> int:
         file.seek(start - 1)
@@ -100,6 +118,15 @@ class TextLines(ByteReader):
 
 class TextParagraphs(ByteReader):
     """Each run of lines between blank lines is a document; one longer than `PIECE` is several."""
+
+    def _document_start(self, file: IO[bytes], start: int) -> int:
+        place = super()._document_start(file, start)
+        file.seek(place)
+        for line, _, end in _lines(file, place):
+            place = end
+            if not line.strip() or end > start + PIECE:
+                break
+        return place
 
     def documents(self, file: IO[bytes], path: Path, place: int) -> Iterator[tuple[str, int]]:
         paragraph: list[str] = []
@@ -187,6 +214,17 @@ class Parquet:
                 if inside and begin < rows:
                     spans.append((begin, begin + inside * each))
             return spans
+
+    def starts(self, path: Path, step: int) -> list[int]:
+        """Those of row groups, of which small ones stay together."""
+        found, size = [0], 0
+        with self._open(path) as file:
+            for first, group in self._groups(file):
+                if size >= step:
+                    found.append(first)
+                    size = 0
+                size += file.metadata.row_group(group).total_byte_size
+        return found
 
     def _open(self, path: Path) -> pq.ParquetFile:
         try:

@@ -19,6 +19,7 @@ class Span:
     reader: Reader
     begin: int
     end: int
+    size: int  # in bytes, about
 
     def __call__(self, path: Path, place: int) -> Iterator[tuple[str, int]]:
         place = max(place, self.begin)
@@ -76,5 +77,5 @@ def spread(files: Sequence[tuple[Path, FileReader]], size: int) -> list[tuple[Pa
             if is_compressed(path):
                 parts.append((path, Sieve(reader, starts[0], step, chunk)))
                 continue
-            parts += [(path, Span(reader, begin, end)) for begin, end in reader.spans(path, starts, chunk)]
+            parts += [(path, Span(reader, begin, end, chunk)) for begin, end in reader.spans(path, starts, chunk)]
     return parts
