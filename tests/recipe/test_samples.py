@@ -1,16 +1,21 @@
 import json
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ziphius.ledger.clock import Clock
 from ziphius.recipe.identity import stage_identity
-from ziphius.recipe.inputs import chat_samples
+from ziphius.recipe.inputs import chat_samples, training_samples
 from ziphius.recipe.job import Job
 from ziphius.recipe.samples import imitated, look_ahead
 from ziphius.recipe.schema import RecipeError, load_recipe
 from ziphius.text.decontaminate import Decontaminator
+from ziphius.text.forms.conversation import Conversation
+from ziphius.text.forms.registry import form_of
 from ziphius.text.tokenizer import train_tokenizer
 from ziphius.train.distributed import World
 
@@ -145,3 +150,48 @@ def test_several_files_and_forms_in_one_stage(job, tokenizer):
     found = cold_start(job(ROWS[:1], "cold_start.path=['*.jsonl', 'more']"), tokenizer)
     assert len(found.samples) == 3
     assert found.say == ["chats.jsonl holds prompt and response", "b.json, c.json hold Alpaca"]
+
+
+# --- what is trained on -----------------------------------------------------------------------------------------------
+
+WORDS = st.text(st.sampled_from("ab 2+3=鲸\n"), min_size=1, max_size=20).filter(lambda text: text.strip())
+THOUGHTS = WORDS.map(str.strip)
+TURN = st.tuples(WORDS, WORDS.map(lambda text: text.lstrip("\n")), st.none() | THOUGHTS)
+
+
+@given(system=st.none() | WORDS, turns=st.lists(TURN, min_size=1, max_size=4), thinking=st.booleans())
+def test_exactly_the_answers_are_trained_on(tokenizer, system, turns, thinking):
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    for question, answer, thought in turns:
+        messages += [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer} | ({"reasoning_content": thought} if thought else {}),
+        ]
+    samples = training_samples(Conversation(messages), tokenizer, thinking)
+    said = [tokenizer.decode(run) for tokens, weights in samples for run in trained_runs(tokens, weights)]
+    assert said == [
+        (f"{thought}\n</think>\n\n" if thought and thinking else "") + answer + "<｜end▁of▁sentence｜>"
+        for _, answer, thought in turns
+    ]
+    read = tokenizer.decode(samples[-1][0])
+    assert all(question in read for question, _, _ in turns)
+
+
+def trained_runs(tokens, weights):
+    """The stretches of tokens that are trained on."""
+    for trained, run in groupby(zip(tokens, weights, strict=True), key=lambda pair: pair[1] == 1.0):
+        if trained:
+            yield [token for token, _ in run]
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+@pytest.mark.parametrize("response", ["A whale.", "<think>\nhm\n</think>\n\nA whale."])
+def test_prompt_and_response_give_the_tokens_of_rollouts(tokenizer, response, thinking):
+    """The prompt is the one that reinforcement learning and chat begin from."""
+    chat = form_of(row := {"prompt": "Who?", "response": response}).read(row)
+    ((tokens, weights),) = training_samples(chat, tokenizer, thinking)
+    thinks = thinking and "</think>" in response
+    start = tokenizer.prompt_ids("Who?", thinking=thinks)
+    answer = tokenizer.encode("hm\n</think>\n\nA whale." if thinks else "A whale.")
+    assert tokens == [*start, *answer, tokenizer.eos_id]
+    assert weights == [0.0] * len(start) + [1.0] * (len(answer) + 1)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ziphius.text.files import PIECE, Reader, reader_for
-from ziphius.text.paths import expand
 from ziphius.text.parts import cut
+from ziphius.text.paths import expand
 from ziphius.text.sampling import Span, spread
 
 
@@ -162,8 +162,8 @@ class FileSource:
         if state["files"] != len(self.files):
             shown = ", ".join(str(path) for path, _ in self.files[:3]) + ", …" * (len(self.files) > 3)
             raise ValueError(
-                f"cannot resume: a source had {state['files']} files or parts of files and has {len(self.files)} now ({shown}); "
-                "begin the stage anew"
+                f"cannot resume: a source had {state['files']} files or parts of files and has {len(self.files)} now "
+                f"({shown}); begin the stage anew"
             )
 
 

@@ -1,4 +1,4 @@
-"""Large files cut into parts that can be read in any order, so that what is sorted in a file is not learned in order."""
+"""Large files in parts that are read in any order, so that what is sorted in a file is not learned in order."""
 
 from __future__ import annotations
 
