@@ -93,6 +93,7 @@ def render_spans(
     return _spans(rendered) if marks_answers(template) else (rendered, [])
 
 
+@lru_cache(maxsize=64)
 def marks_answers(template: str) -> bool:
     """Whether the template says by `{% generation %}` what the model writes."""
     return any(text.data == _BEGIN for text in _parsed(template).find_all(nodes.TemplateData))
