@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ziphius.ledger.clock import Clock
+from ziphius.recipe import samples as making
 from ziphius.recipe.identity import stage_identity
 from ziphius.recipe.inputs import chat_samples, training_samples
 from ziphius.recipe.job import Job
@@ -111,6 +112,12 @@ def test_samples_are_made_once_and_old_ones_go(job, tokenizer):
     (other,) = made.cache.iterdir()
     assert other != folder
     assert len(cold_start(job([*ROWS, ROWS[0]]), tokenizer).samples) == 5
+
+
+def test_long_work_is_heard_of(job, tokenizer, monkeypatch, capfd):
+    monkeypatch.setattr(making, "TELL_S", 0.0)
+    cold_start(job(ROWS[:1] * 2), tokenizer)
+    assert "stages.cold_start: 2 samples made\n" in capfd.readouterr().err
 
 
 def test_chats_are_held_to_the_evaluation(tmp_path, tokenizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from ziphius.text.packing import Sample
 from ziphius.text.store import SampleStore, writing
 from ziphius.text.tokenizer import Tokenizer
 
+TELL_S = 30.0  # seconds between two words on how many samples there are
 _ABOUT = "about.json"
 _VERSION = 1  # of how samples are made; another one makes them anew
 
@@ -83,10 +85,14 @@ def _made(job: Job, stage: SFTStage, tokenizer: Tokenizer, key: str) -> Path:
         counts: Counter[str] = Counter()
         say: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)
+        tell = time.monotonic() + TELL_S
         with writing(folder) as store:
             for sample, place in _samples(job, stage, tokenizer, questions, counts, say):
                 if fitted.keep(sample, place):
                     store.add(fitted.cut(sample))
+                if time.monotonic() > tell:
+                    job.say(f"{key.rpartition('.')[0]}: {fitted.counts['samples']:,} samples made")
+                    tell += TELL_S
         counts.update(fitted.counts)
         say += [*_left_out(counts), *fitted.say()]
         if not counts["samples"]:

@@ -64,6 +64,8 @@ def cut(files: Sequence[tuple[Path, FileReader]]) -> list[tuple[Path, Reader]]:
         end = reader.extent(path)
         for begin, after in pairwise([*starts, end]):
             bytes_ = max(1, (after - begin) * size // end)
-            made = Part if isinstance(reader, ByteReader) else Span
-            parts.append((path, made(reader, begin, after, bytes_)))
+            if isinstance(reader, ByteReader):
+                parts.append((path, Part(reader, begin, after, bytes_)))
+            else:
+                parts.append((path, Span(reader, begin, after, bytes_)))
     return parts
