@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 from jinja2 import Template, TemplateError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
@@ -131,7 +131,7 @@ def _as_wanted(message: Mapping[str, Any], template: str) -> Mapping[str, Any]:
     if said is not None:
         message = {"thinking": said, **message, "reasoning_content": said}
     if message.get("tool_calls"):
-        as_object = _reads_objects(template)
+        as_object = reads_objects(template)
         message = {**message, "tool_calls": [_call(call, as_object) for call in message["tool_calls"]]}
     return message
 
@@ -156,7 +156,7 @@ def _object_of(arguments: str) -> Any:
 
 
 @lru_cache(maxsize=8)
-def _reads_objects(template: str) -> bool:
+def reads_objects(template: str) -> bool:
     """Whether the template writes the arguments of a call as JSON itself: it then would write JSON given to it once
     more, in quotation marks."""
     call = {"type": "function", "id": "call00000", "function": {"name": "f", "arguments": '{"k": "v"}'}}
@@ -171,7 +171,7 @@ def _reads_objects(template: str) -> bool:
 class _Generation(Extension):
     """The tag `{% generation %}` … `{% endgeneration %}`, which encloses what the model is to write."""
 
-    tags: ClassVar = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 - as the base class has it
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         line = next(parser.stream).lineno

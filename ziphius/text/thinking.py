@@ -30,7 +30,8 @@ class ThinkingMarks:
         """`close_ids` is how the end of the thinking is written where it is forced."""
         self.close_ids = tuple(close_ids)
         one_each = len(open_ids) == len(close_ids) == 1
-        self.open_id, self.close_id = (open_ids[0], close_ids[0]) if one_each else (None, None)
+        self.open_id = open_ids[0] if one_each else None
+        self.close_id = close_ids[0] if one_each else None
         self._bytes = token_bytes
 
     @property
@@ -51,7 +52,7 @@ class ThinkingMarks:
         if begun.startswith(OPEN):
             rest = begun[len(OPEN) :]
             return Thinking(False) if CLOSE in rest else Thinking(True, rest[-len(CLOSE) + 1 :])
-        return Thinking(False, said if begun and OPEN.startswith(begun) else b"")
+        return Thinking(False, (begun or b" ") if OPEN.startswith(begun) else b"")
 
 
 def split_thought(text: str) -> tuple[str, str]:

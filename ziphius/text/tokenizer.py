@@ -232,12 +232,16 @@ class Tokenizer:
     @cached_property
     def thinking(self) -> ThinkingMarks:
         """The marks of thinking in this vocabulary: tokens of their own, or spelt in ordinary ones."""
-        ids = [self.inner.token_to_id(mark) for mark in (tokens.THINK, tokens.END_THINK)]
-        opening, closing = ([id] for id in ids)
-        if None in ids:
-            opening = self.encode_more(tokens.THINK)
-            closing = self.encode_more(f"\n{tokens.END_THINK}\n\n")
-        return ThinkingMarks([*filter(_known, opening)], [*filter(_known, closing)], self.token_bytes)
+        think, end = self.inner.token_to_id(tokens.THINK), self.inner.token_to_id(tokens.END_THINK)
+        if think is not None and end is not None:
+            return ThinkingMarks([think], [end], self.token_bytes)
+        closing = self.encode_more(f"\n{tokens.END_THINK}\n\n")
+        return ThinkingMarks(self.encode_more(tokens.THINK), closing, self.token_bytes)
+
+    @property
+    def can_think(self) -> bool:
+        """Whether this model is known to think: it has tokens for it, or its chat template speaks of it."""
+        return self.thinking.are_tokens or tokens.END_THINK in (self.chat_template or "")
 
     # --- what tokens there are ---------------------------------------------------------------------------------------
 
@@ -289,6 +293,11 @@ class Tokenizer:
             return Ends(None, None)
         return find_ends(lambda messages: self.render(messages, None, False), self.encode, self.added_ids)
 
+    @property
+    def next_turn(self) -> list[int]:
+        """Tokens by which a model that goes on with the user's next message shows that its own turn has ended."""
+        return [] if self.turn_ends.next is None else [self.turn_ends.next]
+
     @cached_property
     def end_spellings(self) -> list[str]:
         """How the tokens that end a turn are spelt, the template's own first."""
@@ -336,10 +345,6 @@ class Tokenizer:
 
     def _spelling(self, id: int | None) -> str:
         return "" if id is None else self.inner.id_to_token(id) or ""
-
-
-def _known(id: int | None) -> bool:
-    return id is not None
 
 
 def _own_config(inner: tokenizers.Tokenizer) -> dict[str, Any]:

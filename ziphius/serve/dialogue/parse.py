@@ -15,8 +15,8 @@ from typing import Literal
 
 from ziphius.serve.dialogue.stops import StopTail
 from ziphius.text import tokens
-from ziphius.text.detokenise import Detokeniser
-from ziphius.text.thinking import thinks_after
+from ziphius.text.detokenise import Detokeniser, held_back
+from ziphius.text.thinking import Thinking
 from ziphius.text.tokenizer import Tokenizer
 
 Part = Literal["reasoning", "content", "call", "mark"]
@@ -90,7 +90,7 @@ class ReplyParser:
     ) -> None:
         find = tokenizer.inner.token_to_id
         self._tokenizer, self._detokeniser = tokenizer, Detokeniser(tokenizer)
-        self._think, self._end_think = find(tokens.THINK), find(tokens.END_THINK)
+        self._marks = tokenizer.thinking
         names = (tokens.CALLS_BEGIN, tokens.CALLS_END, tokens.CALL_BEGIN, tokens.CALL_END, tokens.TOOL_SEP)
         marks: list[int | None] = [find(name) if tools else None for name in names]
         self._calls_begin, self._calls_end, self._call_begin, self._call_end, self._sep = marks
@@ -123,7 +123,7 @@ class ReplyParser:
             self._call.ids.append(token)
             self._write_call(text)
         elif self._part == "reasoning":
-            self._write_reasoning(text)
+            self._write_reasoning(text, token, stop)
         elif self._part == "content" or text.strip():  # between two calls stands nothing but whitespace
             self._write_content(text, token, stop)
         return self._part
@@ -147,6 +147,10 @@ class ReplyParser:
         return "".join(self._content)
 
     @property
+    def thinking(self) -> bool:
+        return self._part == "reasoning"
+
+    @property
     def _answered(self) -> bool:
         return bool(self._content or self.calls)
 
@@ -157,7 +161,9 @@ class ReplyParser:
 
     def _mark(self, token: int) -> bool:
         """Whether the token changes the part instead of adding to it."""
-        thinks = thinks_after(token, self._part == "reasoning", not self._answered, self._think, self._end_think)
+        thinks = self._part == "reasoning"
+        if self._marks.are_tokens:
+            thinks = self._marks.after(Thinking(thinks), token, not self._answered).on
         if self._part == "call" and self._call is not None:
             if token == self._sep and not self._call.began:
                 self._begin_arguments()
@@ -174,23 +180,45 @@ class ReplyParser:
         elif self._part == "reasoning" and not thinks:
             self._leave()
             self._part, self._thought = "content", True
-        elif thinks and token == self._think:
+        elif thinks and token == self._marks.open_id:
             if self._part != "reasoning":
-                self.reasoning_tokens += 1
-                self._held, self._content_ids = "", []
-            self._part, self._thought = "reasoning", True
+                self._begin_thinking()
         else:
-            return token == self._end_think and not self._content
+            return token == self._marks.close_id and not self._content
         return True
 
-    def _write_reasoning(self, text: str) -> None:
+    def _begin_thinking(self) -> None:
+        self.reasoning_tokens += 1
+        self._held, self._content_ids = "", []
+        self._part, self._thought = "reasoning", True
+
+    def _write_reasoning(self, text: str, token: int, stop: str | None = None) -> None:
         text = self._held + text
-        kept = text.rstrip()
-        self._held = text[len(kept) :] if self._reasoning or kept else ""
+        end = "" if self._marks.are_tokens else tokens.END_THINK
+        if end and end in text:  # the mark is spelt in ordinary tokens, the last of which may hold more
+            text, _, rest = text.partition(end)
+            self._held = ""
+            self._say_reasoning(text.strip() if not self._reasoning else text.rstrip())
+            self._part, self._thought = "content", True
+            self._write_content(rest, token, stop)
+            return
+        kept = text[: len(text) - held_back(text, [end])].rstrip() if end else text.rstrip()
+        held = text[len(kept) :]
+        self._held = held if self._reasoning or kept else held.lstrip()
         self._say_reasoning(kept if self._reasoning else kept.lstrip())
 
     def _write_content(self, text: str, token: int, stop: str | None) -> None:
         spelled, text = text, self._held + text
+        if not (self._marks.are_tokens or self._answered or stop is not None):
+            begun = text.lstrip()
+            if begun.startswith(tokens.THINK):
+                self._begin_thinking()
+                self._write_reasoning(begun[len(tokens.THINK) :], token)
+                return
+            if begun and tokens.THINK.startswith(begun):  # perhaps a mark
+                self._content_ids.append(token)
+                self._held = text
+                return
         if self._thought and not self._content:
             text = text.lstrip()
         if text or self._content or not spelled:  # not the whitespace that is dropped
