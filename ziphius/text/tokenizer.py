@@ -145,9 +145,13 @@ class Tokenizer:
 
     # --- chat --------------------------------------------------------------------------------------------------------
 
+    def template(self, tools: object = None) -> str | None:
+        """The chat template, of several the one for what is asked, if there is one."""
+        return self._files.templates.get("tool_use", self.chat_template) if tools else self.chat_template
+
     def template_for(self, tools: object) -> str:
-        """The chat template, of several the one for what is asked; ValueError where the folder has none."""
-        template = self._files.templates.get("tool_use", self.chat_template) if tools else self.chat_template
+        """As `template`; ValueError where the folder has none."""
+        template = self.template(tools)
         if template is None:
             raise ValueError(
                 "this model has no chat template, so it completes texts and holds no conversations; "

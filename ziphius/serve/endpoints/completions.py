@@ -17,7 +17,7 @@ from ziphius.serve.contracts.completions import CompletionRequest
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.contracts.reply import TextChoice, TextCompletion, TextLogprobs, written
 from ziphius.serve.dialogue.ask import completion_request
-from ziphius.serve.dialogue.parse import Delta, Part
+from ziphius.serve.dialogue.deltas import Delta, Part
 from ziphius.serve.dialogue.stops import StopTail
 from ziphius.serve.endpoints.answer import Answer, Choice, News, PromptLogs, TokenLog, naming_ignored, respond, weight
 from ziphius.serve.endpoints.tokens import spelled

@@ -59,7 +59,11 @@ async def begin_turn(service: Service, asked: ChatRequest, path: str, name: str,
         Choice(
             index,
             ReplyParser(
-                service.tokenizer, bool(prompt.thinking), tools=bool(asked.tools), stops=asked.stops, ends=ends
+                service.tokenizer,
+                bool(prompt.thinking),
+                tools=bool(asked.tools) and asked.tool_choice != "none",
+                stops=asked.stops,
+                ends=ends,
             ),
             bool(asked.logprobs),
         )

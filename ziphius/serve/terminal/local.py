@@ -21,7 +21,8 @@ from ziphius.model.formats import Weights
 from ziphius.serve.contracts.chat import ChatRequest
 from ziphius.serve.contracts.errors import ApiError, of_validation
 from ziphius.serve.dialogue.ask import Limits, chat_request
-from ziphius.serve.dialogue.parse import Delta, ReplyParser
+from ziphius.serve.dialogue.deltas import Delta
+from ziphius.serve.dialogue.parse import ReplyParser
 from ziphius.serve.dialogue.prompt import Prompts
 from ziphius.serve.folders import sampling_defaults
 from ziphius.serve.terminal.source import Kind
