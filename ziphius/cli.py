@@ -139,6 +139,24 @@ def evaluate_(
 
 
 @app.command()
+def inspect(
+    files: Annotated[list[str], typer.Argument(help="Files of chats, folders of them, or patterns in quotes.")],
+    model: Annotated[
+        Path | None, typer.Option(help="A folder whose tokenizer and chat template are used, e.g. that to be tuned.")
+    ] = None,
+    n: Annotated[int, typer.Option(min=1, help="Conversations of each file.")] = 3,
+    thinking: Annotated[bool, typer.Option(help="Keep the thinking in the answers.")] = True,
+) -> None:
+    """Show chats as an sft stage reads them, with what is trained on marked.
+
+    Example: `ziphius inspect chats.jsonl --model runs/r1-cpu-seed0/stages/02-pretrain`
+    """
+    from ziphius.recipe.look import show_chats
+
+    show_chats(files, model, n, thinking)
+
+
+@app.command()
 def doctor(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
     """Say what is wrong with a run's training, reinforcement learning above all, and what to change.
 

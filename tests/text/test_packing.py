@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ziphius.text.corpora import GeneratedSource, Mixture
-from ziphius.text.packing import PackedStream, pack_samples, pad_samples, plan_packing
+from ziphius.text.packing import PackedStream, lay_row, pad_samples, plan_packing
 from ziphius.train.batch import stack_rows
 
 PAD = 2
@@ -19,6 +19,11 @@ samples_strategy = st.lists(
     ),
     max_size=30,
 )
+
+
+def pack_samples(samples, seq_len, pad_id):
+    plan = plan_packing([len(tokens) for tokens, _ in samples], seq_len)
+    return [lay_row([samples[index] for index in row], seq_len, pad_id) for row in plan]
 
 
 def make(rng: random.Random) -> str:
@@ -208,8 +213,8 @@ def test_bad_samples_are_named():
     good = ([5, 6], [0.0, 1.0])
     with pytest.raises(ValueError, match="sample 1 has 5 tokens but a row holds 4"):
         pack_samples([good, ([5] * 5, [1.0] * 5)], 4, PAD)
+    with pytest.raises(ValueError, match="sample 1 has 2 tokens but 1 weights"):
+        pad_samples([good, ([5, 6], [1.0])], PAD)
     for pack in (lambda samples: pack_samples(samples, 4, PAD), lambda samples: pad_samples(samples, PAD)):
-        with pytest.raises(ValueError, match="sample 1 has 2 tokens but 1 weights"):
-            pack([good, ([5, 6], [1.0])])
         with pytest.raises(ValueError, match="sample 1 is empty"):
             pack([good, ([], [])])
