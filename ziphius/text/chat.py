@@ -14,6 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from ziphius.text.template import TOOLS_SECTION
 
 SWITCHES = ("thinking", "enable_thinking")  # what templates call it: V3.1's, Qwen3's
+_NAME = "\ufdd0"  # of a function, in a probe
 _BEGIN, _END = "\U0001fffe", "\U0001ffff"  # noncharacters, around what `{% generation %}` encloses
 
 
@@ -132,8 +133,16 @@ def _as_wanted(message: Mapping[str, Any], template: str) -> Mapping[str, Any]:
         message = {"thinking": said, **message, "reasoning_content": said}
     if message.get("tool_calls"):
         as_object = reads_objects(template)
-        message = {**message, "tool_calls": [_call(call, as_object) for call in message["tool_calls"]]}
+        calls = [_call(call, as_object) for call in message["tool_calls"]]
+        message = {**message, "content": message["content"] or _nothing(template), "tool_calls": calls}
     return message
+
+
+@lru_cache(maxsize=8)
+def _nothing(template: str) -> str | None:
+    """The content of a message that only calls: None where the template leaves out the call of another, as V3's."""
+    written = _probe(template)
+    return None if written is not None and _NAME not in written else ""
 
 
 def _call(call: Mapping[str, Any], as_object: bool) -> dict[str, Any]:
@@ -159,13 +168,18 @@ def _object_of(arguments: str) -> Any:
 def reads_objects(template: str) -> bool:
     """Whether the template writes the arguments of a call as JSON itself: it then would write JSON given to it once
     more, in quotation marks."""
-    call = {"type": "function", "id": "call00000", "function": {"name": "f", "arguments": '{"k": "v"}'}}
+    written = _probe(template)
+    return written is None or '\\"k\\"' in written
+
+
+def _probe(template: str) -> str | None:
+    """What a template makes of a call whose arguments are JSON; None where it wants an object."""
+    call = {"type": "function", "id": "call00000", "function": {"name": _NAME, "arguments": '{"k": "v"}'}}
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     try:
-        written = _compile(template).render(messages=messages, tools=None, bos_token="", eos_token="")
+        return _compile(template).render(messages=messages, tools=None, bos_token="", eos_token="")
     except (TemplateError, TypeError):  # it asks for the items of the object
-        return True
-    return '\\"k\\"' in written
+        return None
 
 
 class _Generation(Extension):

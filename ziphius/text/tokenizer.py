@@ -274,10 +274,21 @@ class Tokenizer:
         post-processor): a bos may be named that only chats begin with.
         """
         bos = self._specials.bos
-        if bos is None:
-            return []
-        adds = self._files.config.get("add_bos_token") or self.inner.encode("").ids[:1] == [bos]
-        return [bos] if adds or self._spelling(bos) == tokens.BOS else []
+        return [bos] if bos is not None and (self.adds_bos or self._spelling(bos) == tokens.BOS) else []
+
+    @property
+    def has_bos(self) -> bool:
+        return self._specials.bos is not None
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the folder's tokenizer puts bos before a text by itself, as other programs open it."""
+        return self.has_bos and bool(self.config.get("add_bos_token") or self.inner.encode("").ids == [self.bos_id])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The folder's tokenizer_config.json, without its chat template."""
+        return self._files.config
 
     @property
     def eos_id(self) -> int:

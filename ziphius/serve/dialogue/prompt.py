@@ -88,20 +88,20 @@ class Prompts:
                 for call, safe_call in zip(message.get("tool_calls", ()), safe.get("tool_calls", ()), strict=True):
                     if as_text:
                         self._splice(turn, call["function"], safe_call["function"], "arguments", splice, replies)
-        turn = self.tokenizer.open_turn(shown, thinking, self._break(list(tools), cut) if tools else None)
+        opened = self.tokenizer.open_turn(shown, thinking, self._break(list(tools), cut) if tools else None)
         begun = ""
         if prefix is not None:
-            turn, begun = self._begin(turn, prefix, thinking, cut), prefix.content or ""
+            opened, begun = self._begin(opened, prefix, thinking, cut), prefix.content or ""
         prompt: list[int] = []
-        for place, piece in enumerate(turn.text.split(splice)):
+        for place, piece in enumerate(opened.text.split(splice)):
             if place % 2:
                 prompt += replies[int(piece)]
             else:
                 first = self.tokenizer.encode_more if place else self.tokenizer.encode
                 prompt += self.tokenizer.breaker.encode(piece, cut, first, self.tokenizer.encode_more)
         # A template that writes no block leaves it to the model, where that is known to think
-        free = turn.thinking is None and not begun and (thinking or (thinking is None and self.tokenizer.can_think))
-        return Prompt(prompt, None if free else bool(turn.thinking), turns[-1], begun)
+        free = opened.thinking is None and not begun and (thinking or (thinking is None and self.tokenizer.can_think))
+        return Prompt(prompt, None if free else bool(opened.thinking), turns[-1], begun)
 
     def _splice(
         self, turn: bytes, said: dict[str, Any], shown: dict[str, Any], key: str, mark: str, replies: list[list[int]]
