@@ -223,7 +223,7 @@ class Trainer:
         """Gradients of all micro-batches; the logged sums; the expert loads, summed over ranks."""
         self.flat.zero_grad()
         sums: dict[str, float] = {}
-        experts = self.model.config.n_routed_experts or 0
+        experts = 0 if self.model.config.routing is None else self.model.config.routing.experts
         loads = torch.zeros(len(self.gates), experts, dtype=torch.int64, device=self.flat.master.device)
         for batch in batches:
             with self.autocast():
@@ -259,7 +259,8 @@ class Trainer:
         )
 
     def _balance(self, loads: list[torch.Tensor]) -> None:
-        if not self.settings.bias_update_speed or self.model.config.topk_method != "noaux_tc":
+        rule = self.model.config.routing
+        if not self.settings.bias_update_speed or rule is None or not rule.selection_bias:
             return
         for gate, load in zip(self.gates, loads, strict=True):
             update_bias(gate, load, self.settings.bias_update_speed, self.settings.bias_mean_centred)

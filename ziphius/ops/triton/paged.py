@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ziphius.ops.paged import Placement
+from ziphius.ops.placement import Placement
 from ziphius.ops.triton import interpreted
 
 _LOG2E = 1.4426950408889634
