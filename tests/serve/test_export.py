@@ -9,7 +9,7 @@ import torch
 import ziphius
 from ziphius.checkpoint import save_model
 from ziphius.checkpoint.gguf import write_gguf
-from ziphius.checkpoint.gguf_keys import small_differences
+from ziphius.checkpoint.gguf.deepseek2 import small_differences
 from ziphius.model.config import ModelConfig
 from ziphius.model.presets import ladder
 from ziphius.model.scaling import YarnScaling

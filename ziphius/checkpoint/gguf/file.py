@@ -42,7 +42,7 @@ class FileTensor:
 
 
 class GGUFFile:
-    """`keys` and `tensors` of a GGUF file; `values` reads one tensor, or one slice of it, as fp32.
+    """`keys` and `tensors` of a GGUF file of `size` bytes; `values` reads one tensor, or a slice of it, as fp32.
 
     Raises CheckpointError naming the file and its mend where it is cut short, not GGUF, or contradicts itself. What is
     allocated is bounded by the size of the file.
@@ -56,9 +56,9 @@ class GGUFFile:
         if not self.path.is_file():
             raise CheckpointError(f"{self.path} is not a file; give the GGUF file to read")
         self._handle = self.path.open("rb")
-        self._end = self.path.stat().st_size
+        self.size = self.path.stat().st_size
         try:
-            self._map = mmap.mmap(self._handle.fileno(), 0, access=mmap.ACCESS_READ) if self._end else b""
+            self._map = mmap.mmap(self._handle.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
             self._place = 0
             self._read_header()
         except BaseException:
@@ -78,7 +78,13 @@ class GGUFFile:
             start += part * size
             shape = shape[1:]
         raw = np.frombuffer(self._map, np.uint8, size, start).reshape(*shape[:-1], -1)
-        return self._gguf.dequantize(raw, tensor.kind).reshape(shape)
+        try:
+            return self._gguf.dequantize(raw, tensor.kind).reshape(shape)
+        except NotImplementedError:
+            raise CheckpointError(
+                f"{self.path}: {name} is of the number format {tensor.kind.name}, which cannot be read; "
+                "quantise the model to another format"
+            ) from None
 
     # --- the header --------------------------------------------------------------------------------------------------
 
@@ -127,7 +133,7 @@ class GGUFFile:
             raise self._corrupt(f"has general.alignment {alignment!r}")
         start = -(-self._place // alignment) * alignment + offset
         size = math.prod(shape) // block * block_bytes
-        if start + size > self._end:
+        if start + size > self.size:
             raise self._short(f"{name} ends at byte {start + size:,}")
         return FileTensor(shape, found, start, size)
 
@@ -156,7 +162,7 @@ class GGUFFile:
     def _count(self, each: int) -> int:
         """A number of things of at least `each` bytes, which must fit into the rest of the file."""
         count = self._number("Q")
-        if count * each > self._end - self._place:
+        if count * each > self.size - self._place:
             raise self._short(f"{count:,} entries are announced at byte {self._place:,}")
         return count
 
@@ -167,13 +173,13 @@ class GGUFFile:
         return struct.unpack(form, self._bytes(struct.calcsize(form)))
 
     def _bytes(self, size: int) -> bytes:
-        if self._place + size > self._end:
+        if self._place + size > self.size:
             raise self._short(f"byte {self._place + size:,} is wanted")
         self._place += size
         return self._map[self._place - size : self._place]
 
     def _short(self, what: str) -> CheckpointError:
-        return CheckpointError(f"{self.path} is cut short: {what}, and it has {self._end:,}; copy it again")
+        return CheckpointError(f"{self.path} is cut short: {what}, and it has {self.size:,}; copy it again")
 
     def _corrupt(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self.path} {what}: it is damaged; copy it again")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ziphius.checkpoint.errors import CheckpointError
-from ziphius.checkpoint.gguf.file import FileTensor
+from ziphius.checkpoint.gguf.file import GGUFFile
 from ziphius.checkpoint.gguf.keys import Keys, Value
-from ziphius.checkpoint.gguf.links import Form, Link, Pairs, Same, expert_links, mlp_links, outer_links, plain
-from ziphius.checkpoint.gguf.rope import scaling_keys
+from ziphius.checkpoint.gguf.links import SAME, Form, Link, Pairs, expert_links, mlp_links, outer_links, plain
+from ziphius.checkpoint.gguf.rope import read_scaling, scaling_constants, scaling_keys
 from ziphius.model.grouped.config import GroupedConfig
 from ziphius.model.qwen.config import Qwen3MoeConfig
 
@@ -26,9 +28,11 @@ class Grouped:
     model_type: str
     in_pairs: bool = False
 
-    def read_config(self, keys: Keys, tensors: Mapping[str, FileTensor]) -> dict[str, Any]:
-        """config.json of the network that `keys` describe, but for its vocabulary, rope scaling and token ids."""
+    def read_config(self, keys: Keys, file: GGUFFile) -> dict[str, Any]:
+        """config.json of the network that `keys` describe, but for its vocabulary and token ids."""
         heads, hidden = keys.count("attention.head_count"), keys.count("embedding_length")
+        head_dim = keys.count("attention.key_length", hidden // max(heads, 1))
+        theta = keys.number("rope.freq_base", 10000.0)
         config = {
             "model_type": self.model_type,
             "hidden_size": hidden,
@@ -36,10 +40,11 @@ class Grouped:
             "num_hidden_layers": keys.count("block_count"),
             "num_attention_heads": heads,
             "num_key_value_heads": keys.count("attention.head_count_kv", heads),
-            "head_dim": keys.count("attention.key_length", hidden // max(heads, 1)),
+            "head_dim": head_dim,
             "max_position_embeddings": keys.count("context_length"),
             "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
-            "rope_theta": keys.number("rope.freq_base", 10000.0),
+            "rope_theta": theta,
+            "rope_scaling": read_scaling(keys, file, theta, head_dim),
         }
         if self._has_experts:
             config |= {
@@ -59,7 +64,7 @@ class Grouped:
             ours, theirs = f"model.layers.{layer}", f"blk.{layer}"
             yield plain(f"{ours}.input_layernorm", (hidden,), f"{theirs}.attn_norm")
             for part, count in heads.items():
-                form: Form = Pairs(count) if self.in_pairs and part != "v" else Same()
+                form: Form = Pairs(count) if self.in_pairs and part != "v" else SAME
                 module, name = f"{ours}.self_attn.{part}_proj", f"{theirs}.attn_{part}"
                 yield Link(f"{module}.weight", (count * K, hidden), (f"{name}.weight",), form)
                 if config.qkv_bias:
@@ -95,7 +100,11 @@ class Grouped:
         keys |= scaling_keys(config.rope_scaling)
         return {f"{self.name}.{key}": value for key, value in keys.items()}
 
-    def differences(self, config: GroupedConfig) -> list[str]:
+    def constants(self, config: GroupedConfig) -> dict[str, np.ndarray]:
+        """What a file holds beside the network's weights."""
+        return scaling_constants(config.rope_scaling, config.rope_theta, config.head_dim)
+
+    def small_differences(self, config: GroupedConfig) -> list[str]:
         """What llama.cpp computes a little differently: nothing."""
         return []
 

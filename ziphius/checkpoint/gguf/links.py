@@ -22,7 +22,7 @@ class Form(Protocol):
     def from_file(self, parts: tuple[Tensor, ...]) -> Tensor: ...
 
 
-class Same:
+class _Same:
     """As it is."""
 
     def to_file(self, tensor: Tensor) -> tuple[Tensor, ...]:
@@ -30,6 +30,9 @@ class Same:
 
     def from_file(self, parts: tuple[Tensor, ...]) -> Tensor:
         return parts[0]
+
+
+SAME = _Same()
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Link:
     published: str
     shape: tuple[int, ...]
     names: tuple[str, ...]
-    form: Form = Same()
+    form: Form = SAME
     experts: int | None = None
 
     def published_names(self) -> list[str]:

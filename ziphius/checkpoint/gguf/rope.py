@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ziphius.checkpoint.errors import CheckpointError
+from ziphius.checkpoint.gguf.file import GGUFFile
 from ziphius.checkpoint.gguf.keys import Keys, Value
 from ziphius.model.scaling import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 
@@ -43,35 +44,41 @@ def scaling_keys(scaling: RopeScaling | None) -> dict[str, Value]:
             }
 
 
-def read_scaling(keys: Keys, divisors: np.ndarray | None, theta: float, dim: int) -> dict[str, Any] | None:
-    """`rope_scaling` of config.json for a file with these keys; `divisors` [dim/2] are its `rope_freqs.weight`.
+def scaling_constants(scaling: RopeScaling | None, theta: float, dim: int) -> dict[str, np.ndarray]:
+    """The tensor by which a file says what its keys cannot, where there is one."""
+    return {FREQUENCIES: llama3_divisors(scaling, theta, dim)} if isinstance(scaling, Llama3Scaling) else {}
+
+
+def read_scaling(keys: Keys, file: GGUFFile, theta: float, dim: int) -> dict[str, Any] | None:
+    """`rope_scaling` of config.json for a network whose heads of `dim` turn with the base `theta`.
 
     Raises CheckpointError for a scaling of another kind.
     """
     kind = keys.text("rope.scaling.type", "none")
-    if divisors is not None:
-        found = _llama3(divisors, theta, dim)
-        if found is None or kind != "none":
-            raise CheckpointError(
-                f"{FREQUENCIES} of this file is not Llama 3's scaling; take the model's original folder"
-            )
+    if FREQUENCIES in file.tensors:
+        found = _llama3(file, theta, dim) if kind == "none" else None
+        if found is None:
+            raise _unknown(file, f"{FREQUENCIES} is not Llama 3's scaling")
         return found.model_dump()
     if keys.number("rope.scaling.attn_factor", 1.0) != 1.0:
-        raise CheckpointError("rope.scaling.attn_factor of this file is not 1; take the model's original folder")
+        raise _unknown(file, "rope.scaling.attn_factor is not 1")
     if kind == "none":
         factor = keys.number("rope.scale_linear", 1.0)  # older files
         return None if factor == 1.0 else {"type": "linear", "factor": factor}
-    factor = keys.number("rope.scaling.factor")
     if kind == "linear":
-        return {"type": "linear", "factor": factor}
+        return {"type": "linear", "factor": keys.number("rope.scaling.factor")}
     if kind == "yarn":
         length = keys.count("rope.scaling.original_context_length")
-        return {"type": "yarn", "factor": factor, "original_max_position_embeddings": length}
-    raise CheckpointError(f"rope.scaling.type {kind!r} of this file is not read; take the model's original folder")
+        return {
+            "type": "yarn",
+            "factor": keys.number("rope.scaling.factor"),
+            "original_max_position_embeddings": length,
+        }
+    raise _unknown(file, f"rope.scaling.type is {kind!r}")
 
 
 def llama3_divisors(scaling: Llama3Scaling, theta: float, dim: int) -> np.ndarray:
-    """What each of the dim/2 frequencies is divided by, fp32 (Llama 3.1: 1 for short waves, `factor` for long ones)."""
+    """What each of the dim/2 frequencies is divided by, fp32: 1 for short waves, `factor` for long ones (Llama 3.1)."""
     waves = 2 * math.pi * theta ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
     turns = scaling.original_max_position_embeddings / waves
     blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
@@ -79,15 +86,23 @@ def llama3_divisors(scaling: Llama3Scaling, theta: float, dim: int) -> np.ndarra
     return (1 / ((1 - blend) / scaling.factor + blend)).astype(np.float32)
 
 
-def _llama3(divisors: np.ndarray, theta: float, dim: int) -> Llama3Scaling | None:
-    """The scaling that gives these divisors, with Meta's `low_freq_factor` and `high_freq_factor`; None if none does."""
-    factor = float(divisors.max())
-    if not factor >= 1:
+def _llama3(file: GGUFFile, theta: float, dim: int) -> Llama3Scaling | None:
+    """The scaling that gives the file's divisors, with Meta's bounds; None if none does."""
+    if file.tensors[FREQUENCIES].shape != (dim // 2,):
         return None
-    for length in _LENGTHS:
-        scaling = Llama3Scaling(
+    divisors = file.values(FREQUENCIES)
+    factor = float(str(divisors.max()))
+    if not 1 <= factor < math.inf:
+        return None
+    candidates = (
+        Llama3Scaling(
             factor=factor, low_freq_factor=_LOW, high_freq_factor=_HIGH, original_max_position_embeddings=length
         )
-        if np.allclose(llama3_divisors(scaling, theta, dim), divisors, rtol=1e-5, atol=0):
-            return scaling
-    return None
+        for length in _LENGTHS
+    )
+    fits = (s for s in candidates if np.allclose(llama3_divisors(s, theta, dim), divisors, rtol=1e-5, atol=0))
+    return next(fits, None)
+
+
+def _unknown(file: GGUFFile, reason: str) -> CheckpointError:
+    return CheckpointError(f"{file.path}: {reason}, which is not read; take the model's original folder")
