@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +33,17 @@ _SAMPLING = {"temp": "temperature", "top_p": "top_p", "min_p": "min_p", "penalty
 
 @dataclass
 class Described:
-    """The network of a GGUF file: its config, what generation_config.json will say, and where its tensors lie."""
+    """The network of a GGUF file: its config, what generation_config.json will say, where its tensors lie, and in what
+    number formats, the one with most weights first."""
 
-    architecture: str
     config: ModelConfig
     generation: dict[str, Any]
     links: list[Link]
+    kinds: list[str]
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(link.shape) * (link.experts or 1) for link in self.links)
 
 
 def describe(file: GGUFFile) -> Described:
@@ -62,7 +68,10 @@ def describe(file: GGUFFile) -> Described:
         raise CheckpointError(f"{file.path} states {config.num_hidden_layers:,} layers and lacks most; copy it again")
     links = list(architecture.links(config))
     _check(file, links, set(architecture.constants(config)))
-    return Described(name, config, generation, links)
+    weights: Counter[str] = Counter()
+    for tensor in file.tensors.values():
+        weights[tensor.kind.name] += math.prod(tensor.shape)
+    return Described(config, generation, links, [kind for kind, _ in weights.most_common()])
 
 
 def write_folder(
