@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tokenizers import Regex, normalizers, pre_tokenizers
 
@@ -48,3 +48,20 @@ CUTS = {
     "qwen2": Cut((_WORDS.format(digits=""),), composed=True),
     "smollm": Cut(digits=True),
 }
+
+
+def cut_of(described: dict[str, Any]) -> Cut | None:
+    """How a tokenizer.json parts text; None where it is no byte-level BPE of the kind that `Cut` can say."""
+    model, before = described.get("model") or {}, described.get("pre_tokenizer") or {}
+    parts = list(before.get("pretokenizers", [before]))
+    if model.get("type") != "BPE" or not parts or parts.pop().get("type") != "ByteLevel":
+        return None
+    digits = bool(parts) and parts[-1].get("type") == "Digits" and bool(parts.pop().get("individual_digits"))
+    if any(part.get("type") != "Split" or "Regex" not in part["pattern"] for part in parts):
+        return None
+    normalizer = described.get("normalizer") or {}
+    composed = normalizer.get("type") == "NFC"
+    if normalizer and not composed and normalizer.get("normalizers") != []:
+        return None
+    expressions = tuple(part["pattern"]["Regex"] for part in parts)
+    return Cut(expressions, digits, bool(model.get("ignore_merges")), composed)

@@ -45,8 +45,9 @@ def tokenizer_files(keys: Mapping[str, Any]) -> dict[str, str]:
         inner.add_special_tokens(added) if special else inner.add_tokens(added)
     add_bos = bool(keys.get("tokenizer.ggml.add_bos_token", add_bos)) and "bos_token" in vocabulary.named
     add_eos = bool(keys.get("tokenizer.ggml.add_eos_token", False)) and "eos_token" in vocabulary.named
-    around = [vocabulary.named["bos_token"]] * add_bos, [vocabulary.named["eos_token"]] * add_eos
-    inner.post_processor = _post_processor(inner, *around, byte_level=kind == "gpt2")
+    before = [vocabulary.named["bos_token"]] if add_bos else []
+    after = [vocabulary.named["eos_token"]] if add_eos else []
+    inner.post_processor = _post_processor(inner, before, after, byte_level=kind == "gpt2")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **vocabulary.named,
