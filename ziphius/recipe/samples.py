@@ -69,7 +69,7 @@ def probe_samples(family: Family, tokenizer: Tokenizer, n: int) -> list[Sample]:
     rng = Random("probe")
     samples = []
     for problem in family.problems("probe", n):
-        question = [tokenizer.bos_id, *tokenizer.encode(f"{problem.prompt.strip()}\n")]
+        question = [*tokenizer.begin, *tokenizer.encode(f"{problem.prompt.strip()}\n")]
         trace = family.trace(problem, rng, thorough=True)
         if trace is None:
             raise RecipeError(f"the family {family.name} has no worked solutions, so it is no probe; name another")

@@ -105,7 +105,7 @@ class PackedStream:
             texts.append(self.fim(text))
         encoded = self.tokenizer.encode_batch(texts)
         for name, ids in zip(names, encoded, strict=True):
-            tokens = [self.tokenizer.bos_id, *ids, self.tokenizer.eos_id]
+            tokens = [*self.tokenizer.begin, *ids, self.tokenizer.eos_id]
             self._waiting += [tokens[start : start + self.seq_len] for start in range(0, len(tokens), self.seq_len)]
             self.documents[name] += 1
             self.tokens[name] += len(tokens)
