@@ -11,7 +11,7 @@ import typer
 
 from ziphius.cost.commands import AsJson, DataFiles, Html, Market, RateOption, plan
 from ziphius.cost.owner_commands import claims, fleet
-from ziphius.serve.commands import WeightsOption, chat, export, key, serve
+from ziphius.serve.commands import WeightsOption, chat, export, import_, key, serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +23,7 @@ app.add_typer(plan, name="plan")
 plan.command()(fleet)
 for verb in (serve, chat, key, export, claims):
     app.command()(verb)
+app.command("import")(import_)
 _debug = False
 
 DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, or cuda:1 for one of several.")]
