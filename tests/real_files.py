@@ -5,6 +5,7 @@ Each is pinned by version and sha256. A test that needs one is skipped, with the
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -19,13 +20,9 @@ from pathlib import Path
 
 import pytest
 
+from ziphius.ops.native.build import cache_folder
+
 _SECONDS = 240  # for a download of up to 100 MB
-
-
-def _folder() -> Path:
-    own, shared = os.environ.get("ZIPHIUS_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    base = Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "ziphius"
-    return base / "test-files"
 
 
 def fetch_pypi(name: str, version: str, sha256: str) -> Path:
@@ -43,6 +40,7 @@ def fetch_npm(name: str, version: str, sha256: str) -> Path:
 def _unpacked(archive: Path, members: tuple[tuple[str, str], ...]) -> Path:
     """A folder of this process with members of an archive, under other names; `x.zip` is unpacked once more."""
     folder = Path(tempfile.mkdtemp(prefix="ziphius-files-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for member, name in members:
         target = folder / name
         if archive.suffix == ".tgz":
@@ -64,7 +62,7 @@ def unpacked(archive: Path, **members: str) -> Path:
 
 
 def _fetched(name: str, sha256: str, command: list[str]) -> Path:
-    target = _folder() / name
+    target = cache_folder() / "test-files" / name
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as aside:
