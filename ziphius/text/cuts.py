@@ -41,16 +41,16 @@ class Cut(NamedTuple):
 
 
 def _plain(expression: str) -> str:
-    """A quote means the same with and without a backslash, and published files write both."""
-    return expression.replace(r"\"", '"')
+    """Published files write quotes and line breaks with and without a backslash, which mean the same."""
+    return expression.replace(r"\"", '"').replace(r"\r", "\r").replace(r"\n", "\n")
 
 
 CUTS = {
-    "deepseek-r1-qwen": Cut((_WORDS.format(digits=""),)),
+    "deepseek-r1-qwen": Cut((_plain(_WORDS.format(digits="")),)),
     "deepseek-v3": Cut(tuple(map(_plain, SPLITS))),
     "gpt-2": Cut(),
-    "llama-bpe": Cut((_WORDS.format(digits="{1,3}"),), whole_words=True),
-    "qwen2": Cut((_WORDS.format(digits=""),), composed=True),
+    "llama-bpe": Cut((_plain(_WORDS.format(digits="{1,3}")),), whole_words=True),
+    "qwen2": Cut((_plain(_WORDS.format(digits="")),), composed=True),
     "smollm": Cut(digits=True),
 }
 
