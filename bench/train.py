@@ -61,11 +61,11 @@ from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
 from ziphius.train.balance import gates, update_bias
 from ziphius.train.batch import Batch
-from ziphius.train.flat import FlatParameters
 from ziphius.train.losses import next_token_loss
 from ziphius.train.optim import Optimizer
 from ziphius.train.place import Place, join, leave
 from ziphius.train.settings import LossSettings, OptimizerSettings
+from ziphius.train.weights import ReplicatedWeights
 
 LR, BETAS, DECAY, CLIP = 1e-5, (0.9, 0.95), 0.1, 1.0
 MEMORY_LIMIT = 4 * 2**30  # bytes of gathered expert weights that a peer's setting may hold until its backward
@@ -101,26 +101,27 @@ class Ours:
     def __init__(self, model: Transformer, precision: str, batch: Batch, place: Place) -> None:
         self.model, self.batch, self.place = model, batch, place
         self.bf16, self.medium = precision == "bf16", precision == "medium"
-        self.flat = FlatParameters(model, self.bf16)
+        self.weights = ReplicatedWeights(model, self.bf16)
         settings = OptimizerSettings(lr=LR, beta1=BETAS[0], beta2=BETAS[1], weight_decay=DECAY, clip=CLIP)
-        self.optimizer = Optimizer(self.flat, settings)
+        self.optimizer = Optimizer(self.weights, settings)
         self.gates = gates(model)
         self.loss = float("nan")
 
     def step(self) -> None:
-        self.flat.zero_grad()
+        self.weights.zero()
         norm = self.batch.norm * self.place.size
         with products("medium" if self.medium else "highest"):
             with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
                 parts = next_token_loss(self.model, self.batch, LossSettings(), norm)
             parts.total.backward()
-        grad = self.place.sum_(self.flat.collect_grad())
+        self.weights.collect()
+        grad = self.weights.total(self.place.sum_)
         loads = self.place.sum_(torch.stack(parts.loads))
-        length = float(torch.linalg.vector_norm(grad))
+        length = float(self.weights.norm(grad))
         self.optimizer.step(grad.mul_(min(1.0, CLIP / (length + 1e-6))), LR)
         for gate, load in zip(self.gates, loads, strict=True):
             update_bias(gate, load, 1e-3, False)
-        self.loss = parts.sums["loss"] / self.batch.norm
+        self.loss = float(parts.sums["loss"]) / self.batch.norm
 
 
 class Peer:

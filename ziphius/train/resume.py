@@ -12,24 +12,24 @@ import torch
 from ziphius.checkpoint.commit import sweep
 from ziphius.disk.errors import AGAIN, DiskError, free_bytes, size
 from ziphius.ops.backend import kernels_of_cpu
-from ziphius.train.flat import FlatParameters
 from ziphius.train.machine import describe
 from ziphius.train.place import Place
 from ziphius.train.state import KEEP, StateError, find_state, read_state, saved_bytes, set_aside, tensor_bytes
+from ziphius.train.weights import Weights
 
 
-def newest_state(folder: Path, flat: FlatParameters, place: Place, title: str) -> dict[str, Any] | None:
+def newest_state(folder: Path, weights: Weights, place: Place, title: str) -> dict[str, Any] | None:
     """The newest good state of the stage in `folder`, the same on all ranks; None where nothing was saved.
 
     What a killed writer left is swept. Newer states that are bad are named on stderr and kept under another name.
     Raises StateError where none is good, or where it is another number of processes'.
     """
     states = folder / "state"
-    name = place.on_main(lambda: _find(folder, states, network_of(flat), title))
+    name = place.on_main(lambda: _find(folder, states, network_of(weights), title))
     if name is None:
         return None
     state = read_state(states / name)
-    before, now = state.get("made_by"), what_rounds(flat)
+    before, now = state.get("made_by"), what_rounds(weights)
     if before not in (None, now) and place.is_main:
         same = "its result will be the same up to rounding"
         print(f"{title}: begun with {before}, goes on with {now}: {same}", file=sys.stderr, flush=True)
@@ -50,15 +50,15 @@ def _find(folder: Path, states: Path, network: dict[str, int | str], title: str)
     return None if found.path is None else found.path.name
 
 
-def network_of(flat: FlatParameters) -> dict[str, int | str]:
+def network_of(weights: Weights) -> dict[str, int | str]:
     """What a saved state is known by to be of this network, laid out as here."""
-    slots = ";".join(f"{slot.name}{tuple(slot.shape)}" for slot in flat.slots)
-    return {"parameters": flat.master.numel(), "layout": f"{zlib.crc32(slots.encode()):08x}"}
+    slots = ";".join(f"{slot.name}{tuple(slot.shape)}" for slot in weights.slots)
+    return {"parameters": weights.master.numel(), "layout": f"{zlib.crc32(slots.encode()):08x}"}
 
 
-def what_rounds(flat: FlatParameters) -> str:
+def what_rounds(weights: Weights) -> str:
     """What the last bits of a result depend on beside the recipe: processor, kernels, torch."""
-    device = flat.master.device
+    device = weights.master.device
     if device.type == "cpu":
         return f"{describe()['cpu']}, {kernels_of_cpu()} kernels, torch {torch.__version__}"
     return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
