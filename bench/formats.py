@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ziphius.checkpoint.device import load_on
 from ziphius.checkpoint.folder import model_folder
-from ziphius.engine.cache import LatentMemory
+from ziphius.engine.cache import PagedMemory
 from ziphius.engine.complete import complete, engine_for
 from ziphius.engine.forward import next_logits, step_hidden
 from ziphius.engine.request import Request
@@ -33,7 +33,7 @@ from ziphius.evaluate.settings import EvaluationSettings
 from ziphius.model.formats import Weights
 from ziphius.model.transformer import Transformer
 from ziphius.ops.backend import compute_dtype
-from ziphius.ops.paged import Placement
+from ziphius.ops.placement import Placement
 from ziphius.recipe.schema import parse_settings
 from ziphius.tasks.registry import make_family
 from ziphius.text.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ BLOCK = 16
 def log_probabilities(model: Transformer, tokens: list[int]) -> Tensor:
     """[T, W]: of what follows each of `tokens`, by the step that decoding uses."""
     blocks = -(-len(tokens) // BLOCK)
-    memory = LatentMemory(model.config, blocks, BLOCK, compute_dtype(model.model.embed_tokens.weight))
+    memory = PagedMemory(model.config, blocks, BLOCK, compute_dtype(model.model.embed_tokens.weight))
     table = torch.arange(blocks, dtype=torch.int32).unsqueeze(0)
     rows = torch.zeros(len(tokens), dtype=torch.int32)
     placement = Placement.of(rows, torch.arange(len(tokens)), table, BLOCK)

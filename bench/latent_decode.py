@@ -32,8 +32,10 @@ from torch import Tensor
 
 from ziphius import ops
 from ziphius.engine.graphs import CudaRecorder
+from ziphius.model.config import CacheLayout
 from ziphius.ops import triton
-from ziphius.ops.paged import Placement, paged_attention
+from ziphius.ops.paged import paged_attention
+from ziphius.ops.placement import Placement
 
 DEVICE = "cuda"
 GOAL = 0.7  # of the memory's speed
@@ -74,7 +76,7 @@ class Problem:
     q_NHX: Tensor
     memory_SX: Tensor
     placement: Placement
-    rank: int
+    layout: CacheLayout
 
     @classmethod
     def of(cls, shape: Shape, batch: int, context: int) -> Problem:
@@ -86,10 +88,15 @@ class Problem:
         positions = torch.full((batch,), context - 1, device=DEVICE)
         placement = Placement.of(rows, positions, tables, BLOCK)
         placement.most = 1
-        return cls(make(batch, shape.heads, width), make(batch * blocks * BLOCK, width), placement, shape.rank)
+        return cls(
+            make(batch, shape.heads, width),
+            make(batch * blocks * BLOCK, width),
+            placement,
+            CacheLayout(1, width, shape.rank, 0),
+        )
 
     def attend(self) -> Tensor:
-        return paged_attention(self.q_NHX, self.memory_SX, self.placement, self.rank, 0.05)
+        return paged_attention(self.q_NHX, self.memory_SX, self.placement, self.layout, 0.05)
 
     def error(self) -> float:
         """Largest difference from the torch form, as a share of its largest entry."""

@@ -121,6 +121,16 @@ def test_what_described_the_old_folder_is_not_carried_over(tmp_path, build):
     assert described["mine"] == 1
 
 
+def test_prediction_modules_that_nobody_mentions_are_read(tmp_path, tiny):
+    save_model(tiny, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["num_nextn_predict_layers"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = load_model(tmp_path)
+    assert loaded.config.num_nextn_predict_layers == 1
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), tiny.parameters(), strict=True))
+
+
 def test_prediction_modules_that_are_not_there(tmp_path, tiny):
     save_model(tiny, tmp_path)
     stored = load_file(tmp_path / "model.safetensors")

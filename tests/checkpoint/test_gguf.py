@@ -11,12 +11,13 @@ from ziphius.checkpoint.gguf import write_gguf
 from ziphius.checkpoint.gguf_keys import network_keys
 from ziphius.checkpoint.names import published_places
 from ziphius.checkpoint.stored import StoredWeights
-from ziphius.model.config import ModelConfig, RopeScaling
+from ziphius.model.config import ModelConfig
 from ziphius.model.presets import ladder, preset
+from ziphius.model.scaling import YarnScaling
 
 gguf = pytest.importorskip("gguf")
 
-YARN = RopeScaling(factor=8, original_max_position_embeddings=64, mscale=0.707, mscale_all_dim=0.707)
+YARN = YarnScaling(factor=8, original_max_position_embeddings=64, mscale=0.707, mscale_all_dim=0.707)
 SOFTMAX = {"model_type": "deepseek_v2", "topk_method": "greedy", "scoring_func": "softmax", "norm_topk_prob": False}
 
 
@@ -36,7 +37,7 @@ def exported(tmp_path, build):
 def expected_tensors(model):
     """GGUF name -> value, made from the published names."""
     config, state = model.config, model.state_dict()
-    published = {name: state[place.name][place.part] for name, place in published_places(state, config).items()}
+    published = {name: state[place.name][place.at] for name, place in published_places(state, config).items()}
     found = {"token_embd.weight": published["model.embed_tokens.weight"]}
     found["output_norm.weight"] = published["model.norm.weight"]
     if not config.tie_word_embeddings:
@@ -219,7 +220,7 @@ def test_published_shapes_can_be_described():
         (ladder(26, q_lora_rank=64), "num_hidden_layers is 26"),
         (ladder(2, rope_scaling=YARN.model_copy(update={"mscale": 1.0})), "mscale and mscale_all_dim differ"),
         (
-            ladder(2, rope_scaling=RopeScaling(factor=8, original_max_position_embeddings=64)),
+            ladder(2, rope_scaling=YarnScaling(factor=8, original_max_position_embeddings=64)),
             "mscale and mscale_all_dim",
         ),
         (ladder(2, rope_scaling=YARN.model_copy(update={"beta_fast": 4})), "beta_fast and beta_slow are not 32 and 1"),

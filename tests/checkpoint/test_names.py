@@ -21,7 +21,7 @@ def test_each_element_is_covered_once(config):
     state = Transformer(config).state_dict()
     seen = {name: torch.zeros(tensor.shape, dtype=torch.int64) for name, tensor in state.items()}
     for place in published_places(state, config).values():
-        seen[place.name][place.part] += 1
+        seen[place.name][place.at] += 1
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     for name, count in seen.items():
         assert torch.all(count == (0 if name in tied else 1)), name
@@ -51,7 +51,7 @@ def test_names_of_v3():
         assert name in names
     assert not any(name.startswith("mtp.") or "gate_up" in name for name in names)
     gate = names["model.layers.3.mlp.experts.5.gate_proj.weight"]
-    assert state[gate.name][gate.part].shape == (2048, 7168)
+    assert state[gate.name][gate.at].shape == (2048, 7168)
 
 
 def test_copies():

@@ -51,12 +51,12 @@ def test_config_that_is_no_json(folder):
     assert "config.json" in refusal(folder)
 
 
-@pytest.mark.parametrize("family", ["llama", "deepseek_v4", None])
+@pytest.mark.parametrize("family", ["gemma3", "deepseek_v4", None])
 def test_foreign_model_type(folder, family):
     edit_config(folder, model_type=family)
     message = refusal(folder, load_config)
     assert repr(family) in message
-    assert "'deepseek_v2' and 'deepseek_v3'" in message
+    assert "'deepseek_v2', 'deepseek_v3'" in message
 
 
 def test_impossible_sizes(folder):

@@ -7,10 +7,10 @@ import torch
 
 from tests.model.variants import VARIANTS, network, tokens_of, v3
 from ziphius import ops
-from ziphius.engine.cache import LatentMemory
+from ziphius.engine.cache import PagedMemory
 from ziphius.engine.forward import draft_hidden, next_logits, step_hidden
 from ziphius.ops.native import build
-from ziphius.ops.paged import Placement
+from ziphius.ops.placement import Placement
 
 BLOCK = 4
 LENGTHS = [21, 1, 9, 30]
@@ -30,7 +30,7 @@ def placed(brings, start=None, blocks=9):
 
 def in_chunks(model, dtype=torch.float32, backend="auto"):
     """Hidden states of four sequences read in two chunks and then token by token, as one tensor a sequence."""
-    memory = LatentMemory(model.config, len(LENGTHS) * 9, BLOCK, dtype)
+    memory = PagedMemory(model.config, len(LENGTHS) * 9, BLOCK, dtype)
     memory.data.fill_(1e4)  # what is not the sequence's own must not matter
     sequences = [tokens_of(model.config, (1, length), seed)[0] for seed, length in enumerate(LENGTHS)]
     found: list[list[torch.Tensor]] = [[] for _ in sequences]
@@ -91,12 +91,12 @@ def test_a_tokens_result_is_its_own(dtype):
         for threads in (1, 2):
             torch.set_num_threads(threads)
             with torch.no_grad():
-                memory = LatentMemory(model.config, len(brings) * 9, BLOCK, dtype)
+                memory = PagedMemory(model.config, len(brings) * 9, BLOCK, dtype)
                 hidden = step_hidden(model, tokens, placed(brings), memory)
                 results.append(next_logits(model, hidden))
                 parts = []
                 for row, part in enumerate(tokens.split(brings)):
-                    memory = LatentMemory(model.config, 9, BLOCK, dtype)
+                    memory = PagedMemory(model.config, 9, BLOCK, dtype)
                     parts.append(next_logits(model, step_hidden(model, part, placed([brings[row]]), memory)))
                 results.append(torch.cat(parts))
     finally:
@@ -112,7 +112,7 @@ def test_drafts_equal_the_prediction_modules(backend):
     with torch.no_grad(), ops.backend(backend):
         main = model.hidden(tokens)
         expected = model.mtp_hidden(main, tokens)
-        memory = LatentMemory(model.config, 9, BLOCK, torch.float32)
+        memory = PagedMemory(model.config, 9, BLOCK, torch.float32)
         first = draft_hidden(model, 1, main[0, :-1], tokens[0, 1:], placed([11]), memory)
         second = draft_hidden(model, 2, first[:-1], tokens[0, 2:], placed([10]), memory)
     torch.testing.assert_close(first, expected[0][0], rtol=1e-4, atol=1e-5)
@@ -123,7 +123,7 @@ def test_drafts_equal_the_prediction_modules(backend):
 def test_updates_in_place_are_seen_and_moves_too():
     model = network(v3())
     tokens, placement = tokens_of(model.config, (1, 6))[0], placed([6])
-    memory = LatentMemory(model.config, 9, BLOCK, torch.float32)
+    memory = PagedMemory(model.config, 9, BLOCK, torch.float32)
 
     @torch.no_grad()
     def both():

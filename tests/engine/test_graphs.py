@@ -10,7 +10,7 @@ import torch
 
 from ziphius import ops
 from ziphius.engine import passes as passes_module
-from ziphius.engine.cache import LatentMemory
+from ziphius.engine.cache import PagedMemory
 from ziphius.engine.complete import complete
 from ziphius.engine.engine import Engine
 from ziphius.engine.graphs import SIZES, StepGraphs
@@ -93,8 +93,8 @@ def read(passes, tokens):
 @needs_interpreter
 def test_changed_weights_are_seen_and_moved_ones_recorded_anew(recorder):
     model = make_model(64)
-    passes = Passes(model, LatentMemory(model.config, 6, 4, torch.float32), apart=False)
-    plain = Passes(model, LatentMemory(model.config, 6, 4, torch.float32), apart=False)
+    passes = Passes(model, PagedMemory(model.config, 6, 4, torch.float32), apart=False)
+    plain = Passes(model, PagedMemory(model.config, 6, 4, torch.float32), apart=False)
     plain._graphs = None
 
     def compare(recorded):
@@ -115,7 +115,7 @@ def test_changed_weights_are_seen_and_moved_ones_recorded_anew(recorder):
 @needs_interpreter
 def test_what_fills_up_a_step_stands_where_nobody_does(recorder):
     model = make_model(64)
-    memory = LatentMemory(model.config, 6, 4, torch.float32)
+    memory = PagedMemory(model.config, 6, 4, torch.float32)
     passes = Passes(model, memory, apart=False)
     with ops.backend("triton"), torch.no_grad():
         hidden, logits = read(passes, [5, 6, 7])
@@ -142,7 +142,7 @@ def test_without_recordings_it_goes_on_and_says_so(model, monkeypatch):
 
 
 def test_steps_that_need_other_code_are_left_alone(model):
-    memory = LatentMemory(model.config, 6, 4, torch.float32)
+    memory = PagedMemory(model.config, 6, 4, torch.float32)
     passes = Passes(model, memory, apart=False)
     assert passes._graphs is None  # on a CPU
     graphs = StepGraphs(model, memory, Eager())

@@ -5,28 +5,31 @@ import torch
 from torch import Tensor
 
 from ziphius import ops
+from ziphius.model.config import CacheLayout
 
-from .variants import VARIANTS, network, tokens_of, v3, yarn
+from .variants import FAMILIES, GROUPED, network, tokens_of, v3, yarn
 
 
 class GrowingCache:
-    """The `LatentCache` protocol in its simplest form: rows that grow, every query sees what came before it."""
+    """The `StepCache` protocol in its simplest form: rows that grow, every query sees what came before it."""
 
-    def __init__(self, rows: int) -> None:
-        self.batch = rows
+    def __init__(self, rows: int, layout: CacheLayout) -> None:
+        self.batch, self.layout = rows, layout
         self.rows: dict[int, Tensor] = {}
 
-    def attend(self, layer: int, q_NHX: Tensor, latent_NC: Tensor, k_rope_NR: Tensor, scale: float) -> Tensor:
-        new = torch.cat([latent_NC, k_rope_NR], dim=-1).unflatten(0, (self.batch, -1))
+    def attend(self, layer: int, q_NHK: Tensor, entries_NX: Tensor, scale: float) -> Tensor:
+        new = entries_NX.unflatten(0, (self.batch, -1))
         seen = self.rows[layer] = torch.cat([self.rows[layer], new], dim=1) if layer in self.rows else new
-        q_BTHX = q_NHX.unflatten(0, (self.batch, -1))
+        G, K, V, start = self.layout.heads, self.layout.key, self.layout.value, self.layout.value_start
+        q_BTGHK = q_NHK.unflatten(0, (self.batch, -1)).unflatten(2, (G, -1))
+        keys, values = seen[..., : G * K].unflatten(-1, (G, K)), seen[..., start : start + G * V].unflatten(-1, (G, V))
         blocked = torch.full((new.shape[1], seen.shape[1]), float("-inf")).triu_(seen.shape[1] - new.shape[1] + 1)
-        scores = torch.einsum("bthx,bsx->bhts", q_BTHX, seen) * scale + blocked
-        return torch.einsum("bhts,bsc->bthc", scores.softmax(-1), seen[..., : latent_NC.shape[-1]]).flatten(0, 1)
+        scores = torch.einsum("btghk,bsgk->bghts", q_BTGHK, keys) * scale + blocked
+        return torch.einsum("bghts,bsgv->btghv", scores.softmax(-1), values).flatten(0, 1).flatten(1, 2)
 
 
 def in_steps(model, tokens, sizes):
-    cache, start, parts = GrowingCache(tokens.shape[0]), 0, []
+    cache, start, parts = GrowingCache(tokens.shape[0], model.config.cache_layout), 0, []
     for size in sizes:
         positions = torch.arange(start, start + size).expand(tokens.shape[0], -1)
         parts.append(model.hidden(tokens[:, start : start + size], positions, cache=cache))
@@ -34,11 +37,11 @@ def in_steps(model, tokens, sizes):
     return torch.cat(parts, dim=1)
 
 
-@pytest.mark.parametrize("name", ["V3, YaRN as published", "V2", "V2-Lite", "Moonlight", "a large eps"])
+@pytest.mark.parametrize("name", ["V3, YaRN as published", "V2", "V2-Lite", "Moonlight", "a large eps", *GROUPED])
 @pytest.mark.parametrize("sizes", [[20], [1] * 20, [7, 1, 1, 4, 7]], ids=["at once", "one by one", "chunks"])
 @torch.no_grad()
-def test_absorbed_equals_naive(name, sizes):
-    model = network(VARIANTS[name])
+def test_decoding_equals_training(name, sizes):
+    model = network(FAMILIES[name])
     tokens = tokens_of(model.config, (2, 20))
     torch.testing.assert_close(in_steps(model, tokens, sizes), model.hidden(tokens), rtol=1e-4, atol=1e-5)
 
@@ -46,7 +49,7 @@ def test_absorbed_equals_naive(name, sizes):
 @torch.no_grad()
 def test_the_cache_holds_latents_only():
     model = network(v3())
-    cache = GrowingCache(1)
+    cache = GrowingCache(1, model.config.cache_layout)
     tokens = tokens_of(model.config, (1, 5))
     model.hidden(tokens, torch.arange(5).unsqueeze(0), cache=cache)
     width = model.config.kv_lora_rank + model.config.qk_rope_head_dim

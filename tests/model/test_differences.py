@@ -11,9 +11,9 @@ from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2TopkR
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE, DeepseekV3TopkRouter
 
 from ziphius.checkpoint import load_model, save_model
-from ziphius.model.config import yarn_mscale
 from ziphius.model.experts import Gate
 from ziphius.model.rope import rope_table
+from ziphius.model.scaling import yarn_mscale
 
 from .variants import network, randomise, tokens_of, v2, v3, yarn
 
@@ -22,7 +22,7 @@ def gates(config, router_class, tmp_path):
     """Our gate and theirs with the same weights; both read the config from one folder."""
     save_model(network(config), tmp_path)
     theirs = router_class(AutoModelForCausalLM.from_pretrained(tmp_path).config)
-    ours = Gate(config)
+    ours = Gate(config.hidden_size, config.routing)
     randomise(ours.state_dict(), seed=3)
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(50, config.hidden_size, generator=torch.Generator().manual_seed(4))
@@ -57,7 +57,7 @@ def test_groups_left_out_are_never_chosen_with_negative_scores(tmp_path):
     config = v3()
     save_model(network(config), tmp_path)
     theirs = DeepseekV3TopkRouter(AutoModelForCausalLM.from_pretrained(tmp_path).config)
-    ours = Gate(config)
+    ours = Gate(config.hidden_size, config.routing)
     randomise(ours.state_dict(), seed=3)
     ours.e_score_correction_bias.fill_(-3.0)
     theirs.load_state_dict(ours.state_dict())

@@ -29,7 +29,7 @@ def gate_configs(draw):
 
 
 def gate_of(config, seed):
-    gate = Gate(config)
+    gate = Gate(config.hidden_size, config.routing)
     randomise(gate.state_dict(), seed)
     x = torch.randn(20, config.hidden_size, generator=torch.Generator().manual_seed(seed + 1))
     return gate, x
@@ -115,7 +115,7 @@ def test_balance_loss_pushes_towards_the_idle_experts():
 
 def test_stats_ignore_padding():
     config = v3()
-    moe = MoE(config)
+    moe = MoE(config.hidden_size, config.routing)
     randomise(moe.state_dict(), 0)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, 10, config.hidden_size, generator=generator)
@@ -138,7 +138,7 @@ def test_stats_ignore_padding():
 @torch.no_grad()
 def test_experts_are_a_weighted_sum_of_mlps():
     config = v3()
-    moe = MoE(config)
+    moe = MoE(config.hidden_size, config.routing)
     randomise(moe.state_dict(), 0)
     x = torch.randn(1, 3, config.hidden_size, generator=torch.Generator().manual_seed(1))
     _, indices, weights = moe.gate(x[0])

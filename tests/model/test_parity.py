@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from ziphius.checkpoint import load_model, save_model
 
-from .variants import VARIANTS, network, randomise, tokens_of, v3
+from .variants import FAMILIES, network, randomise, tokens_of, v3
 
 TOLERANCE = 1e-5
 
@@ -45,14 +45,14 @@ def assert_same_network(ours, theirs):
     assert torch.equal(greedy(ours, prompt, 32), theirs.generate(prompt, settings))
 
 
-@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 def test_our_folder_opens_in_transformers(config, tmp_path):
     ours = network(config)
     save_model(ours, tmp_path)
     assert_same_network(ours, theirs_from(tmp_path))
 
 
-@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 def test_their_folder_opens_here(config, tmp_path):
     theirs = their_own(config, tmp_path / "config")
     theirs.save_pretrained(tmp_path / "model")

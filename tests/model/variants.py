@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from ziphius.model.config import ModelConfig, RopeScaling
+from ziphius.model.config import ModelConfig
+from ziphius.model.deepseek.config import DeepSeekConfig
+from ziphius.model.llama.config import LlamaConfig
+from ziphius.model.qwen.config import Qwen2Config, Qwen3Config, Qwen3MoeConfig
+from ziphius.model.scaling import LinearScaling, Llama3Scaling, YarnScaling
 from ziphius.model.transformer import Transformer
 
 _SIZES = {
@@ -16,14 +20,14 @@ _SIZES = {
 }  # fmt: skip
 
 
-def yarn(factor=8.0, **scales) -> RopeScaling:
+def yarn(factor=8.0, **scales) -> YarnScaling:
     """YaRN from 32 positions; β of 4 and 1 put the ramp inside the few pairs of these small heads."""
-    return RopeScaling(factor=factor, original_max_position_embeddings=32, beta_fast=4, beta_slow=1, **scales)
+    return YarnScaling(factor=factor, original_max_position_embeddings=32, beta_fast=4, beta_slow=1, **scales)
 
 
 def v3(**overrides) -> ModelConfig:
     grouped = {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5}
-    return ModelConfig(**_SIZES | grouped | overrides)
+    return DeepSeekConfig(**_SIZES | grouped | overrides)
 
 
 def v2(**overrides) -> ModelConfig:
@@ -31,7 +35,7 @@ def v2(**overrides) -> ModelConfig:
         "model_type": "deepseek_v2", "topk_method": "greedy", "scoring_func": "softmax", "norm_topk_prob": False,
         "routed_scaling_factor": 4.0, "n_shared_experts": 2,
     }  # fmt: skip
-    return ModelConfig(**_SIZES | softmax | overrides)
+    return DeepSeekConfig(**_SIZES | softmax | overrides)
 
 
 VARIANTS = {
@@ -57,13 +61,34 @@ VARIANTS = {
     "V2, no YaRN, tied": v2(tie_word_embeddings=True, first_k_dense_replace=0),
 }  # fmt: skip
 
+_GROUPED = {
+    "vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256,
+}  # fmt: skip
+_LLAMA3 = Llama3Scaling(factor=8, low_freq_factor=1, high_freq_factor=4, original_max_position_embeddings=32)
+_EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+
+GROUPED = {
+    "Llama 2": LlamaConfig(**_GROUPED | {"num_key_value_heads": 6}, rms_norm_eps=1e-5),
+    "Llama 3.1": LlamaConfig(**_GROUPED, rope_theta=500000.0, rope_scaling=_LLAMA3),
+    "SmolLM2, tied": LlamaConfig(**_GROUPED, tie_word_embeddings=True, rope_theta=100000.0),
+    "Llama, linear": LlamaConfig(**_GROUPED, rope_scaling=LinearScaling(factor=4)),
+    "Llama, one key": LlamaConfig(**_GROUPED | {"num_key_value_heads": 1, "head_dim": 12}),
+    "Qwen2.5": Qwen2Config(**_GROUPED, rope_theta=1000000.0),
+    "Qwen2.5, YaRN, tied": Qwen2Config(**_GROUPED, rope_scaling=yarn(4.0), tie_word_embeddings=True),
+    "Qwen3": Qwen3Config(**_GROUPED | {"head_dim": 16}, rope_theta=1000000.0),
+    "Qwen3, experts": Qwen3MoeConfig(**_GROUPED, **_EXPERTS, norm_topk_prob=True),
+    "Qwen3, some dense": Qwen3MoeConfig(**_GROUPED, **_EXPERTS, mlp_only_layers=[1]),
+}
+FAMILIES = VARIANTS | GROUPED
+
 
 @torch.no_grad()
 def randomise(parameters: dict[str, torch.Tensor], seed: int) -> None:
     """Matrices with unit gain, norms around one, a selection bias that changes what is chosen. In place."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in parameters.items():
-        if "e_score_correction_bias" in name:
+        if "e_score_correction_bias" in name or name.endswith(".bias"):
             tensor.normal_(0.0, 0.3, generator=generator)
         elif tensor.ndim == 1:
             tensor.normal_(1.0, 0.3, generator=generator)

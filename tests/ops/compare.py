@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ziphius import ops
+from ziphius.model.config import CacheLayout
 
 FASTER = ["torch", "auto"]  # auto takes native kernels where there are some
 
@@ -49,3 +50,8 @@ def close(got: Tensor, expected: Tensor, dtype: torch.dtype | None = None) -> No
         scale = expected.double().abs().max().clamp(min=0.1)
         error = (got.double() - expected.double()).abs().max() / scale
         assert error <= _TOLERANCE[dtype or expected.dtype], f"off by {error:.2e} of the largest entry"
+
+
+def latent(rank: int, rope: int = 0) -> CacheLayout:
+    """Entries of one head whose value is the front of its key."""
+    return CacheLayout(1, rank + rope, rank, 0)

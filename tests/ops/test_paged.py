@@ -3,9 +3,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ziphius import ops
-from ziphius.ops.paged import Placement, paged_attention
+from ziphius.ops.paged import paged_attention
+from ziphius.ops.placement import Placement
 
-from .compare import close, few, normal, seeds
+from .compare import close, few, latent, normal, seeds
 
 
 @few
@@ -25,10 +26,10 @@ def test_any_mix_of_prompts_and_answers(seed, H, C, R, block_size, brings, dtype
     q = normal(seed, len(rows), H, C + R, dtype=dtype)
     memory = normal(seed + 1, len(brings) * blocks * block_size, C + R, dtype=dtype)
     with ops.backend("reference"):
-        expected = paged_attention(q, memory, placement, C, 0.3)
+        expected = paged_attention(q, memory, placement, latent(C, R), 0.3)
     for name in ("torch", "auto"):
         with ops.backend(name):
-            close(paged_attention(q, memory, placement, C, 0.3), expected)
+            close(paged_attention(q, memory, placement, latent(C, R), 0.3), expected)
 
 
 def test_what_others_hold_is_not_seen():
@@ -36,6 +37,6 @@ def test_what_others_hold_is_not_seen():
         torch.tensor([0, 1], dtype=torch.int32), torch.tensor([2, 1]), torch.tensor([[0], [1]], dtype=torch.int32), 4
     )
     q, memory = normal(0, 2, 2, 6), normal(1, 8, 6)
-    out = paged_attention(q, memory, placement, 4, 1.0)
+    out = paged_attention(q, memory, placement, latent(4, 2), 1.0)
     memory[[3, 6, 7]] = 99.0
-    assert torch.equal(paged_attention(q, memory, placement, 4, 1.0), out)
+    assert torch.equal(paged_attention(q, memory, placement, latent(4, 2), 1.0), out)

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from ziphius import ops
 from ziphius.ops import triton as kernels
-from ziphius.ops.paged import Placement, paged_attention, paged_attention_reference, uses_kernel
+from ziphius.ops.paged import paged_attention, paged_attention_reference, uses_kernel
+from ziphius.ops.placement import Placement
 
-from .compare import close, few, normal, seeds
+from .compare import close, few, latent, normal, seeds
 
 pytestmark = pytest.mark.skipif(kernels.why_not() is not None, reason=str(kernels.why_not()))
 
@@ -43,7 +44,7 @@ def check(q, memory, placement, C, **options):
     from ziphius.ops.triton.paged import latent_decode
 
     got = latent_decode(q, memory, placement, C, 0.3, **options)
-    close(got, paged_attention_reference(q, memory, placement, C, 0.3))
+    close(got, paged_attention_reference(q, memory, placement, latent(C, memory.shape[1] - C), 0.3))
     return got
 
 
@@ -56,8 +57,8 @@ def check(q, memory, placement, C, **options):
 def test_any_mix_of_prompts_and_answers(seed, H, C, R, block_size, dtype, room, brings):
     q, memory, placement = step_of(brings, block_size, H, C, R, dtype, seed, room)
     with ops.backend("triton"):
-        got = paged_attention(q, memory, placement, C, 0.3)
-    close(got, paged_attention_reference(q, memory, placement, C, 0.3))
+        got = paged_attention(q, memory, placement, latent(C, memory.shape[1] - C), 0.3)
+    close(got, paged_attention_reference(q, memory, placement, latent(C, memory.shape[1] - C), 0.3))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -109,24 +110,24 @@ def test_a_tokens_result_is_its_own():
 
 def test_who_takes_the_kernel():
     q, memory = torch.zeros(1, 2, 40), torch.zeros(8, 40)
-    assert not uses_kernel(q, memory, 32, 1)
+    assert not uses_kernel(q, memory, latent(32), 1)
     with ops.backend("triton"):
         if DEVICE.type == "cuda":
             with pytest.raises(
                 RuntimeError, match=r"takes fp32 and bf16 CUDA tensors, not Tensor torch.float32 on cpu"
             ):
-                uses_kernel(q, memory, 32, 1)
+                uses_kernel(q, memory, latent(32), 1)
         else:
-            assert uses_kernel(q, memory, 32, 1)
-            assert uses_kernel(q, memory, 32, 0)  # asked for by name, also for prompts
-            assert uses_kernel(q.bfloat16(), memory.bfloat16(), 512, 1)
-            assert not uses_kernel(q, memory, 512, 1)  # no room for so wide a latent in fp32
+            assert uses_kernel(q, memory, latent(32), 1)
+            assert uses_kernel(q, memory, latent(32), 0)  # asked for by name, also for prompts
+            assert uses_kernel(q.bfloat16(), memory.bfloat16(), latent(512), 1)
+            assert not uses_kernel(q, memory, latent(512), 1)  # no room for so wide a latent in fp32
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a CUDA device")
 def test_on_a_gpu_decoding_takes_it_and_prompts_do_not():
     q, memory = torch.zeros(1, 2, 40, device=DEVICE), torch.zeros(8, 40, device=DEVICE)
-    assert uses_kernel(q, memory, 32, 1)
-    assert not uses_kernel(q, memory, 32, 9)
-    assert not uses_kernel(q, memory, 32, 0)
+    assert uses_kernel(q, memory, latent(32), 1)
+    assert not uses_kernel(q, memory, latent(32), 9)
+    assert not uses_kernel(q, memory, latent(32), 0)

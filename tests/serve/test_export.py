@@ -10,14 +10,15 @@ import ziphius
 from ziphius.checkpoint import save_model
 from ziphius.checkpoint.gguf import write_gguf
 from ziphius.checkpoint.gguf_keys import small_differences
-from ziphius.model.config import ModelConfig, RopeScaling
+from ziphius.model.config import ModelConfig
 from ziphius.model.presets import ladder
+from ziphius.model.scaling import YarnScaling
 from ziphius.model.transformer import Transformer
 from ziphius.serve.export import export_folder
 
 gguf = pytest.importorskip("gguf")
 
-YARN = RopeScaling(factor=8, original_max_position_embeddings=32, mscale=1.0, mscale_all_dim=1.0)
+YARN = YarnScaling(factor=8, original_max_position_embeddings=32, mscale=1.0, mscale_all_dim=1.0)
 SOFTMAX = {"model_type": "deepseek_v2", "topk_method": "greedy", "scoring_func": "softmax", "norm_topk_prob": False}
 VARIANTS = {
     "the ladder's": ladder(3, vocab_size=330),

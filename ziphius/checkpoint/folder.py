@@ -19,6 +19,7 @@ from ziphius.checkpoint.shards import stage_shards, weight_files
 from ziphius.checkpoint.stored import open_weights
 from ziphius.ledger.folder import present_stages
 from ziphius.model.config import ModelConfig
+from ziphius.model.families import config_from_hf
 from ziphius.model.transformer import Transformer
 
 MAX_SHARD_BYTES = 5 * 1024**3
@@ -35,7 +36,7 @@ def load_config(folder: str | Path) -> ModelConfig:
     if not path.exists():
         raise CheckpointError(f"{folder} holds no config.json; give the folder of a model")
     try:
-        return ModelConfig.from_hf(json.loads(path.read_text()))
+        return config_from_hf(json.loads(path.read_text()))
     except ValidationError as error:
         reasons = "; ".join(".".join(map(str, e["loc"])) + ": " * bool(e["loc"]) + e["msg"] for e in error.errors())
         raise CheckpointError(f"{path}: {reasons}") from None
@@ -62,7 +63,8 @@ def load_model(
 
     Reads what DeepSeek publishes (BF16, or FP8 in blocks, which is dequantised), what transformers writes, and what
     `save_model` writes. Tensors are copied one by one into their places, so the weights exist once. Prediction
-    modules that config.json promises and the folder lacks are left out with a warning: transformers drops them.
+    modules that config.json promises and the folder lacks are left out with a warning: transformers drops them. Those
+    that it does not mention are read.
     Repeated tensors (a prediction module's embedding and head) must equal their originals.
 
     Raises CheckpointError naming the tensor or file that is missing, not expected, or of another shape; all of that
@@ -82,7 +84,7 @@ def load_model(
         for name, place in stored.places.items():
             value = stored.value(name)
             _must_be_finite(value, f"{folder}/{stored.reader.file(name)}: {name}")
-            state[place.name][place.part].copy_(value)
+            state[place.name][place.at].copy_(value)
         for name, original in shared_copies(stored.config).items():
             if name in stored.reader and not torch.equal(state[original].cpu(), stored.reader.tensor(name).to(dtype)):
                 raise CheckpointError(f"{folder}: {name} differs from {original}, which this network shares with it")
@@ -120,7 +122,7 @@ def save_state(
     disk refuses.
     """
     folder = Path(folder)
-    tensors = {name: state[place.name][place.part] for name, place in published_places(state, config).items()}
+    tensors = {name: state[place.name][place.at] for name, place in published_places(state, config).items()}
     for name, original in shared_copies(config).items():
         if name != "lm_head.weight":  # a tied head is not written, as transformers has it
             tensors[name] = state[original]

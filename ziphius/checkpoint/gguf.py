@@ -20,7 +20,7 @@ from ziphius.checkpoint.folder import load_config
 from ziphius.checkpoint.gguf_keys import ARCHITECTURE, Value, network_keys, small_differences
 from ziphius.checkpoint.stored import StoredWeights, open_weights
 from ziphius.disk.write import replacing
-from ziphius.model.config import ModelConfig
+from ziphius.model.deepseek.config import DeepSeekConfig
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
@@ -89,6 +89,8 @@ def write_gguf(
     if out.is_dir():
         raise CheckpointError(f"{out} is a folder; name the file to write, such as {out / 'model.gguf'}")
     config = load_config(folder)
+    if not isinstance(config, DeepSeekConfig):
+        raise CheckpointError(f"{folder} is of the family {config.model_type!r}; only DeepSeek's are written as GGUF")
     keys = {
         "general.name": name or folder.resolve().name,
         "general.file_type": _FILE_TYPES[weight_type],
@@ -100,7 +102,7 @@ def write_gguf(
         writer = gguf.GGUFWriter(aside, ARCHITECTURE)
         for key, value in keys.items():
             _add(writer, key, value)
-        plan = _plan(stored, weight_type)
+        plan = _plan(stored, config, weight_type)
         for tensor in plan.values():
             writer.add_tensor_info(tensor.name, tensor.shape, np.dtype("f4"), tensor.size, raw_dtype=tensor.kind)
         writer.write_header_to_file()
@@ -122,7 +124,7 @@ def write_gguf(
     )
 
 
-def pieces(name: str, tensor: Tensor, config: ModelConfig) -> dict[str, Tensor]:
+def pieces(name: str, tensor: Tensor, config: DeepSeekConfig) -> dict[str, Tensor]:
     """The GGUF tensors that our tensor `name` becomes; meta tensors do, where only shapes are asked for.
 
     What holds two matrices is parted. kv_b_proj becomes the keys' half, transposed to [H, C, N] as the absorbed form
@@ -155,12 +157,12 @@ class _Planned:
     size: int
 
 
-def _plan(stored: StoredWeights, weight_type: WeightType) -> dict[str, _Planned]:
+def _plan(stored: StoredWeights, config: DeepSeekConfig, weight_type: WeightType) -> dict[str, _Planned]:
     """The file's tensors in their order."""
     gguf = _package()
     found = {}
     for ours in _exported(stored):
-        for name, tensor in pieces(ours, stored.state[ours], stored.config).items():
+        for name, tensor in pieces(ours, stored.state[ours], config).items():
             kind = gguf.GGMLQuantizationType[_type_of(name, tensor, weight_type).upper()]
             block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
             found[name] = _Planned(name, tuple(tensor.shape), kind, tensor.numel() // block * block_bytes)
@@ -180,7 +182,10 @@ def _exported(stored: StoredWeights) -> list[str]:
 
 
 def _notes(
-    config: ModelConfig, plan: Mapping[str, _Planned], weight_type: WeightType, vocabulary: Mapping[str, Value] | None
+    config: DeepSeekConfig,
+    plan: Mapping[str, _Planned],
+    weight_type: WeightType,
+    vocabulary: Mapping[str, Value] | None,
 ) -> list[str]:
     notes = small_differences(config)
     if config.num_nextn_predict_layers:

@@ -7,8 +7,9 @@ Source: the GGUF specification, and llama.cpp as llama-cpp-python 0.3.36 brings 
 from __future__ import annotations
 
 from ziphius.checkpoint.errors import CheckpointError
-from ziphius.model.attention import LATENT_EPS
-from ziphius.model.config import ModelConfig, RopeScaling
+from ziphius.model.deepseek.attention import LATENT_EPS
+from ziphius.model.deepseek.config import DeepSeekConfig
+from ziphius.model.scaling import YarnScaling
 
 ARCHITECTURE = "deepseek2"
 Value = str | bool | int | float | list[str] | list[int]
@@ -17,7 +18,7 @@ _GATES = {"softmax": 1, "sigmoid": 2}
 _WITHOUT_QUERY_RANK = (26, 27)  # so many layers are taken for V2-Lite, whose queries are not compressed
 
 
-def network_keys(config: ModelConfig) -> dict[str, Value]:
+def network_keys(config: DeepSeekConfig) -> dict[str, Value]:
     """GGUF key -> value for the network `config`. Raises CheckpointError where llama.cpp would compute another one.
 
     Attention is described in its absorbed form: one shared key of `kv_lora_rank + qk_rope_head_dim`.
@@ -49,7 +50,7 @@ def network_keys(config: ModelConfig) -> dict[str, Value]:
     return {f"{ARCHITECTURE}.{key}": value for key, value in keys.items()}
 
 
-def refuse_what_differs(config: ModelConfig) -> None:
+def refuse_what_differs(config: DeepSeekConfig) -> None:
     """Raises CheckpointError naming the key of config.json that llama.cpp would read otherwise than this network."""
     layers, scaling = config.num_hidden_layers, config.rope_scaling
     reasons = {
@@ -78,7 +79,7 @@ def refuse_what_differs(config: ModelConfig) -> None:
             )
 
 
-def small_differences(config: ModelConfig) -> list[str]:
+def small_differences(config: DeepSeekConfig) -> list[str]:
     """What llama.cpp computes a little differently, a sentence each."""
     if config.rms_norm_eps == LATENT_EPS:
         return []
@@ -88,11 +89,11 @@ def small_differences(config: ModelConfig) -> list[str]:
     ]
 
 
-def _drops_groups(config: ModelConfig) -> bool:
+def _drops_groups(config: DeepSeekConfig) -> bool:
     return config.n_routed_experts is not None and config.topk_method != "greedy" and config.topk_group < config.n_group
 
 
-def _expert_keys(config: ModelConfig) -> dict[str, Value]:
+def _expert_keys(config: DeepSeekConfig) -> dict[str, Value]:
     if config.n_routed_experts is None:
         return {}
     normalise = config.norm_topk_prob and config.num_experts_per_tok > 1
@@ -109,7 +110,7 @@ def _expert_keys(config: ModelConfig) -> dict[str, Value]:
     return keys
 
 
-def _rope_keys(scaling: RopeScaling | None) -> dict[str, Value]:
+def _rope_keys(scaling: YarnScaling | None) -> dict[str, Value]:
     if scaling is None:
         return {"rope.scaling.type": "none"}
     return {

@@ -18,14 +18,14 @@ from torch import Tensor
 from ziphius.model.config import ModelConfig
 
 
-class Place(NamedTuple):
-    """Where a published tensor lies: `part` of the tensor `name` of our state dict."""
+class Part(NamedTuple):
+    """Where a published tensor lies: `at` these indices of the tensor `name` of our state dict."""
 
     name: str
-    part: tuple[int | slice, ...] = ()
+    at: tuple[int | slice, ...] = ()
 
 
-def published_places(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Place]:
+def published_places(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Part]:
     """Published name -> its place in `state`, in the order of `state`. Reads shapes only, so meta tensors do.
 
     Each element of `state` is covered once; `shared_copies` holds the published tensors that repeat another.
@@ -60,24 +60,24 @@ def layer_of(published: str) -> int | None:
     return None if found is None else int(found[1])
 
 
-def _parts(name: str, tensor: Tensor, num_hidden_layers: int) -> Iterator[tuple[str, Place]]:
+def _parts(name: str, tensor: Tensor, num_hidden_layers: int) -> Iterator[tuple[str, Part]]:
     target = _rename_mtp(name, num_hidden_layers)
     prefix, _, last = target.rpartition(".")
     if target.endswith("mlp.experts.gate_up_proj"):
         half = tensor.shape[1] // 2
         for expert in range(tensor.shape[0]):
-            yield f"{prefix}.{expert}.gate_proj.weight", Place(name, (expert, slice(None, half)))
-            yield f"{prefix}.{expert}.up_proj.weight", Place(name, (expert, slice(half, None)))
+            yield f"{prefix}.{expert}.gate_proj.weight", Part(name, (expert, slice(None, half)))
+            yield f"{prefix}.{expert}.up_proj.weight", Part(name, (expert, slice(half, None)))
     elif target.endswith("mlp.experts.down_proj"):
         for expert in range(tensor.shape[0]):
-            yield f"{prefix}.{expert}.down_proj.weight", Place(name, (expert,))
+            yield f"{prefix}.{expert}.down_proj.weight", Part(name, (expert,))
     elif target.endswith("gate_up_proj.weight"):
         half = tensor.shape[0] // 2
         stem = prefix.removesuffix("gate_up_proj")
-        yield f"{stem}gate_proj.{last}", Place(name, (slice(None, half),))
-        yield f"{stem}up_proj.{last}", Place(name, (slice(half, None),))
+        yield f"{stem}gate_proj.{last}", Part(name, (slice(None, half),))
+        yield f"{stem}up_proj.{last}", Part(name, (slice(half, None),))
     else:
-        yield target, Place(name)
+        yield target, Part(name)
 
 
 def _rename_mtp(name: str, num_hidden_layers: int) -> str:

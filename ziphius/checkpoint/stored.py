@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ziphius.checkpoint import fp8
 from ziphius.checkpoint.errors import CheckpointError
-from ziphius.checkpoint.names import Place, layer_of, published_places, shared_copies
+from ziphius.checkpoint.names import Part, layer_of, published_places, shared_copies
 from ziphius.checkpoint.shards import ShardReader
 from ziphius.model.config import ModelConfig
 from ziphius.model.transformer import Transformer
@@ -33,14 +33,12 @@ class StoredWeights:
     """`places` maps what the files hold, in their order, to where it lies in our state dict.
 
     `config` is the network that the files hold: without prediction modules where config.json promises some and the
-    folder has none. `state` is its state dict without values (on the meta device); tensors that repeat another are
-    left out.
+    folder has none, with those that are there where config.json does not say so. `state` is its state dict without
+    values (on the meta device); tensors that repeat another are left out.
     """
 
     def __init__(self, reader: ShardReader, config: ModelConfig, block: tuple[int, int]) -> None:
-        layers = config.num_hidden_layers
-        if config.num_nextn_predict_layers and not any((layer_of(name) or 0) >= layers for name in reader):
-            config = config.model_copy(update={"num_nextn_predict_layers": 0})
+        config = config.model_copy(update={"num_nextn_predict_layers": _modules(reader, config)})
         self.reader, self.config, self._block = reader, config, block
         with torch.device("meta"):
             state = Transformer(config).state_dict()
@@ -65,23 +63,31 @@ class StoredWeights:
         """The tensor `name` of our state dict, fp32, put together from its stored parts."""
         whole = torch.empty(self.state[name].shape)
         for part in self._parts[name]:
-            whole[self.places[part].part].copy_(self.value(part))
+            whole[self.places[part].at].copy_(self.value(part))
         return whole
+
+
+def _modules(reader: ShardReader, config: ModelConfig) -> int:
+    """How many prediction modules the network of the files has."""
+    layers = {layer_of(name) or 0 for name in reader if name.endswith(".eh_proj.weight")}
+    found = sum(layer >= config.num_hidden_layers for layer in layers)
+    promised = config.num_nextn_predict_layers
+    return promised if found and promised else found
 
 
 def _match(
     reader: ShardReader, state: Mapping[str, Tensor], config: ModelConfig, block: tuple[int, int]
-) -> dict[str, Place]:
+) -> dict[str, Part]:
     """Stored name -> place, in the order of the files, once nothing is missing, left over, or of another shape.
 
     Beside the published names a folder may hold a layer's experts stacked under our name, as transformers keeps them.
     """
     published = published_places(state, config)
     copies = shared_copies(config)
-    found: dict[str, Place] = {}
+    found: dict[str, Part] = {}
     unexpected = []
     for name in reader:
-        place = published.get(name) or (Place(name) if name in state else None)
+        place = published.get(name) or (Part(name) if name in state else None)
         if place is not None:
             found[name] = place
         elif not (name in copies or name.endswith("rotary_emb.inv_freq") or _is_scale(reader, name)):
@@ -96,7 +102,7 @@ def _match(
             "config.json does not have"
         )
     for name, place in found.items():
-        _expect(reader, name, tuple(state[place.name][place.part].shape))
+        _expect(reader, name, tuple(state[place.name][place.at].shape))
         if name + fp8.SCALE_SUFFIX in reader:
             rows, columns = reader.shape(name)
             _expect(reader, name + fp8.SCALE_SUFFIX, (-(-rows // block[0]), -(-columns // block[1])))

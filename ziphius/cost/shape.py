@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ziphius.model.config import ModelConfig
+from ziphius.model.deepseek.config import DeepSeekConfig
+from ziphius.model.families import config_from_hf
 
 GROUPED = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "olmo2", "olmo3", "smollm3", "gpt_oss")
 
@@ -77,7 +79,9 @@ class Shape:
 
 
 def shape_of(config: ModelConfig) -> Shape:
-    """The shape of a DeepSeek-V2/V3 network."""
+    """The shape of a network that the trainer knows."""
+    if not isinstance(config, DeepSeekConfig):
+        return _grouped(config.to_hf())
     return Shape(
         vocab=config.vocab_size,
         hidden=config.hidden_size,
@@ -107,10 +111,16 @@ def shape_from_hf(raw: dict[str, Any]) -> Shape:
     """The shape that a `config.json` dictionary describes. Raises ValueError for a family that is not known."""
     family = raw.get("model_type")
     if family in ("deepseek_v2", "deepseek_v3", "kimi_k2"):
-        return shape_of(ModelConfig.from_hf(raw))
+        return shape_of(config_from_hf(raw))
     if family not in GROUPED:
         known = ", ".join(("deepseek_v2", "deepseek_v3", "kimi_k2", *GROUPED))
         raise ValueError(f"model_type is {family!r}; the planner knows {known}")
+    return _grouped(raw)
+
+
+def _grouped(raw: dict[str, Any]) -> Shape:
+    """The shape of a decoder with grouped-query attention. Raises ValueError for a key that is missing."""
+    family = raw["model_type"]
     try:
         heads, hidden = raw["num_attention_heads"], raw["hidden_size"]
         head_dim = raw.get("head_dim") or hidden // heads

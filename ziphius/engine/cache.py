@@ -1,6 +1,6 @@
-"""The memory behind decoding: latents of many sequences in blocks, found through tables.
+"""The memory behind decoding: entries of many sequences in blocks, found through tables.
 
-L layers, S slots, N tokens of a step, X = kv_lora_rank + qk_rope_head_dim.
+L layers, S slots, N tokens of a step, H heads, K key, X the width of an entry (`ModelConfig.cache_layout`).
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 
 from ziphius.model.config import ModelConfig
-from ziphius.ops.paged import Placement, paged_attention
+from ziphius.ops.paged import paged_attention
+from ziphius.ops.placement import Placement
 
 _ALIGNMENT = 64  # bytes, a cache line
 
 
-class LatentMemory:
+class PagedMemory:
     """Entries of every layer, the prediction modules' included: `data` [L, (blocks + 1) · block_size, X].
 
     Who owns which block is its user's business; the last one, `spare`, is nobody's: tokens that only fill up a step
-    stand there. Source: V2 §2.1.3 (what is cached per token).
+    stand there.
     """
 
     def __init__(
@@ -34,10 +35,9 @@ class LatentMemory:
         device: torch.device | str | None = None,
     ) -> None:
         layers = config.num_hidden_layers + config.num_nextn_predict_layers
-        self.block_size, self.rank, self.spare = block_size, config.kv_lora_rank, blocks
-        width = config.kv_lora_rank + config.qk_rope_head_dim
+        self.block_size, self.layout, self.spare = block_size, config.cache_layout, blocks
         # zeros, for what is never seen is still multiplied by zero
-        self.data = _zeros((layers, (blocks + 1) * block_size, width), dtype, torch.device(device or "cpu"))
+        self.data = _zeros((layers, (blocks + 1) * block_size, self.layout.width), dtype, torch.device(device or "cpu"))
 
     def clear_blocks(self, blocks: Sequence[int]) -> None:
         """Back to zeros in every layer."""
@@ -59,13 +59,13 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     return torch.from_numpy(raw[start : start + size]).view(dtype).view(shape)
 
 
-class StepCache:
-    """A `LatentCache` for one step: the tokens of `placement` in `memory`."""
+class PlacedCache:
+    """A `StepCache`: the tokens of `placement` in `memory`."""
 
-    def __init__(self, memory: LatentMemory, placement: Placement) -> None:
+    def __init__(self, memory: PagedMemory, placement: Placement) -> None:
         self.memory, self.placement = memory, placement
 
-    def attend(self, layer: int, q_NHX: Tensor, latent_NC: Tensor, k_rope_NR: Tensor, scale: float) -> Tensor:
-        entries_SX, rank = self.memory.data[layer], self.memory.rank
-        entries_SX[self.placement.slots_N] = torch.cat([latent_NC, k_rope_NR], dim=-1).to(entries_SX.dtype)
-        return paged_attention(q_NHX, entries_SX, self.placement, rank, scale)
+    def attend(self, layer: int, q_NHK: Tensor, entries_NX: Tensor, scale: float) -> Tensor:
+        memory_SX = self.memory.data[layer]
+        memory_SX[self.placement.slots_N] = entries_NX.to(memory_SX.dtype)
+        return paged_attention(q_NHK, memory_SX, self.placement, self.memory.layout, scale)

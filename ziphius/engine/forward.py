@@ -11,29 +11,30 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ziphius.engine.cache import LatentMemory, StepCache
+from ziphius.engine.cache import PagedMemory, PlacedCache
 from ziphius.engine.native import describe, matrix_of
+from ziphius.model.deepseek.config import DeepSeekConfig
 from ziphius.model.mtp import MTPModule
 from ziphius.model.transformer import Transformer
 from ziphius.ops.backend import backend_for
 from ziphius.ops.native import decoder as native
-from ziphius.ops.paged import Placement
+from ziphius.ops.placement import Placement
 
 _decoders: WeakKeyDictionary[Transformer, tuple[list[Tensor], list[int], native.Decoder]] = WeakKeyDictionary()
 
 
-def step_hidden(model: Transformer, tokens_N: Tensor, placement: Placement, memory: LatentMemory) -> Tensor:
+def step_hidden(model: Transformer, tokens_N: Tensor, placement: Placement, memory: PagedMemory) -> Tensor:
     """Final hidden states [N, D] of a step's tokens, whose entries join the cache."""
     decoder = _decoder(model, memory)
     if decoder is None:
         positions_1N = placement.positions_N.unsqueeze(0)
-        return model.hidden(tokens_N.unsqueeze(0), positions_1N, cache=StepCache(memory, placement))[0]
+        return model.hidden(tokens_N.unsqueeze(0), positions_1N, cache=PlacedCache(memory, placement))[0]
     x_ND = model.model.embed_tokens.weight[tokens_N].float()
     return decoder.run(x_ND, memory.data, placement, model.model.norm.weight, 0, model.config.num_hidden_layers)
 
 
 def draft_hidden(
-    model: Transformer, depth: int, hidden_ND: Tensor, tokens_N: Tensor, placement: Placement, memory: LatentMemory
+    model: Transformer, depth: int, hidden_ND: Tensor, tokens_N: Tensor, placement: Placement, memory: PagedMemory
 ) -> Tensor:
     """States [N, D] of prediction module `depth` (from 1) for hidden states and the tokens that follow them.
 
@@ -45,7 +46,7 @@ def draft_hidden(
     decoder = _decoder(model, memory)
     if decoder is None:
         cos, sin = model.rope(placement.positions_N.unsqueeze(0), len(tokens_N))
-        cache = StepCache(memory, placement)
+        cache = PlacedCache(memory, placement)
         return module(hidden_ND.unsqueeze(0), embedded.unsqueeze(0), cos, sin, cache=cache)[0]
     x_ND = module.join(hidden_ND.to(embedded.dtype), embedded).float().contiguous()
     layer = model.config.num_hidden_layers + depth - 1
@@ -59,19 +60,19 @@ def next_logits(model: Transformer, hidden_ND: Tensor) -> Tensor:
     return model.lm_head(hidden_ND).float()
 
 
-def is_batch_invariant(model: Transformer, memory: LatentMemory) -> bool:
+def is_batch_invariant(model: Transformer, memory: PagedMemory) -> bool:
     """Whether a token's results are the same bits in any company: the native step's are, a matrix library's are not."""
     return _decoder(model, memory) is not None
 
 
-def _decoder(model: Transformer, memory: LatentMemory) -> native.Decoder | None:
+def _decoder(model: Transformer, memory: PagedMemory) -> native.Decoder | None:
     """The model's native decoder, described anew when a weight has moved. None where the torch path must serve."""
     if backend_for(memory.data, model.model.embed_tokens.weight) != "native":
         return None
     known = _decoders.get(model)
     if known is not None and known[1] == [weight.data_ptr() for weight in known[0]]:
         return known[2]
-    if backend_for(*model.parameters()) != "native":
+    if not isinstance(model.config, DeepSeekConfig) or backend_for(*model.parameters()) != "native":
         return None
     decoder = describe(model)
     weights = [*model.parameters(), *model.buffers()]

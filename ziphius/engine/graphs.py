@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ziphius.engine.cache import LatentMemory
+from ziphius.engine.cache import PagedMemory
 from ziphius.engine.forward import next_logits, step_hidden
 from ziphius.model.transformer import Transformer
 from ziphius.ops.experts import UNCOUNTED_TOKENS
-from ziphius.ops.paged import Placement, uses_kernel
+from ziphius.ops.paged import uses_kernel
+from ziphius.ops.placement import Placement
 
 # A step takes the next larger of these sizes: at most half of its tokens, mostly less than a third, are padding.
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, UNCOUNTED_TOKENS)
@@ -76,7 +77,7 @@ class StepGraphs:
     memory's spare block. Results lie in the same tensors each time and hold until the next step.
     """
 
-    def __init__(self, model: Transformer, memory: LatentMemory, record: Recorder) -> None:
+    def __init__(self, model: Transformer, memory: PagedMemory, record: Recorder) -> None:
         self.model, self.memory, self._record = model, memory, record
         self._graphs: dict[tuple[int, int], _Graph] = {}
         self._weights: list[Tensor] = []
@@ -89,7 +90,7 @@ class StepGraphs:
         host while it runs."""
         if self._refused or len(placement.rows_N) > SIZES[-1]:
             return False
-        return uses_kernel(self.memory.data, self.model.model.embed_tokens.weight, self.memory.rank, placement.most)
+        return uses_kernel(self.memory.data, self.model.model.embed_tokens.weight, self.memory.layout, placement.most)
 
     @torch.no_grad()
     def run(self, tokens_N: Tensor, placement: Placement) -> tuple[Tensor, Tensor] | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from ziphius.model.attention import LATENT_EPS
+from ziphius.model.config import Routing
+from ziphius.model.deepseek.attention import LATENT_EPS, LatentAttention
+from ziphius.model.deepseek.config import DeepSeekConfig
 from ziphius.model.experts import MLP, MoE
 from ziphius.model.int8 import Int8Linear
 from ziphius.model.layers import Linear
@@ -14,17 +16,16 @@ from ziphius.ops.native.decoder import Decoder, DecoderShape, LayerWeights, Matr
 
 
 def describe(model: Transformer) -> Decoder:
-    """All layers of `model`, the prediction modules' after the main ones, as `LatentMemory` counts them."""
+    """All layers of `model`, the prediction modules' after the main ones, as `PagedMemory` counts them."""
     c = model.config
-    grouped = c.topk_method != "greedy" and c.n_group > 1
-    normalise = c.norm_topk_prob and c.num_experts_per_tok > 1
-    scaled = not (normalise and c.model_type == "deepseek_v2")
+    assert isinstance(c, DeepSeekConfig)
+    rule = c.routing or Routing(0, 0, 0)
+    limited = rule.groups > 1
     shape = DecoderShape(
         heads=c.num_attention_heads, nope=c.qk_nope_head_dim, rope=c.qk_rope_head_dim, value=c.v_head_dim,
-        latent=c.kv_lora_rank, top_k=c.num_experts_per_tok, groups=c.n_group if grouped else 1,
-        kept_groups=c.topk_group if grouped else 0, sigmoid=c.scoring_func == "sigmoid", normalise=normalise,
-        by_two_best=c.topk_method == "noaux_tc", eps=c.rms_norm_eps, latent_eps=LATENT_EPS, scale=c.softmax_scale,
-        factor=c.routed_scaling_factor if scaled else 1.0,
+        latent=c.kv_lora_rank, top_k=rule.top_k, groups=rule.groups, kept_groups=rule.kept_groups if limited else 0,
+        sigmoid=rule.scoring == "sigmoid", normalise=rule.normalise, by_two_best=rule.selection_bias,
+        eps=c.rms_norm_eps, latent_eps=LATENT_EPS, scale=c.softmax_scale, factor=rule.factor,
     )  # fmt: skip
     blocks = [*model.model.layers, *(module.block for module in model.mtp)]
     cos, sin = rope_table(c, c.max_position_embeddings, "cpu")
@@ -41,6 +42,7 @@ def matrix_of(module: nn.Module) -> Matrix:
 
 def _layer(block: Block) -> LayerWeights:
     attention, mlp = block.self_attn, block.mlp
+    assert isinstance(attention, LatentAttention)
     low = attention.config.q_lora_rank is not None
     dense = mlp.shared_experts if isinstance(mlp, MoE) else mlp
     assert isinstance(dense, MLP)
@@ -60,6 +62,6 @@ def _layer(block: Block) -> LayerWeights:
     if isinstance(mlp, MoE):
         weights.gate = mlp.gate.weight
         weights.experts_up, weights.experts_down = mlp.experts.gate_up_proj, mlp.experts.down_proj
-        if mlp.gate.config.topk_method == "noaux_tc":
+        if mlp.gate.routing.selection_bias:
             weights.gate_bias = mlp.gate.e_score_correction_bias
     return weights

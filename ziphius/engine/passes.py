@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ziphius.engine.cache import LatentMemory
+from ziphius.engine.cache import PagedMemory
 from ziphius.engine.forward import draft_hidden, is_batch_invariant, next_logits, step_hidden
 from ziphius.engine.graphs import StepGraphs, recorder_for
 from ziphius.model.transformer import Transformer
-from ziphius.ops.paged import Placement
+from ziphius.ops.placement import Placement
 
 
 class Passes:
     """The model and its cache, asked by rows and positions. `apart`: no token's result depends on its company."""
 
-    def __init__(self, model: Transformer, memory: LatentMemory, apart: bool) -> None:
+    def __init__(self, model: Transformer, memory: PagedMemory, apart: bool) -> None:
         self.model, self.memory = model, memory
         self.device = memory.data.device
         self._one_by_one = apart and not is_batch_invariant(model, memory)

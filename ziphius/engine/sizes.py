@@ -13,7 +13,7 @@ _DEFAULT_GIB = 1.0
 def block_bytes(config: ModelConfig, block_size: int, element_bytes: int) -> int:
     """Bytes of a block of every layer, the prediction modules' included."""
     layers = config.num_hidden_layers + config.num_nextn_predict_layers
-    return layers * block_size * (config.kv_lora_rank + config.qk_rope_head_dim) * element_bytes
+    return layers * block_size * config.cache_layout.width * element_bytes
 
 
 def pool_blocks(settings: EngineSettings, config: ModelConfig, element_bytes: int) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ziphius.engine.cache import LatentMemory
+from ziphius.engine.cache import PagedMemory
 from ziphius.engine.course import Demand
 from ziphius.engine.forms import Forms
 from ziphius.engine.lockstep import Lockstep
@@ -51,7 +51,7 @@ class Stepper:
         """Raises ValueError for settings that do not fit the model."""
         config, weight, pool = model.config, model.model.embed_tokens.weight, scheduler.pool
         self.scheduler = scheduler
-        self.memory = LatentMemory(config, pool.total, pool.block_size, compute_dtype(weight), weight.device)
+        self.memory = PagedMemory(config, pool.total, pool.block_size, compute_dtype(weight), weight.device)
         self.passes = Passes(model, self.memory, settings.batch_invariant)
         self.sampler = Sampler(settings.max_rows, config.vocab_size, weight.device)
         self.drafter = Drafter(self.passes, self.sampler)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ziphius import ops
-from ziphius.model.config import ModelConfig
+from ziphius.model.config import Routing
 from ziphius.model.layers import Linear
 
 
@@ -48,48 +48,41 @@ class RouterStats:
 class Gate(nn.Module):
     """Chooses K experts per token and their weights, in fp32.
 
-    `noaux_tc` (V3): sigmoid scores; selection adds `e_score_correction_bias`, which no gradient touches, and a group
-    counts as much as its two best experts. `greedy`, `group_limited_greedy` (V2): softmax scores, a group counts as
-    its best expert. Experts of the groups left out are never chosen.
+    The rule is the config's `Routing`. Its selection bias is `e_score_correction_bias`, which no gradient touches.
     """
 
     e_score_correction_bias: Tensor
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, hidden_size: int, routing: Routing) -> None:
         super().__init__()
-        assert config.n_routed_experts is not None
-        self.config = config
-        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
-        if config.topk_method == "noaux_tc":
-            bias = torch.zeros(config.n_routed_experts, dtype=torch.float32)
-            self.register_buffer("e_score_correction_bias", bias)
+        self.routing = routing
+        self.weight = nn.Parameter(torch.empty(routing.experts, hidden_size))
+        if routing.selection_bias:
+            self.register_buffer("e_score_correction_bias", torch.zeros(routing.experts, dtype=torch.float32))
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """-> scores [N, E], indices [N, K], weights [N, K]; scores and weights fp32."""
-        config = self.config
+        rule = self.routing
         with torch.autocast(x_ND.device.type, enabled=False):
             logits_NE = x_ND.float() @ self.weight.float().t()
-        normalise = config.norm_topk_prob and config.num_experts_per_tok > 1
-        scaled = not (normalise and config.model_type == "deepseek_v2")  # V2's code does one or the other
-        grouped = config.topk_method != "greedy"
         return ops.route(
             logits_NE,
-            self.e_score_correction_bias if config.topk_method == "noaux_tc" else None,
-            config.num_experts_per_tok,
-            config.n_group if grouped else 1,
-            config.topk_group if grouped else 1,
-            config.scoring_func,
-            normalise,
-            config.routed_scaling_factor if scaled else 1.0,
+            self.e_score_correction_bias if rule.selection_bias else None,
+            rule.top_k,
+            rule.groups,
+            rule.kept_groups,
+            rule.scoring,
+            rule.normalise,
+            rule.factor,
         )
 
 
 class Experts(nn.Module):
     """All routed experts, stacked: gate_up_proj [E, 2F, D] (gate first), down_proj [E, D, F]."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, hidden_size: int, routing: Routing) -> None:
         super().__init__()
-        E, F, D = config.n_routed_experts or 0, config.moe_intermediate_size, config.hidden_size
+        E, F, D = routing.experts, routing.hidden, hidden_size
         self.gate_up_proj = nn.Parameter(torch.empty(E, 2 * F, D))
         self.down_proj = nn.Parameter(torch.empty(E, D, F))
 
@@ -98,17 +91,18 @@ class Experts(nn.Module):
 
 
 class MoE(nn.Module):
-    """Shared experts for every token plus the routed ones (equation 12)."""
+    """The routed experts, and where there are any the shared ones, for every token (equation 12)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, hidden_size: int, routing: Routing) -> None:
         super().__init__()
-        self.gate = Gate(config)
-        self.experts = Experts(config)
-        self.shared_experts = MLP(config.hidden_size, config.n_shared_experts * config.moe_intermediate_size)
+        self.gate = Gate(hidden_size, routing)
+        self.experts = Experts(hidden_size, routing)
+        self.shared_experts = MLP(hidden_size, routing.shared_hidden) if routing.shared_hidden else None
 
     def forward(self, x_BTD: Tensor, stats: RouterStats | None = None) -> Tensor:
         x_ND = x_BTD.flatten(0, 1)
         scores_NE, indices_NK, weights_NK = self.gate(x_ND)
         if stats is not None:
             stats.observe(scores_NE, indices_NK, (x_BTD.shape[0], x_BTD.shape[1]))
-        return self.shared_experts(x_BTD) + self.experts(x_ND, indices_NK, weights_NK).view_as(x_BTD)
+        routed = self.experts(x_ND, indices_NK, weights_NK).view_as(x_BTD)
+        return routed if self.shared_experts is None else self.shared_experts(x_BTD) + routed

@@ -17,21 +17,23 @@ from ziphius.ops.int8 import Int8Matrix, quantise_int8
 
 
 class Int8Linear(nn.Module):
-    """A matrix without bias: `values` [M, K], `scale` [M]."""
+    """A matrix, with its bias where it has one: `values` [M, K], `scale` [M]."""
 
     values: Tensor
     scale: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, linear: Linear) -> None:
         super().__init__()
-        _keep(self, "", weight)
+        _keep(self, "", linear.weight)
+        self.bias = linear.bias
 
     @property
     def matrix(self) -> Int8Matrix:
         return Int8Matrix(self.values, self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.values.to(x.dtype)) * self.scale.to(x.dtype)
+        out = F.linear(x, self.values.to(x.dtype)) * self.scale.to(x.dtype)
+        return out if self.bias is None else out + self.bias.to(x.dtype)
 
 
 class Int8Experts(nn.Module):
@@ -73,7 +75,7 @@ def quantise(model: Transformer) -> Transformer:
     for module in [*model.modules()]:
         for name, child in [*module.named_children()]:
             if isinstance(child, Linear) and name != "kv_b_proj":
-                setattr(module, name, Int8Linear(child.weight))
+                setattr(module, name, Int8Linear(child))
             elif isinstance(child, Experts):
                 setattr(module, name, Int8Experts(child))
     return model

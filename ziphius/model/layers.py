@@ -9,10 +9,10 @@ from ziphius import ops
 
 
 class Linear(nn.Linear):
-    """A matrix without bias, weight [out, in]."""
+    """A matrix, weight [out, in], mostly without a bias."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        super().__init__(in_features, out_features, bias)
 
 
 class RMSNorm(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ziphius.model.cache import LatentCache
+from ziphius.model.cache import StepCache
 from ziphius.model.config import ModelConfig
 from ziphius.model.experts import RouterStats
 from ziphius.model.layers import Linear, RMSNorm
@@ -33,7 +33,7 @@ class MTPModule(nn.Module):
         cos: Tensor,
         sin: Tensor,
         segments_BT: Tensor | None = None,
-        cache: LatentCache | None = None,
+        cache: StepCache | None = None,
         stats: RouterStats | None = None,
     ) -> Tensor:
         joined = self.join(hidden_BTD, embedded_BTD)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from ziphius.model.config import ModelConfig, RopeScaling
+from ziphius.model.config import ModelConfig
+from ziphius.model.deepseek.config import DeepSeekConfig
+from ziphius.model.scaling import YarnScaling
 
 _HEADS: dict[str, Any] = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "kv_lora_rank": 512}
 
 
-def _yarn(factor: float, mscale: float) -> RopeScaling:
-    return RopeScaling(factor=factor, original_max_position_embeddings=4096, mscale=mscale, mscale_all_dim=mscale)
+def _yarn(factor: float, mscale: float) -> YarnScaling:
+    return YarnScaling(factor=factor, original_max_position_embeddings=4096, mscale=mscale, mscale_all_dim=mscale)
 
 
-def _deepseek_v3() -> ModelConfig:
-    return ModelConfig(
+def _deepseek_v3() -> DeepSeekConfig:
+    return DeepSeekConfig(
         vocab_size=129280, hidden_size=7168, intermediate_size=18432, moe_intermediate_size=2048,
         num_hidden_layers=61, num_nextn_predict_layers=1, num_attention_heads=128, q_lora_rank=1536, **_HEADS,
         n_routed_experts=256, num_experts_per_tok=8, n_group=8, topk_group=4, routed_scaling_factor=2.5,
@@ -22,8 +24,8 @@ def _deepseek_v3() -> ModelConfig:
     )  # fmt: skip
 
 
-def _deepseek_v2() -> ModelConfig:
-    return ModelConfig(
+def _deepseek_v2() -> DeepSeekConfig:
+    return DeepSeekConfig(
         model_type="deepseek_v2", vocab_size=102400, hidden_size=5120, intermediate_size=12288,
         moe_intermediate_size=1536, num_hidden_layers=60, num_attention_heads=128, q_lora_rank=1536, **_HEADS,
         n_routed_experts=160, n_shared_experts=2, num_experts_per_tok=6, n_group=8, topk_group=3,
@@ -32,8 +34,8 @@ def _deepseek_v2() -> ModelConfig:
     )  # fmt: skip
 
 
-def _deepseek_v2_lite() -> ModelConfig:
-    return ModelConfig(
+def _deepseek_v2_lite() -> DeepSeekConfig:
+    return DeepSeekConfig(
         model_type="deepseek_v2", vocab_size=102400, hidden_size=2048, intermediate_size=10944,
         moe_intermediate_size=1408, num_hidden_layers=27, num_attention_heads=16, **_HEADS,
         n_routed_experts=64, n_shared_experts=2, num_experts_per_tok=6, topk_method="greedy",
@@ -42,8 +44,8 @@ def _deepseek_v2_lite() -> ModelConfig:
     )  # fmt: skip
 
 
-def _moonlight() -> ModelConfig:
-    return ModelConfig(
+def _moonlight() -> DeepSeekConfig:
+    return DeepSeekConfig(
         vocab_size=163840, hidden_size=2048, intermediate_size=11264, moe_intermediate_size=1408,
         num_hidden_layers=27, num_attention_heads=16, **_HEADS, n_routed_experts=64, n_shared_experts=2,
         num_experts_per_tok=6, routed_scaling_factor=2.446, first_k_dense_replace=1, max_position_embeddings=8192,
@@ -51,8 +53,8 @@ def _moonlight() -> ModelConfig:
     )  # fmt: skip
 
 
-def _kimi_k2() -> ModelConfig:
-    return ModelConfig(
+def _kimi_k2() -> DeepSeekConfig:
+    return DeepSeekConfig(
         vocab_size=163840, hidden_size=7168, intermediate_size=18432, moe_intermediate_size=2048,
         num_hidden_layers=61, num_attention_heads=64, q_lora_rank=1536, **_HEADS, n_routed_experts=384,
         num_experts_per_tok=8, routed_scaling_factor=2.827, first_k_dense_replace=1, max_position_embeddings=131072,
@@ -81,7 +83,7 @@ def preset(name: str) -> ModelConfig:
     return _PRESETS[name]()
 
 
-def ladder(depth: int, vocab_size: int = 1024, **overrides: object) -> ModelConfig:
+def ladder(depth: int, vocab_size: int = 1024, **overrides: object) -> DeepSeekConfig:
     """A small DeepSeek-V3 network from one dial: `depth` layers of width 32·depth.
 
     depth 4 has 1.3M parameters, 8 has 8.7M, 12 has 48M, 18 has 164M (embedding and head of 1,024 tokens included,
@@ -110,4 +112,4 @@ def ladder(depth: int, vocab_size: int = 1024, **overrides: object) -> ModelConf
         "first_k_dense_replace": 1,
         "max_position_embeddings": 1024,
     }
-    return ModelConfig(**(shape | overrides))
+    return DeepSeekConfig(**(shape | overrides))

@@ -1,4 +1,4 @@
-"""The angles of the rotary positions, with YaRN (Peng et al. 2023, arXiv 2309.00071)."""
+"""The angles of the rotary positions, and how they are stretched."""
 
 from __future__ import annotations
 
@@ -7,28 +7,38 @@ import math
 import torch
 from torch import Tensor
 
-from ziphius.model.config import ModelConfig, RopeScaling, yarn_mscale
+from ziphius.model.config import ModelConfig
+from ziphius.model.scaling import LinearScaling, Llama3Scaling, YarnScaling
 
 
 def rope_table(config: ModelConfig, length: int, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
-    """cos and sin of every angle, fp32, each [length, qk_rope_head_dim / 2].
-
-    Under YaRN both carry the factor mscale(mscale)/mscale(mscale_all_dim), which is 1 in the published models.
-    """
-    half = torch.arange(0, config.qk_rope_head_dim, 2, dtype=torch.float32, device=device)
-    frequency = 1.0 / config.rope_theta ** (half / config.qk_rope_head_dim)
+    """cos and sin of every angle, fp32, each [length, rope_dim / 2]. Under YaRN both carry its `magnitude`."""
+    half = torch.arange(0, config.rope_dim, 2, dtype=torch.float32, device=device)
+    frequency = 1.0 / config.rope_theta ** (half / config.rope_dim)
     magnitude = 1.0
-    scaling = config.rope_scaling
-    if scaling is not None:
-        frequency = _yarn_frequency(frequency, config, scaling)
-        magnitude = yarn_mscale(scaling.factor, scaling.mscale) / yarn_mscale(scaling.factor, scaling.mscale_all_dim)
+    match config.rope_scaling:
+        case YarnScaling() as scaling:
+            frequency, magnitude = _yarn_frequency(frequency, config, scaling), scaling.magnitude
+        case Llama3Scaling() as scaling:
+            frequency = _llama3_frequency(frequency, scaling)
+        case LinearScaling(factor=factor):
+            frequency = frequency / factor
     angle = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequency)
     return angle.cos() * magnitude, angle.sin() * magnitude
 
 
-def _yarn_frequency(frequency: Tensor, config: ModelConfig, scaling: RopeScaling) -> Tensor:
+def _llama3_frequency(frequency: Tensor, scaling: Llama3Scaling) -> Tensor:
+    """Divide by the factor what turns fewer than `low_freq_factor` times over the trained length, keep what turns more
+    than `high_freq_factor` times, blend between (Llama 3.1's reference code)."""
+    turns = scaling.original_max_position_embeddings * frequency / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequency / scaling.factor * (1 - kept) + frequency * kept
+
+
+def _yarn_frequency(frequency: Tensor, config: ModelConfig, scaling: YarnScaling) -> Tensor:
     """Divide slow frequencies by the factor, keep fast ones, ramp linearly between (V3's inference/model.py)."""
-    dim, trained = config.qk_rope_head_dim, scaling.original_max_position_embeddings
+    dim, trained = config.rope_dim, scaling.original_max_position_embeddings
 
     def pair_turning(rotations: float) -> float:
         """Index of the rotary dimension that turns `rotations` times over the trained length."""

@@ -1,4 +1,4 @@
-"""The network: DeepSeek-V2/V3's stack of blocks, and the multi-token-prediction modules (V3 §2).
+"""The network: a stack of blocks of any family, and the multi-token-prediction modules (V3 §2).
 
 B batch, T time, D model, W vocabulary. `state_dict()` follows the published names; `checkpoint.names` holds the
 small table of what differs.
@@ -11,10 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ziphius.model.attention import LatentAttention
-from ziphius.model.cache import LatentCache
+from ziphius.model.cache import StepCache
 from ziphius.model.config import ModelConfig
+from ziphius.model.deepseek.attention import LatentAttention
+from ziphius.model.deepseek.config import DeepSeekConfig
 from ziphius.model.experts import MLP, MoE, RouterStats
+from ziphius.model.grouped.attention import GroupedAttention
+from ziphius.model.grouped.config import GroupedConfig
 from ziphius.model.layers import Linear, RMSNorm
 from ziphius.model.mtp import MTPModule
 from ziphius.model.rope import rope_table
@@ -35,9 +38,13 @@ class Block(nn.Module):
         super().__init__()
         self.layer = layer
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = LatentAttention(config)
+        self.self_attn = attention_of(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MoE(config) if config.is_moe_layer(layer) else MLP(config.hidden_size, config.intermediate_size)
+        self.mlp: MoE | MLP
+        if config.routing is not None and config.is_moe_layer(layer):
+            self.mlp = MoE(config.hidden_size, config.routing)
+        else:
+            self.mlp = MLP(config.hidden_size, config.intermediate_size)
 
     def forward(
         self,
@@ -45,17 +52,25 @@ class Block(nn.Module):
         cos: Tensor,
         sin: Tensor,
         segments_BT: Tensor | None = None,
-        cache: LatentCache | None = None,
+        cache: StepCache | None = None,
         stats: RouterStats | None = None,
     ) -> Tensor:
         normed = self.input_layernorm(x_BTD)
         if cache is None:
             attended = self.self_attn(normed, cos, sin, segments_BT)
         else:
-            attended = self.self_attn.absorbed(normed, cos, sin, cache, self.layer)
+            attended = self.self_attn.cached(normed, cos, sin, cache, self.layer)
         x_BTD, normed = self.post_attention_layernorm.after(x_BTD, attended)
         mixed = self.mlp(normed, stats) if isinstance(self.mlp, MoE) else self.mlp(normed)
         return x_BTD + mixed
+
+
+def attention_of(config: ModelConfig) -> LatentAttention | GroupedAttention:
+    """A layer's attention, by the family of `config`."""
+    if isinstance(config, DeepSeekConfig):
+        return LatentAttention(config)
+    assert isinstance(config, GroupedConfig)
+    return GroupedAttention(config)
 
 
 class Stack(nn.Module):
@@ -69,7 +84,7 @@ class Stack(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A DeepSeek-V2/V3 network with its head and its multi-token-prediction modules.
+    """A network with its head and its multi-token-prediction modules.
 
     >>> model = Transformer(ladder(4))
     >>> model.init_weights(torch.Generator().manual_seed(0))
@@ -99,12 +114,12 @@ class Transformer(nn.Module):
         tokens_BT: Tensor,
         positions_BT: Tensor | None = None,
         segments_BT: Tensor | None = None,
-        cache: LatentCache | None = None,
+        cache: StepCache | None = None,
         stats: RouterStats | None = None,
     ) -> Tensor:
         """The final hidden states [B, T, D], after the last norm.
 
-        `segments_BT` keeps packed samples apart. `cache` switches to the absorbed form and needs `positions_BT`; its
+        `segments_BT` keeps packed samples apart. `cache` switches to the decoding form and needs `positions_BT`; its
         placement, not the shape [B, T], then says which sequence a token belongs to.
         """
         cos, sin = self.rope(positions_BT, tokens_BT.shape[1])
@@ -150,9 +165,9 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
         """Every matrix from a normal of std `initializer_range` (V3 §4.2), norms at one, biases at zero."""
-        for parameter in self.parameters():
+        for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
-                parameter.fill_(1.0)
+                parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
             else:
                 parameter.normal_(0.0, self.config.initializer_range, generator=generator)
         for name, buffer in self.named_buffers():

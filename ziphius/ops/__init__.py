@@ -8,6 +8,7 @@ from ziphius.ops.attention import causal_attention, latent_attention
 from ziphius.ops.backend import backend, current_backend
 from ziphius.ops.draw import draw_tokens
 from ziphius.ops.experts import grouped_experts
+from ziphius.ops.grouped import grouped_attention
 from ziphius.ops.loss import linear_cross_entropy
 from ziphius.ops.norm import add_rms_norm, rms_norm
 from ziphius.ops.rope import apply_rope
@@ -23,6 +24,7 @@ __all__ = [
     "current_backend",
     "draw_tokens",
     "expert_loads",
+    "grouped_attention",
     "grouped_experts",
     "latent_attention",
     "linear_cross_entropy",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
+from ziphius.model.config import Routing
 from ziphius.reason.advice import Change
 
 WINDOW = 8  # readings that make one judgement; what a run began with is its first window
@@ -17,15 +18,15 @@ ON_TOKENS = ("entropy", "clipped", "kl", "mismatch", "load_violation")  # say no
 @dataclass(frozen=True)
 class Context:
     """What the rows cannot tell: `guess`, the accuracy of giving the commonest answer to everything; `worst_violation`,
-    the load violation of a router that always picks the same experts (n_routed_experts / num_experts_per_tok − 1)."""
+    the load violation of a router that always picks the same experts (experts / experts per token − 1)."""
 
     guess: float = 0.1
     worst_violation: float | None = None
 
     @classmethod
-    def of(cls, n_routed_experts: int | None, num_experts_per_tok: int) -> Context:
-        """What the network's sizes tell."""
-        return cls(worst_violation=n_routed_experts / num_experts_per_tok - 1 if n_routed_experts else None)
+    def of(cls, rule: Routing | None) -> Context:
+        """What the network's routing tells."""
+        return cls(worst_violation=None if rule is None else rule.experts / rule.top_k - 1)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ziphius.ledger.folder import present_stages, read_json
+from ziphius.model.families import config_from_hf
 from ziphius.reason.chart import Chart, Context, Finding
 from ziphius.reason.illnesses import CHECKS, LEARNING_CHECKS, stopped_as_diverged
 from ziphius.train.metrics import read_metrics
@@ -44,8 +45,8 @@ def diagnose_run(run_folder: Path, context: Context | None = None) -> dict[str, 
 
 def _context(stage: Path) -> Context:
     """What the folder of a finished stage tells of its network."""
-    config = read_json(stage / "config.json") or {}
-    return Context.of(config.get("n_routed_experts"), config.get("num_experts_per_tok", 1))
+    config = read_json(stage / "config.json")
+    return Context() if config is None else Context.of(config_from_hf(config).routing)
 
 
 def verdict(findings: Sequence[Finding]) -> str:

@@ -20,7 +20,7 @@ class Watch:
     """
 
     def __init__(self, config: ModelConfig, folder: Path) -> None:
-        self.context = Context.of(config.n_routed_experts, config.num_experts_per_tok)
+        self.context = Context.of(config.routing)
         self.folder = folder
         self.rows: list[Mapping[str, Any]] | None = None
         self.said: set[tuple[str, str]] = set()

@@ -69,8 +69,8 @@ class ModelSettings(_Strict):
         if self.depth is not None:
             return ladder(self.depth, vocab_size, **self.overrides)
         assert self.preset is not None
-        shape = preset(self.preset).model_dump() | {"vocab_size": vocab_size} | self.overrides
-        return ModelConfig(**shape)
+        shape = preset(self.preset)
+        return type(shape)(**shape.model_dump() | {"vocab_size": vocab_size} | self.overrides)
 
 
 class TaskSettings(_Strict):

@@ -14,6 +14,7 @@ from statistics import median
 
 from ziphius.cost.flops import train_flops_per_token
 from ziphius.model.config import ModelConfig
+from ziphius.model.families import config_from_hf
 from ziphius.train.settings import TrainSettings
 
 _TOKENS = 1024  # a process's tokens a step: enough that calls do not dominate, few enough that a step ends
@@ -55,4 +56,4 @@ def measure_alone(config: ModelConfig, seq_len: int, seconds: float) -> float:
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
-    print(measure_alone(ModelConfig.from_hf(asked["config"]), asked["seq_len"], asked["seconds"]))
+    print(measure_alone(config_from_hf(asked["config"]), asked["seq_len"], asked["seconds"]))

@@ -223,7 +223,7 @@ class Trainer:
         """Gradients of all micro-batches; this rank's logged sums; the experts' loads [gates, E] over all ranks."""
         self.weights.zero()
         sums: dict[str, Tensor] = {}
-        experts = self.model.config.n_routed_experts or 0
+        experts = 0 if self.model.config.routing is None else self.model.config.routing.experts
         loads = torch.zeros(len(self.gates), experts, dtype=torch.int64, device=self.weights.master.device)
         for batch in batches:
             with self.autocast():
@@ -268,7 +268,8 @@ class Trainer:
         )
 
     def _balance(self, loads: Tensor) -> None:
-        if not self.settings.bias_update_speed or self.model.config.topk_method != "noaux_tc":
+        rule = self.model.config.routing
+        if not self.settings.bias_update_speed or rule is None or not rule.selection_bias:
             return
         for gate, load in zip(self.gates, loads, strict=True):
             update_bias(gate, load, self.settings.bias_update_speed, self.settings.bias_mean_centred)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ziphius.ops.int8 import Int8Matrix
 from ziphius.ops.native.call import call
-from ziphius.ops.paged import Placement
+from ziphius.ops.placement import Placement
 
 _SIGMOID, _NORMALISE, _BY_TWO_BEST = 1, 2, 4
 

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ziphius.ops.paged import Placement
+from ziphius.ops.placement import Placement
 from ziphius.ops.triton import interpreted
 from ziphius.ops.triton.sizes import padded, shared_bytes
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ziphius import ops
-from ziphius.model.cache import LatentCache
-from ziphius.model.config import ModelConfig
+from ziphius.model.cache import StepCache
+from ziphius.model.deepseek.config import DeepSeekConfig
 from ziphius.model.layers import Linear, RMSNorm
 
 LATENT_EPS = 1e-6  # the norms on the latents keep this value whatever rms_norm_eps says, as in DeepSeek's own code
@@ -19,7 +19,7 @@ LATENT_EPS = 1e-6  # the norms on the latents keep this value whatever rms_norm_
 class LatentAttention(nn.Module):
     """Keys and values are decompressed from one latent per token; the cache keeps only that and the rope key."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: DeepSeekConfig) -> None:
         super().__init__()
         self.config = config
         heads, qk = config.num_attention_heads, config.qk_head_dim
@@ -66,7 +66,7 @@ class LatentAttention(nn.Module):
         latent, k_rope = self.kv_a_proj_with_mqa(x_BTD).split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
         return self.kv_a_layernorm(latent), ops.apply_rope(k_rope, cos, sin)
 
-    def absorbed(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, cache: LatentCache, layer: int) -> Tensor:
+    def cached(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, cache: StepCache, layer: int) -> Tensor:
         """Absorbed form, for decoding: attend to the cached [latent; rope key] themselves, X = C + R.
 
         W_UK is folded into the query and W_UV into the output (V2 §2.1.2), so nothing is expanded per cached token.
@@ -79,6 +79,7 @@ class LatentAttention(nn.Module):
         w_uk_HNC, w_uv_HVC = up_HXC.split([config.qk_nope_head_dim, config.v_head_dim], dim=1)
         q_latent = torch.bmm(q_nope.transpose(0, 1), w_uk_HNC).transpose(0, 1)
         q = torch.cat([q_latent, q_rope], dim=-1)
-        mixed = cache.attend(layer, q, latent.flatten(0, 1), k_rope.flatten(0, 1), config.softmax_scale)
+        entries = torch.cat([latent, k_rope], dim=-1).flatten(0, 1)
+        mixed = cache.attend(layer, q, entries, config.softmax_scale)
         out = torch.bmm(mixed.transpose(0, 1), w_uv_HVC.transpose(1, 2)).transpose(0, 1)
         return self.o_proj(out.reshape(B, T, -1))

@@ -1,0 +1,34 @@
+"""Causal attention in which queries share keys and values (Ainslie et al. 2023, arXiv 2305.13245).
+
+B batch, T time, H heads of queries, G heads of keys and values, K head dim.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ziphius.ops.attention import causal_attention, segment_mask
+from ziphius.ops.backend import compute_dtype
+from ziphius.ops.rope import apply_rope
+
+
+def grouped_attention(
+    q_BTHK: Tensor,
+    k_BTGK: Tensor,
+    v_BTGK: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    scale: float,
+    segments_BT: Tensor | None = None,
+) -> Tensor:
+    """Rotate queries and keys, then attend causally -> [B, T, H, K]; queries h of H/G neighbours share a key.
+
+    cos, sin [B or 1, T, K/2]. With `segments_BT`, the samples' numbers in packed rows, a token sees earlier tokens of
+    its own sample only.
+    """
+    dtype = compute_dtype(q_BTHK)
+    q, k, v = q_BTHK.to(dtype), k_BTGK.to(dtype), v_BTGK.to(dtype)
+    q, k = (apply_rope(x, cos.unsqueeze(2), sin.unsqueeze(2), interleaved=False) for x in (q, k))
+    sharing = q.shape[2] // k.shape[2]
+    k, v = (x.repeat_interleave(sharing, dim=2) for x in (k, v))
+    return causal_attention(q, k, v, scale, None if segments_BT is None else segment_mask(segments_BT))
