@@ -153,7 +153,7 @@ def our_trainer(folder: Path, precision: str, work: Work, place: Place, aside: P
     bf16 = precision == "bf16"
     kind = TimedSource if work.forced else GRPOSource
     tasks = TaskMix([(make_family("leg_counting", **TASK), 1.0)], work.seed)
-    source = kind(model, tokenizer, tasks, settings, place, seed=work.seed, thinking=True, bf16=bf16)
+    source = kind(model, tokenizer, tasks, settings, place.computing(precision), seed=work.seed, thinking=True)
     policy = PolicySettings(clip_low=CLIP_LOW, clip_high=CLIP_HIGH, kl_weight=0.0)
     loss = lambda m, batch, norm: policy_loss(m, batch, LossSettings(mtp_weight=0.0), policy, norm)
     optimizer = OptimizerSettings(lr=LR, beta1=BETAS[0], beta2=BETAS[1], eps=EPS, weight_decay=0.0, clip=CLIP)

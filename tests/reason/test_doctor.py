@@ -271,7 +271,17 @@ class Clinic:
         train(model, source, loss, steps, 4e-3, self._folder(), BIAS_SPEED)
         return model
 
-    def treat(self, model, rule, steps, lr=3e-4, bias_update_speed=BIAS_SPEED, wrap=lambda source: source, **settings):
+    def treat(
+        self,
+        model,
+        rule,
+        steps,
+        lr=3e-4,
+        bias_update_speed=BIAS_SPEED,
+        wrap=lambda source: source,
+        trained_at=1.0,
+        **settings,
+    ):
         """Names of the findings after `steps` updates on a copy of `model`, and the rows."""
         chosen = GRPOSettings(**{"group_size": 8, "prompts_per_step": 4, "max_new_tokens": 12} | settings)
         model = copy.deepcopy(model)
@@ -283,9 +293,8 @@ class Clinic:
             Place(),
             seed=0,
             thinking=True,
-            bf16=False,
         )
-        loss = lambda model, batch, norm: policy_loss(model, batch, LossSettings(), chosen.policy, norm)
+        loss = lambda model, batch, norm: policy_loss(model, batch, LossSettings(), chosen.policy, norm, trained_at)
         rows = train(model, wrap(source), loss, steps, lr, self._folder(), bias_update_speed)
         config = model.config
         findings = diagnose(rows, Context(0.1, config.n_routed_experts / config.num_experts_per_tok - 1))
@@ -348,8 +357,7 @@ def test_real_learning_rate_far_too_high(clinic, undecided_between_a_and_b):
 
 
 def test_real_sampler_at_another_temperature(clinic, undecided_between_a_and_b):
-    policy = PolicySettings(temperature=3.0)
-    found, _ = clinic.treat(undecided_between_a_and_b, says_a, 8, policy=policy)
+    found, _ = clinic.treat(undecided_between_a_and_b, says_a, 8, trained_at=3.0)
     assert found == {"sampler and trainer differ": "ill"}
 
 

@@ -36,7 +36,7 @@ def group(*rollouts, prompt=PROMPT):
 def make(model, tokenizer, tasks=None, place=None, **settings):
     settings = GRPOSettings(**({"group_size": 4, "prompts_per_step": 6, "max_new_tokens": 8} | settings))
     tasks = tasks or TaskMix([(Bandit(), 1.0)], 0)
-    return GRPOSource(model, tokenizer, tasks, settings, place or Place(), seed=0, thinking=False, bf16=False)
+    return GRPOSource(model, tokenizer, tasks, settings, place or Place(), seed=0, thinking=False)
 
 
 # --- advantages ------------------------------------------------------------------------------------------------------

@@ -65,8 +65,7 @@ def make(kind: str, folder: Path, tokenizer: Tokenizer, place: Place, **options)
             dynamic_sampling=True, max_rounds=2, policy=policy, rewards={"language": 1.0}, micro_tokens=100,
         )  # fmt: skip
         tasks = TaskMix([(Letters(), 1.0)], 0)
-        bf16 = precision == "bf16"
-        source = GRPOSource(model, tokenizer, tasks, grpo, place, seed=0, thinking=True, bf16=bf16)
+        source = GRPOSource(model, tokenizer, tasks, grpo, place.computing(precision), seed=0, thinking=True)
         loss = lambda m, batch, norm: policy_loss(m, batch, LossSettings(mtp_weight=0.1), policy, norm)
     return Trainer(model, source, loss, settings, folder, place=place)
 

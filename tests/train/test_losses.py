@@ -124,9 +124,9 @@ def policy_batch(seed=0, rows=3, length=10):
     return batch
 
 
-def by_hand(model, batch, policy):
+def by_hand(model, batch, policy, temperature):
     """DeepSeekMath equations 3–4 with the options' formulas, token by token."""
-    logprobs = torch.log_softmax(model(batch.tokens).logits / policy.temperature, -1)
+    logprobs = torch.log_softmax(model(batch.tokens).logits / temperature, -1)
     total = torch.zeros(())
     clipped = 0
     for b, row in enumerate(batch.tokens.tolist()):
@@ -151,28 +151,28 @@ def by_hand(model, batch, policy):
 
 
 POLICIES = [
-    PolicySettings(),
-    PolicySettings(clip_low=0.1, clip_high=0.5),
-    PolicySettings(clip_low=0.3, clip_high=9.0, importance_cap=None),
-    PolicySettings(importance_cap=1.1),
-    PolicySettings(kl_weight=0.5),
-    PolicySettings(temperature=0.6, kl_weight=0.1),
+    (PolicySettings(), 1.0),
+    (PolicySettings(clip_low=0.1, clip_high=0.5), 1.0),
+    (PolicySettings(clip_low=0.3, clip_high=9.0, importance_cap=None), 1.0),
+    (PolicySettings(importance_cap=1.1), 1.0),
+    (PolicySettings(kl_weight=0.5), 1.0),
+    (PolicySettings(kl_weight=0.1), 0.6),
 ]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("policy", "temperature"), POLICIES)
 @pytest.mark.parametrize("on_policy", [True, False])
-def test_policy_loss_by_hand(build, policy, on_policy):
+def test_policy_loss_by_hand(build, policy, temperature, on_policy):
     model, other = build(), build(1)
     batch = policy_batch()
     noise = lambda seed: 0.4 * torch.randn(batch.weights.shape, generator=G(seed))
-    now = batch_logprobs(model, batch, policy.temperature)
+    now = batch_logprobs(model, batch, temperature)
     if not on_policy:
         batch.old_logprobs = now + noise(5)
     batch.sampler_logprobs = (now if on_policy else batch.old_logprobs) + noise(6)
-    batch.reference_logprobs = batch_logprobs(other, batch, policy.temperature) if policy.kl_weight else None
-    parts = policy_loss(model, batch, PLAIN, policy, norm=13.0)
-    expected, clipped = by_hand(model, batch, policy)
+    batch.reference_logprobs = batch_logprobs(other, batch, temperature) if policy.kl_weight else None
+    parts = policy_loss(model, batch, PLAIN, policy, 13.0, temperature)
+    expected, clipped = by_hand(model, batch, policy, temperature)
     assert parts.total.item() == pytest.approx(expected.item() / 13, rel=1e-4, abs=1e-6)
     assert parts.sums["loss"] == pytest.approx(expected.item(), rel=1e-4, abs=1e-5)
     assert parts.sums["clipped"] == clipped

@@ -123,8 +123,8 @@ def test_another_processor_or_other_kernels_are_told(tokenizer_folder, undisturb
     flat = make("pretrain", folder, Tokenizer.load(tokenizer_folder), Place()).weights
     newest_state(folder, flat, Place(), "pretrain")
     assert capfd.readouterr().err == ""
-    before = resume.what_rounds(flat)
-    monkeypatch.setattr(resume, "what_rounds", lambda flat: "an abacus")
+    before = resume.what_rounds(Place())
+    monkeypatch.setattr(resume, "what_rounds", lambda place: "an abacus")
     newest_state(folder, flat, Place(), "pretrain")
     assert capfd.readouterr().err == (
         f"pretrain: begun with {before}, goes on with an abacus: its result will be the same up to rounding\n"

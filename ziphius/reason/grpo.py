@@ -26,7 +26,10 @@ _ROWS, _TOKENS = 8, 32
 
 
 class GRPOSource:
-    """Rolls out the live model and hands the loop its own answers with their advantages."""
+    """Rolls out the live model and hands the loop its own answers with their advantages.
+
+    It samples and weighs in the precision and on the device of `place`; its batches stay in the processor's memory.
+    """
 
     def __init__(
         self,
@@ -38,10 +41,9 @@ class GRPOSource:
         *,
         seed: int,
         thinking: bool,
-        bf16: bool,
     ) -> None:
         self.model, self.tokenizer, self.tasks, self.settings = model, tokenizer, tasks, settings
-        self.place, self.seed, self.thinking, self.bf16 = place, seed, thinking, bf16
+        self.place, self.seed, self.thinking = place, seed, thinking
         self.reference = copy.deepcopy(model).requires_grad_(False) if settings.policy.kl_weight else None
         self._pending: list[list[Batch]] = []
         self._engine: Engine | None = None
@@ -93,7 +95,7 @@ class GRPOSource:
     def _roll_out(self, drawn: list, seed: int) -> list[Group]:
         s = self.settings
         sampling = SamplingSettings(temperature=s.temperature, max_new_tokens=s.max_new_tokens)
-        with torch.autocast(self.model.lm_head.weight.device.type, torch.bfloat16, enabled=self.bf16):
+        with self.place.autocast():
             if self._engine is None:
                 self._engine = rollout_engine(self.model, self.tokenizer)
             self._engine.weights_changed()
@@ -120,9 +122,8 @@ class GRPOSource:
         count = self.settings.mini_batches
         result = [self._batches(groups[part::count]) for part in range(count)]
         if count > 1:  # the policy moves between the updates: remember where it was
-            with torch.autocast(self.model.lm_head.weight.device.type, torch.bfloat16, enabled=self.bf16):
-                for batch in (batch for batches in result for batch in batches):
-                    batch.old_logprobs = batch_logprobs(self.model, batch, self.settings.temperature)
+            for batch in (batch for batches in result for batch in batches):
+                batch.old_logprobs = self._logprobs(self.model, batch)
         return result
 
     def _batches(self, groups: list[Group]) -> list[Batch]:
@@ -168,9 +169,12 @@ class GRPOSource:
             batch.advantages[row, span] = advantage
             batch.sampler_logprobs[row, span] = torch.tensor(rollout.completion.logprobs)
         if self.reference is not None:
-            with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=self.bf16):
-                batch.reference_logprobs = batch_logprobs(self.reference, batch, self.settings.temperature)
+            batch.reference_logprobs = self._logprobs(self.reference, batch)
         return batch
+
+    def _logprobs(self, model: Transformer, batch: Batch) -> torch.Tensor:
+        with self.place.autocast():
+            return batch_logprobs(model, self.place.put(batch), self.settings.temperature).cpu()
 
     def _token_weight(self, length: int) -> float:
         match self.settings.mean:

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from ziphius.cost.energy import EnergyMeter
 from ziphius.cost.ledger import LedgerRow
 from ziphius.ledger.folder import read_json, write_json
@@ -24,7 +22,7 @@ def bill(place: Place, name: str, kind: str, seconds: float, tokens: int = 0) ->
 
 def devices_of(place: Place) -> tuple[str, int]:
     """What a run is billed for, and how many of it."""
-    return (torch.cuda.get_device_name(), place.size) if torch.cuda.is_available() else ("cpu", 1)
+    return place.device_name, place.size if place.on_gpu else 1
 
 
 @contextmanager

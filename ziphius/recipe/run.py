@@ -5,6 +5,7 @@ Run by every process of the group; rank 0 writes and speaks.
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -35,7 +36,7 @@ from ziphius.recipe.texts import files_unread, not_held_out
 from ziphius.report import write_report
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.choose import processes_are_faster
-from ziphius.train.machine import describe, measure_gemm, peak_memory_gib
+from ziphius.train.machine import describe, measure_gemm
 from ziphius.train.place import Place, join, leave
 from ziphius.train.trainer import TrainResult
 
@@ -51,7 +52,7 @@ def run_recipe(
 
     Raises RecipeError where another process works in `run`.
     """
-    place = join()
+    place = join(recipe.machine.device)
     lock = Lock(run)
     try:
         if refusal := place.on_main(lock.take):
@@ -69,7 +70,7 @@ def _run(
     if settled is None:
         return None
     place = settled
-    peaks = {"fp32": measure_gemm("fp32") * place.size, "bf16": measure_gemm("bf16") * place.size}
+    peaks = {precision: measure_gemm(precision, place) * place.size for precision in ("fp32", "bf16")}
     peaks = dict(place.broadcast(peaks))  # type: ignore[call-overload]
     place.on_main(lambda: _open_run(recipe, run))
     digests = Digests(run)
@@ -93,32 +94,39 @@ def _open_run(recipe: Recipe, run: Path) -> None:
 
 
 def _settle_machine(recipe: Recipe, run: Path, place: Place) -> tuple[Place | None, dict[str, Any]]:
-    """Processes or threads, decided once per run folder so that a resumed run has the same shape.
+    """Processes or threads, decided once per run folder so that a resumed run has the same shape. GPUs have one each.
 
     Returns no place to a process that is not needed.
     """
     path = run / "machine.json"
     machine: Any = place.on_main(lambda: read_json(path))
-    if machine is None or recipe.machine.processes not in (0, machine["processes"]):
-        chosen = place.size
-        if place.size > 1 and recipe.machine.processes == 0:
-            stage = next((s for s in recipe.stages.values() if isinstance(s, PretrainStage)), None)
-            if stage is not None:
-                shape = recipe.model.config(1024)
-                together = processes_are_faster(shape, stage.train, stage.rows, stage.seq_len, place)
-                chosen = place.size if together else 1
+    moved = machine is not None and machine.get("device", "cpu") != place.device.type
+    if moved and place.is_main:
+        before = f"{machine.get('gpu') or machine['cpu']} with {machine['processes']} processes"
+        now = f"{place.device_name} with {place.size}"
+        print(f"{run.name}: begun on {before}, goes on on {now}", file=sys.stderr, flush=True)
+    if machine is None or moved or place.on_gpu or recipe.machine.processes not in (0, machine["processes"]):
+        chosen = _settle_processes(recipe, place)
         threads = torch.get_num_threads() * place.size // chosen
-        machine = describe() | {"processes": chosen, "threads_per_process": threads}
+        machine = describe(place) | {"processes": chosen, "threads_per_process": threads}
         place.on_main(lambda: write_json(path, machine))
     assert isinstance(machine, dict)
     if machine["processes"] < place.size:
-        rank = place.rank
         leave()
-        if rank:
+        if place.rank:
             return None, machine
-        place = Place()
+        place = place.alone()
     torch.set_num_threads(machine["threads_per_process"])
     return place, machine
+
+
+def _settle_processes(recipe: Recipe, place: Place) -> int:
+    """All that were started, or on a CPU one, where a trial of the recipe's pretraining says so."""
+    stage = next((stage for stage in recipe.stages.values() if isinstance(stage, PretrainStage)), None)
+    if place.size == 1 or place.on_gpu or recipe.machine.processes or stage is None:
+        return place.size
+    shape = recipe.model.config(1024)
+    return place.size if processes_are_faster(shape, stage.train, stage.rows, stage.seq_len, place) else 1
 
 
 # --- stages ----------------------------------------------------------------------------------------------------------
@@ -204,13 +212,14 @@ def _run_stage(job: Job, name: str, stage: Stage, home: StageFolder, before: Pat
     job.place.on_main(lambda: open_stage_folder(home))
     with job.clock.during(stage_key(folder)):
         began = time.perf_counter()
+        job.place.forget_peak()
         with measured_energy(folder, job.place) as meter:
             result = _train(job, stage, folder, before, tokenizer, _title(job, name))
         row = bill(job.place, name, stage.kind, time.perf_counter() - began + result.earlier_seconds, result.tokens)
         row.steps, row.skipped, row.gate, row.model_flops = (
             result.steps, result.skipped, result.gate, result.model_flops
         )  # fmt: skip
-        row.peak_memory_gib = sum(job.place.gather(peak_memory_gib()))
+        row.peak_memory_gib = sum(job.place.gather(job.place.peak_memory_gib()))
         row.energy_kwh = stage_energy(folder, meter, result.earlier_seconds > 0)
         if result.model_flops and not isinstance(stage, TokenizerStage):
             row.mfu = result.model_flops / row.seconds / job.peak_flops[stage.train.precision]

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ziphius.checkpoint.folder import load_model
 from ziphius.checkpoint.folder import save_state as save_folder
 from ziphius.evaluate.runner import evaluate
@@ -33,6 +31,7 @@ from ziphius.text.tokenizer import Tokenizer, train_tokenizer
 from ziphius.train.losses import next_token_loss, policy_loss
 from ziphius.train.settings import TrainSettings
 from ziphius.train.sources import PretrainSource, SampleSource
+from ziphius.train.start import new_model
 from ziphius.train.trainer import BatchSource, LossFunction, Trainer, TrainResult
 
 # --- tokenizer -------------------------------------------------------------------------------------------------------
@@ -57,16 +56,14 @@ def _train_tokenizer(job: Job, stage: TokenizerStage, folder: Path) -> None:
 def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokenizer, title: str) -> TrainResult:
     """From random weights to a base model."""
     look_ahead(job, tokenizer)
-    model = Transformer(job.recipe.model.config(tokenizer.vocab_size))
-    model.init_weights(torch.Generator().manual_seed(job.recipe.seed))
+    model = new_model(job.recipe.model.config(tokenizer.vocab_size), job.recipe.seed, job.place)
     mixture = make_mixture(job)
     stream = PackedStream(mixture, tokenizer, stage.seq_len, stage.fim_rate, job.recipe.seed)
     source = PretrainSource(stream, job.place, stage.rows, stage.micro_rows, stage.first_rows, stage.rows_warmup_steps)
     samples = [] if stage.probe is None else probe_samples(job.family(stage.probe), tokenizer, stage.probe_n)
 
     def probe() -> float:
-        with trainer.autocast():
-            return worked_solution_accuracy(model, samples, tokenizer.pad_id, job.place)
+        return worked_solution_accuracy(model, samples, tokenizer.pad_id, trainer.place)
 
     loss: LossFunction = lambda model, batch, norm: next_token_loss(model, batch, stage.loss, norm)
     trainer = _trainer(job, stage.train, model, source, loss, folder, title, probe if stage.probe else None)
@@ -88,7 +85,7 @@ def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokeni
 def run_sft(job: Job, stage: SFTStage, folder: Path, before: Path, tokenizer: Tokenizer, title: str) -> TrainResult:
     """Imitate worked answers, for as many epochs or steps as are asked for."""
     look_ahead(job, tokenizer)
-    model = load_model(before)
+    model = load_model(before, device=job.place.device)
     samples, left_out = fitting_samples(job, stage, tokenizer, "seq_len")
     source = SampleSource(
         samples, job.place, stage.seq_len, stage.rows, stage.micro_rows, tokenizer.pad_id, job.recipe.seed
@@ -128,12 +125,10 @@ def _what_binds(stage: SFTStage, steps_per_epoch: int, steps: int) -> str:
 def run_grpo(job: Job, stage: GRPOStage, folder: Path, before: Path, tokenizer: Tokenizer, title: str) -> TrainResult:
     """Learn from rewards alone."""
     look_ahead(job, tokenizer)
-    model = load_model(before)
+    model = load_model(before, device=job.place.device)
     tasks = TaskMix([(job.family(name), weight) for name, weight in sorted(stage.tasks.items())], job.recipe.seed)
-    bf16 = stage.train.precision == "bf16"
-    source = GRPOSource(
-        model, tokenizer, tasks, stage.grpo, job.place, seed=job.recipe.seed, thinking=job.thinking, bf16=bf16
-    )
+    place = job.place.computing(stage.train.precision)
+    source = GRPOSource(model, tokenizer, tasks, stage.grpo, place, seed=job.recipe.seed, thinking=job.thinking)
     watch = Watch(model.config, folder)
     trainer = _trainer(job, stage.train, model, source, _policy(stage), folder, title, watch=watch)
     result = trainer.run()
@@ -142,8 +137,8 @@ def run_grpo(job: Job, stage: GRPOStage, folder: Path, before: Path, tokenizer: 
 
 
 def _policy(stage: GRPOStage) -> LossFunction:
-    policy = stage.grpo.policy.model_copy(update={"temperature": stage.grpo.temperature})
-    return lambda model, batch, norm: policy_loss(model, batch, stage.loss, policy, norm)
+    grpo = stage.grpo
+    return lambda model, batch, norm: policy_loss(model, batch, stage.loss, grpo.policy, norm, grpo.temperature)
 
 
 def _trainer(
@@ -187,7 +182,7 @@ def _write(trainer: Trainer, folder: Path, tokenizer: Tokenizer, job: Job) -> No
 
 def run_evaluation(job: Job, folder: Path, after: str, tokenizer: Tokenizer) -> list[dict]:
     """Ask the model in `folder` the recipe's evaluation problems."""
-    model = load_model(folder)
+    model = load_model(folder, device=job.place.device)
     asked = job.recipe.evaluation
     settings = asked.model_copy(update={"show": asked.n})  # how many are shown is the report's to say, and may change
     results = []

@@ -1,4 +1,4 @@
-"""Processes or threads? A short trial on the model at hand decides."""
+"""Processes or threads? On a CPU a short trial on the model at hand decides."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def processes_are_faster(config: ModelConfig, settings: TrainSettings, rows: int
         place.barrier()
         if place.is_main:
             torch.set_num_threads(threads * place.size)
-            alone = min(alone, _quickest_step(config, settings, rows, length, Place()))
+            alone = min(alone, _quickest_step(config, settings, rows, length, place.alone()))
             torch.set_num_threads(threads)
         place.barrier()
     slowest = max(place.gather(shared))

@@ -48,16 +48,22 @@ def next_token_loss(model: Transformer, batch: Batch, settings: LossSettings, no
 
 
 def policy_loss(
-    model: Transformer, batch: Batch, settings: LossSettings, policy: PolicySettings, norm: float
+    model: Transformer,
+    batch: Batch,
+    settings: LossSettings,
+    policy: PolicySettings,
+    norm: float,
+    temperature: float = 1.0,
 ) -> LossParts:
     """GRPO's objective on the response tokens; `weights` carry the chosen mean over tokens or sequences.
 
+    The policy is the model at the `temperature` that its answers were sampled at.
     The MTP modules go on learning from the sampled tokens, on detached states and with embedding and head held: they
     must follow the policy and not steer it.
     """
     assert batch.advantages is not None
     hidden, router = _run(model, batch)
-    stats = token_stats(model, hidden, batch.tokens, 1, policy.temperature)
+    stats = token_stats(model, hidden, batch.tokens, 1, temperature)
     weights = batch.weights[:, 1:]
     old = stats.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs[:, 1:]
     advantages = batch.advantages[:, 1:]

@@ -29,7 +29,7 @@ def newest_state(folder: Path, weights: Weights, place: Place, title: str) -> di
     if name is None:
         return None
     state = read_state(states / name)
-    before, now = state.get("made_by"), what_rounds(weights)
+    before, now = state.get("made_by"), what_rounds(place)
     if before not in (None, now) and place.is_main:
         same = "its result will be the same up to rounding"
         print(f"{title}: begun with {before}, goes on with {now}: {same}", file=sys.stderr, flush=True)
@@ -56,12 +56,11 @@ def network_of(weights: Weights) -> dict[str, int | str]:
     return {"parameters": weights.master.numel(), "layout": f"{zlib.crc32(slots.encode()):08x}"}
 
 
-def what_rounds(weights: Weights) -> str:
-    """What the last bits of a result depend on beside the recipe: processor, kernels, torch."""
-    device = weights.master.device
-    if device.type == "cpu":
-        return f"{describe()['cpu']}, {kernels_of_cpu()} kernels, torch {torch.__version__}"
-    return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+def what_rounds(place: Place) -> str:
+    """What the last bits of a result depend on beside the recipe: processor and kernels, or the card, and torch."""
+    if place.device.type == "cpu":
+        return f"{describe(place)['cpu']}, {kernels_of_cpu()} kernels, torch {torch.__version__}"
+    return f"{place.device_name}, torch {torch.__version__}"
 
 
 def need_room(folder: Path, state: dict[str, Any], finished: bool, place: Place, title: str) -> None:

@@ -135,4 +135,3 @@ class PolicySettings(BaseModel):
     clip_high: float = Field(0.28, gt=0)
     kl_weight: float = Field(0.0, ge=0)
     importance_cap: float | None = Field(2.0, gt=1)
-    temperature: float = Field(1.0, gt=0)

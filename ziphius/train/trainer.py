@@ -36,7 +36,7 @@ class Interrupted(Exception):
 
 @dataclass
 class StepData:
-    """This rank's micro-batches of one step, and what their making had to report."""
+    """This rank's micro-batches of one step, in the processor's memory, and what their making had to report."""
 
     micro_batches: list[Batch]
     metrics: dict[str, float] = field(default_factory=dict)
@@ -90,6 +90,8 @@ class Progress:
 class Trainer:
     """Runs `settings.steps` updates of `model` on the batches of `source`, resumable at every save to the same bits.
 
+    `model` is on the device of `place`, which the batches are put on; the precision is that of the `settings`.
+
     `probe`, where given with `settings.gate_target`, measures the skill every `gate_every` steps; once it reaches the
     target a `wsd` schedule begins its decay and the stage ends after it, other schedules end at once. `watch` sees
     every step's row of metrics and returns what is to be said of it.
@@ -111,7 +113,8 @@ class Trainer:
         dollars_per_hour: float = 0.0,
     ) -> None:
         self.model, self.source, self.loss, self.settings = model, source, loss, settings
-        self.folder, self.place, self.title = folder, place or Place(), title
+        self.folder, self.title = folder, title
+        self.place = (place or Place()).computing(settings.precision)
         self.probe, self.watch = probe, watch
         self.peak_flops, self.dollars_per_hour = peak_flops, dollars_per_hour
         self.weights = ReplicatedWeights(model, settings.precision == "bf16")
@@ -224,9 +227,9 @@ class Trainer:
         self.weights.zero()
         sums: dict[str, Tensor] = {}
         experts = 0 if self.model.config.routing is None else self.model.config.routing.experts
-        loads = torch.zeros(len(self.gates), experts, dtype=torch.int64, device=self.weights.master.device)
-        for batch in batches:
-            with self.autocast():
+        loads = torch.zeros(len(self.gates), experts, dtype=torch.int64, device=self.place.device)
+        for batch in [self.place.put(batch) for batch in batches]:
+            with self.place.autocast():
                 parts = self.loss(self.model, batch, norm)
             parts.total.backward()
             self.weights.collect()
@@ -244,11 +247,6 @@ class Trainer:
             numbers.insert(0, self.place.sum_(torch.stack(list(sums.values()))))
         *totals, norm, violation = torch.cat(numbers).tolist()
         return dict(zip(sums, totals, strict=True)), norm, violation
-
-    def autocast(self):
-        """The precision of forward passes, for whoever runs the model beside the loop."""
-        on = self.settings.precision == "bf16"
-        return torch.autocast(self.weights.master.device.type, torch.bfloat16, enabled=on)
 
     def _complaint(self, finished: bool) -> str | None:
         """Why the stage must not go on, or must not end as if it were well: alike on every rank."""
@@ -308,7 +306,7 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         return {
             "world_size": self.place.size,
-            "made_by": what_rounds(self.weights),
+            "made_by": what_rounds(self.place),
             "progress": vars(self.progress),
             "guard": self.guard.state_dict(),
             "master": self.weights.master,
