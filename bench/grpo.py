@@ -44,6 +44,7 @@ from common import (
     console,
     machine_limits,
     nothing,
+    place_of,
     profile,
     quiet_libraries,
     ratio_of,
@@ -140,7 +141,7 @@ def noise(text: str) -> float:
 
 def our_trainer(folder: Path, precision: str, work: Work, place: Place, aside: Path) -> Trainer:
     """The trainer that the `grpo` stage of a recipe would make."""
-    model = load_model(folder)
+    model = load_model(folder, device=place.device)
     tokenizer = (NeverStops if work.forced else Tokenizer).load(folder)
     settings = GRPOSettings(
         group_size=work.group,
@@ -270,7 +271,7 @@ def peer_trainer(
     generation: dict[str, Any] = {"min_new_tokens": work.new_tokens} if work.forced else {}
     config = GRPOConfig(
         output_dir=str(aside),
-        use_cpu=True,
+        use_cpu=not place.on_gpu,
         ddp_backend="gloo" if place.size > 1 else None,
         ddp_find_unused_parameters=False if place.size > 1 else None,
         bf16=setting.precision != "fp32",
@@ -361,7 +362,7 @@ def run_peer(
 # --- TRL's best settings ---------------------------------------------------------------------------------------------
 
 
-def choose(folder: Path, work: Work, quick: bool) -> tuple[dict[str, PeerSetting], list[dict[str, Any]]]:
+def choose(folder: Path, work: Work, place: Place, quick: bool) -> tuple[dict[str, PeerSetting], list[dict[str, Any]]]:
     """The fastest setting of each class, and what every trial gave."""
     outcomes: list[dict[str, Any]] = []
     kept: dict[str, tuple[float, PeerSetting]] = {}
@@ -369,7 +370,7 @@ def choose(folder: Path, work: Work, quick: bool) -> tuple[dict[str, PeerSetting
     def seconds(setting: PeerSetting) -> float:
         outcome = asdict(setting)
         try:
-            clock = run_peer(folder, setting, work, Place(), lambda clock: len(clock.seconds) < 3, 3)
+            clock = run_peer(folder, setting, work, place, lambda clock: len(clock.seconds) < 3, 3)
             outcome["seconds"] = min(clock.seconds[1:])
         except Exception as error:
             outcome["failed"] = reason(error)
@@ -475,19 +476,20 @@ def show_races(races: list[tuple[Clock, list[Clock]]], work: Work, layout: str) 
 def run_timing(folder: Path, work: Work, options: argparse.Namespace) -> dict[str, Any]:
     rounds = options.rounds or (2 if options.quick else 7)
     console.rule(f"{work.prompts} prompts x {work.group} answers of {work.new_tokens} tokens, one update")
-    chosen, trials = choose(folder, work, options.quick)
-    one = f"one process, {options.threads} threads"
+    here = place_of(options)
+    chosen, trials = choose(folder, work, here, options.quick)
+    one = here.device_name if here.on_gpu else f"one process, {options.threads} threads"
     with tempfile.TemporaryDirectory() as aside:
-        races = time_steps(folder, chosen, work, Place(), rounds, Path(aside))
+        races = time_steps(folder, chosen, work, here, rounds, Path(aside))
         fastest = min((clock for _, ours in races for clock in ours), key=lambda clock: median(clock.seconds))
-        run = OurRun(folder, fastest.precision, work, Place(), Path(aside))
+        run = OurRun(folder, fastest.precision, work, here, Path(aside))
         run.step()
         rows = profile(run.step)
     show_races(races, work, one)
     show_profile(f"Where our GRPO step goes, {fastest.precision}, {one}", rows)
     ratios = race_ratios(races, work, one)
     found = [{"layout": one, "races": _as_dicts(races)}]
-    if options.threads > 1:
+    if options.threads > 1 and not here.on_gpu:
         several = f"{options.threads} processes, 1 thread each, gloo"
         order = {"folder": str(folder), "work": asdict(work), "rounds": rounds}
         order["chosen"] = {kind: asdict(setting) for kind, setting in chosen.items()}
@@ -525,8 +527,9 @@ def _workers(order: dict[str, Any], count: int) -> tuple[Any, str | None]:
 
 def worker(order: dict[str, Any], out: Path) -> None:
     """One rank of the data-parallel race; TRL joins the same process group."""
+    os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     torch.set_num_threads(1)
-    place = join()
+    place = join("cpu")
     chosen = {kind: PeerSetting(**setting) for kind, setting in order["chosen"].items()}
     with tempfile.TemporaryDirectory() as aside:
         races = time_steps(Path(order["folder"]), chosen, Work(**order["work"]), place, order["rounds"], Path(aside))
@@ -540,14 +543,15 @@ def worker(order: dict[str, Any], out: Path) -> None:
 
 def run_curves(folder: Path, work: Work, options: argparse.Namespace) -> dict[str, Any]:
     """Both sides train for `--minutes` of their own time, taking turns."""
+    here = place_of(options)
     budget = options.minutes * 60
-    chosen, trials = choose(folder, replace(work, forced=True), options.quick)
+    chosen, trials = choose(folder, replace(work, forced=True), here, options.quick)
     # Weights and moments in bf16 would hold TRL back at this learning rate: it learns with fp32 ones.
     sound = {kind: setting for kind, setting in chosen.items() if setting.precision != "bf16 weights"}
     setting = min((sound or {"bf16": PeerSetting("bf16")}).values(), key=lambda s: _trial_seconds(trials, s))
     console.rule(f"{options.minutes:g} minutes each from {folder}; TRL with {setting}")
     with tempfile.TemporaryDirectory() as aside:
-        ours = OurRun(folder, "bf16", work, Place(), Path(aside))
+        ours = OurRun(folder, "bf16", work, here, Path(aside))
 
         def after(clock: Clock) -> bool:
             while ours.clock.total < min(clock.total, budget):
@@ -559,7 +563,7 @@ def run_curves(folder: Path, work: Work, options: argparse.Namespace) -> dict[st
             return clock.total < budget
 
         steps = max(1, int(budget / 0.5))
-        peer = run_peer(folder, setting, work, Place(), after, steps)
+        peer = run_peer(folder, setting, work, here, after, steps)
     curves = [_curve(ours.clock), _curve(peer)]
     picture = result_path("grpo-curve", options, ".png")
     draw(curves, picture)
@@ -647,7 +651,7 @@ def copy_without_mtp(source: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, device="auto")
     parser.add_argument("--model", type=Path, default=None, help="time on this folder in place of random weights")
     parser.add_argument("--rounds", type=int, default=0, help="timed rounds (default 7, quick 2)")
     parser.add_argument("--curve", type=Path, default=None, metavar="FOLDER", help="learning curves from this folder")
@@ -657,6 +661,9 @@ def main() -> None:
     quiet_libraries()
     if options.worker:
         return worker(json.loads(Path(options.worker[0]).read_text()), Path(options.worker[1]))
+    here = place_of(options)
+    if not here.on_gpu:
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     try:
         import trl  # noqa: F401
     except ImportError:
@@ -664,7 +671,7 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     began = time.perf_counter()
-    limits = machine_limits(options.threads, options.quick)
+    limits = machine_limits(here, options.threads, options.quick)
     show_limits(limits)
     work = Work(seed=options.seed, forced=options.curve is None)
     if options.quick:
@@ -683,5 +690,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     main()

@@ -39,6 +39,7 @@ from common import (
     console,
     machine_limits,
     medium_error,
+    place_of,
     profile,
     quiet_libraries,
     ratio_of,
@@ -65,11 +66,13 @@ from ziphius.train.losses import next_token_loss
 from ziphius.train.optim import Optimizer
 from ziphius.train.place import Place, join, leave
 from ziphius.train.settings import LossSettings, OptimizerSettings
+from ziphius.train.start import new_model
 from ziphius.train.weights import ReplicatedWeights
 
 LR, BETAS, DECAY, CLIP = 1e-5, (0.9, 0.95), 0.1, 1.0
 MEMORY_LIMIT = 4 * 2**30  # bytes of gathered expert weights that a peer's setting may hold until its backward
 _HOPELESS = 6  # a first step this many times slower than the best setting so far is not tried again
+PRECISIONS_OF_PEER = ("fp32", "medium", "bf16 autocast", "bf16 weights")
 TARGETS = {"fp32": 1.3, "bf16": 2.0}
 
 
@@ -89,6 +92,7 @@ class Size:
 
 
 SIZES = [Size("1M", 4, 16, 128), Size("10M", 8, 16, 128), Size("30M", 12, 8, 128, layers=8), Size("100M", 15, 4, 128)]
+GPU_SIZES = [Size("100M", 15, 32, 1024), Size("1B", 32, 8, 2048)]  # batches that fill a card
 QUICK_SIZES = [Size("1M", 4, 4, 64), Size("10M", 8, 2, 64)]
 
 
@@ -111,7 +115,7 @@ class Ours:
         self.weights.zero()
         norm = self.batch.norm * self.place.size
         with products("medium" if self.medium else "highest"):
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            with torch.autocast(self.place.device.type, torch.bfloat16, enabled=self.bf16):
                 parts = next_token_loss(self.model, self.batch, LossSettings(), norm)
             parts.total.backward()
         self.weights.collect()
@@ -135,7 +139,7 @@ class Peer:
         self.model = DeepseekV3ForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation=setting.attention, experts_implementation=setting.experts
         )
-        self.model.train()
+        self.model.train().to(place.device)
         self.setting, self.tokens = setting, batch.tokens
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, betas=BETAS, weight_decay=DECAY, fused=True)
         self.call: Any = self.model
@@ -148,7 +152,8 @@ class Peer:
     def step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         with products("medium" if self.setting.precision == "medium" else "highest"):
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.setting.precision == "bf16 autocast"):
+            kind, on = self.tokens.device.type, self.setting.precision == "bf16 autocast"
+            with torch.autocast(kind, torch.bfloat16, enabled=on):
                 loss = self.call(input_ids=self.tokens, labels=self.tokens, use_cache=False).loss
             loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
@@ -173,38 +178,35 @@ def products(kind: str) -> Iterator[None]:
         torch.set_float32_matmul_precision("highest")
 
 
-def class_of(precision: str) -> str:
+def class_of(precision: str, place: Place) -> str:
     """The class that a precision is compared in; 'medium' belongs where its measured error puts it."""
     if precision == "medium":
-        return "fp32" if medium_error() < 1e-5 else "bf16"
+        return "fp32" if medium_error(place) < 1e-5 else "bf16"
     return "fp32" if precision == "fp32" else "bf16"
 
 
 def make_folder(size: Size, folder: Path, seed: int) -> None:
     """Random weights as a Hugging Face folder that both sides open."""
-    model = Transformer(size.config())
-    model.init_weights(torch.Generator().manual_seed(seed))
-    save_model(model, folder)
+    save_model(new_model(size.config(), seed, Place()), folder)
 
 
-def make_batch(size: Size, seed: int, place: Place = Place()) -> Batch:  # noqa: B008
-    """This rank's rows of random tokens."""
+def make_batch(size: Size, seed: int, place: Place) -> Batch:
+    """This rank's rows of random tokens, on its device."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, size.config().vocab_size, (size.rows, size.length), generator=generator)
     tokens = tokens[place.rank :: place.size].contiguous()
-    return Batch(tokens, torch.ones(tokens.shape))
+    return place.put(Batch(tokens, torch.ones(tokens.shape)))
 
 
 def our_contestant(size: Size, folder: Path, precision: str, batch: Batch, place: Place, mtp: int = 0) -> Contestant:
     if mtp:
-        model = Transformer(size.config(mtp))
-        model.init_weights(torch.Generator().manual_seed(0))
+        model = new_model(size.config(mtp), 0, place)
     else:
-        model = load_model(folder)
+        model = load_model(folder, device=place.device)
     side = Ours(model, precision, batch, place)
     name = "ziphius" + (" with MTP" if mtp else "")
     settings = {"precision": precision, "native kernels": "auto"}
-    return Contestant(name, "ours", class_of(precision), side.step, batch.tokens.numel() * place.size, settings)
+    return Contestant(name, "ours", class_of(precision, place), side.step, batch.tokens.numel() * place.size, settings)
 
 
 def peer_contestant(
@@ -213,14 +215,14 @@ def peer_contestant(
     side = Peer(folder, setting, batch, place, compiled)
     work = batch.tokens.numel() * place.size
     settings = asdict(setting) | ({"torch.compile": True} if compiled else {})
-    return Contestant("transformers", "peer", class_of(setting.precision), side.step, work, settings)
+    return Contestant("transformers", "peer", class_of(setting.precision, place), side.step, work, settings)
 
 
 # --- the peer's best settings ----------------------------------------------------------------------------------------
 
 
 def try_peer_settings(
-    size: Size, folder: Path, batch: Batch, quick: bool
+    size: Size, folder: Path, batch: Batch, place: Place, quick: bool
 ) -> tuple[dict[str, PeerSetting], list[dict[str, Any]]]:
     """The fastest setting of each class, and what every trial gave (seconds a step, or why there is none)."""
     trials: list[dict[str, Any]] = []
@@ -233,7 +235,7 @@ def try_peer_settings(
             seconds = float("inf")
         else:
             try:
-                contestant = peer_contestant(folder, setting, batch, Place())
+                contestant = peer_contestant(folder, setting, batch, place)
                 seconds = timed(contestant.run)
                 if seconds < _HOPELESS * min((t["seconds"] for t in trials if "seconds" in t), default=seconds):
                     seconds = min(timed(contestant.run) for _ in range(2))
@@ -245,14 +247,15 @@ def try_peer_settings(
         return seconds
 
     fastest: dict[str, tuple[float, PeerSetting]] = {}
-    experts_kinds = ("grouped_mm",) if quick else ("grouped_mm", "eager", "batched_mm")
-    for precision in ("fp32", "medium", "bf16 autocast", "bf16 weights"):
+    experts_kinds = ("grouped_mm",) if quick or place.on_gpu else ("grouped_mm", "eager", "batched_mm")
+    for precision in ("bf16 autocast", "bf16 weights") if place.on_gpu else PRECISIONS_OF_PEER:
         settings = [PeerSetting(precision, experts=experts) for experts in experts_kinds]
         ranked = [(attempt(setting), setting) for setting in settings]
-        other = PeerSetting(precision, "eager", min(ranked, key=lambda pair: pair[0])[1].experts)
-        ranked.append((attempt(other), other))
+        if not place.on_gpu:  # there nobody would take it
+            other = PeerSetting(precision, "eager", min(ranked, key=lambda pair: pair[0])[1].experts)
+            ranked.append((attempt(other), other))
         winner = min(ranked, key=lambda pair: pair[0])
-        kind = class_of(precision)
+        kind = class_of(precision, place)
         if kind not in fastest or winner[0] < fastest[kind][0]:
             fastest[kind] = winner
     return {kind: setting for kind, (seconds, setting) in fastest.items() if seconds < float("inf")}, trials
@@ -274,25 +277,27 @@ def _gathered_bytes(size: Size, setting: PeerSetting) -> float:
 
 def run_size(size: Size, options: argparse.Namespace, limits: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Trials, timed rounds in one process and in several, and our profile."""
+    place = place_of(options)
     make_folder(size, folder, options.seed)
-    batch = make_batch(size, options.seed)
+    batch = make_batch(size, options.seed, place)
     counts = count_parameters(size.config())
     console.rule(f"{size.name}: {counts.total / 1e6:.1f}M parameters, {counts.active / 1e6:.1f}M active, "
                  f"batch {size.rows} x {size.length}")  # fmt: skip
-    agreement = check_same_network(folder, batch)
-    chosen, trials = try_peer_settings(size, folder, batch, options.quick)
+    agreement = check_same_network(folder, batch, place)
+    chosen, trials = try_peer_settings(size, folder, batch, place, options.quick)
     show_trials(trials)
 
-    contestants = [our_contestant(size, folder, precision, batch, Place()) for precision in ("fp32", "medium", "bf16")]
-    contestants += [peer_contestant(folder, setting, batch, Place()) for setting in chosen.values()]
-    if not options.quick:
-        contestants.append(our_contestant(size, folder, "bf16", batch, Place(), mtp=1))
+    precisions = ("bf16",) if place.on_gpu else ("fp32", "medium", "bf16")  # nobody trains in fp32 on a GPU
+    contestants = [our_contestant(size, folder, precision, batch, place) for precision in precisions]
+    contestants += [peer_contestant(folder, setting, batch, place) for setting in chosen.values()]
+    if not options.quick and not place.on_gpu:
+        contestants.append(our_contestant(size, folder, "bf16", batch, place, mtp=1))
     low, high = (3, 3) if options.quick else (5, 15)
     for contestant in contestants:
         contestant.run()
     rounds = rounds_within(options.budget, contestants, low, high)
     take_turns(contestants, rounds)
-    one = f"one process, {options.threads} threads"
+    one = place.device_name if place.on_gpu else f"one process, {options.threads} threads"
     show_contestants(f"{size.name}, {one}, {rounds} rounds", contestants, "tokens/s")
     ratios = [r | {"layout": one} for r in class_ratios(contestants)]
 
@@ -318,7 +323,7 @@ def run_size(size: Size, options: argparse.Namespace, limits: dict[str, Any], fo
     }
     del contestants, fastest
     gc.collect()
-    if options.threads > 1:
+    if options.threads > 1 and not place.on_gpu:
         several, extra = run_several(size, folder, chosen, rounds, options)
         result["several_processes"] = several
         ratios += extra
@@ -328,15 +333,21 @@ def run_size(size: Size, options: argparse.Namespace, limits: dict[str, Any], fo
     return result
 
 
-def check_same_network(folder: Path, batch: Batch) -> dict[str, float]:
-    """fp32 losses of both sides on the first batch; raises when they are not the same network."""
+def check_same_network(folder: Path, batch: Batch, place: Place) -> dict[str, float]:
+    """fp32 losses of both sides on the first row; raises when they are not the same network."""
+    batch = Batch(batch.tokens[:1], batch.weights[:1])
     losses = {}
-    for name, side in (
-        ("ours", Ours(load_model(folder), "fp32", batch, Place())),
-        ("peer", Peer(folder, PeerSetting("fp32"), batch, Place())),
-    ):
+    for name in ("ours", "peer"):  # one after the other: two of them may be more than a card holds
+        ours = name == "ours"
+        side = (
+            Ours(load_model(folder, device=place.device), "fp32", batch, place)
+            if ours
+            else Peer(folder, PeerSetting("fp32"), batch, place)
+        )
         side.step()
         losses[name] = side.loss
+        del side
+        gc.collect()
     # Ours divides by all weights, of which the last of each row's has no next token
     losses["ours"] *= batch.tokens.shape[1] / (batch.tokens.shape[1] - 1)
     if abs(losses["ours"] - losses["peer"]) > 1e-3 * abs(losses["peer"]):
@@ -387,7 +398,7 @@ def run_several(
 def worker(order: dict[str, Any], out: Path) -> None:
     """One rank of `run_several`."""
     torch.set_num_threads(1)
-    place = join()
+    place = join("cpu")
     size, folder = Size(**order["size"]), Path(order["folder"])
     batch = make_batch(size, order["seed"], place)
     contestants = [our_contestant(size, folder, precision, batch, place) for precision in ("fp32", "bf16")]
@@ -417,6 +428,7 @@ def run_compile(
     for kind, setting in chosen.items():
         order = {"size": asdict(size), "folder": str(folder), "kind": kind, "peer": asdict(setting)}
         order |= {"seed": options.seed, "threads": options.threads, "budget": options.budget}
+        order["device"] = options.device
         content, problem = _child("--compiled", order, 1, options.compile_limit)
         if problem is not None:
             console.print(f"{size.name} {kind}, peer under torch.compile: {problem}")
@@ -433,13 +445,14 @@ def compiled(order: dict[str, Any], out: Path) -> None:
     """The child of `run_compile`."""
     torch.set_num_threads(order["threads"])
     size, folder = Size(**order["size"]), Path(order["folder"])
-    batch = make_batch(size, order["seed"])
-    peer = peer_contestant(folder, PeerSetting(**order["peer"]), batch, Place(), compiled=True)
+    place = join(order["device"])
+    batch = make_batch(size, order["seed"], place)
+    peer = peer_contestant(folder, PeerSetting(**order["peer"]), batch, place, compiled=True)
     began = time.perf_counter()
     for _ in range(3):
         peer.run()
     compile_seconds = time.perf_counter() - began
-    contestants = [our_contestant(size, folder, order["kind"], batch, Place()), peer]
+    contestants = [our_contestant(size, folder, order["kind"], batch, place), peer]
     contestants[0].run()
     take_turns(contestants, rounds_within(order["budget"] / 2, contestants, 5, 15))
     rows = [c.as_dict() for c in contestants]
@@ -459,8 +472,10 @@ def _child(flag: str, order: dict[str, Any], count: int, limit: float) -> tuple[
 
 
 def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--sizes", nargs="+", default=None, help="of 1M 10M 30M 100M (default: all)")
+    parser = arguments(__doc__, device="auto")
+    parser.add_argument(
+        "--sizes", nargs="+", default=None, help="of 1M 10M 30M 100M, on a GPU of 100M 1B (default: all)"
+    )
     parser.add_argument("--budget", type=float, default=30.0, help="seconds of timed rounds a size and layout")
     parser.add_argument("--compile", action="store_true", help="also the peer under torch.compile")
     parser.add_argument("--compile-limit", type=float, default=900.0, help="seconds before a compile is given up")
@@ -474,10 +489,11 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     began = time.perf_counter()
-    limits = machine_limits(options.threads, options.quick)
+    place = place_of(options)
+    limits = machine_limits(place, options.threads, options.quick)
     show_limits(limits)
     results, ratios = [], []
-    for size in QUICK_SIZES if options.quick else SIZES:
+    for size in QUICK_SIZES if options.quick else GPU_SIZES if place.on_gpu else SIZES:
         if options.sizes and size.name not in options.sizes:
             continue
         with tempfile.TemporaryDirectory() as folder:

@@ -85,10 +85,17 @@ def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
         known[id(ours)] = tensor, ours
         return ours
 
+    args = tuple(_as_declared(value, argument) for value, argument in zip(args, op._schema.arguments, strict=False))
     args, kwargs = tree_map_only(Tensor, lend, (args, kwargs))
     with torch._C._AutoDispatchBelowAutograd():
         results = op(*args, **kwargs)
     return tree_map_only(Tensor, lambda x: _give_back(x, known, placed), results)
+
+
+def _as_declared(value: Any, argument: Any) -> Any:
+    """A number that stands for a tensor reaches Python as a number; the operation wants it as a tensor."""
+    number = isinstance(value, int | float) and argument.type.kind() == "TensorType"
+    return torch.tensor(value) if number else value
 
 
 def _give_back(result: Tensor, known: dict[int, tuple[Tensor, Tensor]], placed: bool) -> Tensor:
@@ -105,6 +112,15 @@ def _copy(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
     with torch._C._AutoDispatchBelowAutograd():
         theirs.copy_(ours)
     return target
+
+
+def _deepcopy(tensor: Tensor, memo: dict[int, Any], of_torch: Callable[..., Tensor] = Tensor.__deepcopy__) -> Tensor:
+    """torch's own copies the storage, which takes an allocator in C++."""
+    if not _is_elsewhere(tensor):
+        return of_torch(tensor, memo)
+    if id(tensor) not in memo:
+        memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    return memo[id(tensor)]
 
 
 def _cast(op: Any, dtype: Callable[[], torch.dtype]) -> Callable[..., Any]:
@@ -166,8 +182,9 @@ _kept: list[torch.library.Library] = []  # they are in force for as long as some
 
 
 def elsewhere() -> torch.device:
-    """The device, made known to PyTorch on the first call in a process."""
+    """The device, made known to PyTorch on the first call in a process, which must come before any backward pass."""
     if not _kept:
         _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
         _kept.extend(_libraries())
+        Tensor.__deepcopy__ = _deepcopy  # type: ignore[method-assign]
     return torch.device(NAME, 0)

@@ -39,7 +39,6 @@ def test_energy_is_unknown_where_a_kill_left_no_figure(tmp_path, counter):
 
 def test_bills_name_the_devices(monkeypatch):
     assert (bills.bill(Place(), "a", "sft", 1.0).device, bills.bill(Place(), "a", "sft", 1.0).devices) == ("cpu", 1)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
-    row = bills.bill(Place(rank=0, size=8), "a", "sft", 1.0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    row = bills.bill(Place(0, 8, torch.device("cuda", 0)), "a", "sft", 1.0)
     assert (row.device, row.devices) == ("H100", 8)

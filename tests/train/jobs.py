@@ -13,7 +13,6 @@ import torch
 
 from ziphius.engine.complete import complete  # noqa: F401  (the server of processes loads it once)
 from ziphius.model.presets import ladder
-from ziphius.model.transformer import Transformer
 from ziphius.reason.grpo import GRPOSource
 from ziphius.reason.rollout import TaskMix
 from ziphius.reason.settings import GRPOSettings
@@ -25,6 +24,7 @@ from ziphius.train.losses import next_token_loss, policy_loss
 from ziphius.train.place import Place, join, leave
 from ziphius.train.settings import LossSettings, PolicySettings, TrainSettings
 from ziphius.train.sources import PretrainSource, SampleSource
+from ziphius.train.start import new_model
 from ziphius.train.trainer import Interrupted, Trainer
 
 STEPS = 10
@@ -45,9 +45,10 @@ class Letters(Family):
 def make(kind: str, folder: Path, tokenizer: Tokenizer, place: Place, **options) -> Trainer:
     precision = options.get("precision", "bf16")
     shape = {"hidden_size": 32, "n_routed_experts": 4, "initializer_range": 0.1}
-    model = Transformer(ladder(2, tokenizer.vocab_size, **shape))
-    model.init_weights(torch.Generator().manual_seed(0))
-    settings = TrainSettings(steps=STEPS, save_every=3, precision=precision, optimizer={"lr": 5e-3})
+    model = new_model(ladder(2, tokenizer.vocab_size, **shape), 0, place)
+    settings = TrainSettings(
+        steps=options.get("steps", STEPS), save_every=3, precision=precision, optimizer={"lr": 5e-3}
+    )
     loss = lambda m, batch, norm: next_token_loss(m, batch, LossSettings(), norm)
     if kind == "pretrain":
         write = lambda rng: " ".join(rng.choice(["whale", "dives", "deep", "1", "2"]) for _ in range(rng.randint(1, 9)))

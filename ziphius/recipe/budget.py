@@ -142,8 +142,10 @@ def recipe_of(options: BudgetOptions, money: Money, choice: Choice) -> dict[str,
         lessons = {"family": "leg_counting", "settings": {"min_animals": 2, "max_animals": 6}}
         text = {"tasks": {"lessons": lessons}, "corpora": {"lessons": {"task": "lessons"}}}
     warm_up = min(2000, max(10, choice.steps // 50), choice.steps // 2)
+    on_cpu = options.gpu.lower() == "cpu"
     train = {
         "steps": choice.steps,
+        "precision": "bf16",
         "save_every": max(10, choice.steps // 50),
         "optimizer": {"kind": "adamw", "lr": float(f"{choice.learning_rate:.2e}")},
         "schedule": {"kind": "wsd", "warmup_steps": warm_up, "decay": 0.2},
@@ -163,7 +165,8 @@ def recipe_of(options: BudgetOptions, money: Money, choice: Choice) -> dict[str,
         "stages": {"tokenizer": {"kind": "tokenizer", "vocab_size": choice.config.vocab_size}, "pretrain": pretrain},
         "price": {"dollars_per_hour": round(money.rate.dollars.point * money.devices, 4), "what": money.rate.what},
         "machine": {
-            "processes": 0 if options.gpu.lower() == "cpu" else money.devices,
+            "device": "cpu" if on_cpu else "cuda",
+            "processes": 0 if on_cpu else money.devices,
             "train_flops_per_second": float(f"{choice.model_flops / seconds:.3g}"),
         },
     }

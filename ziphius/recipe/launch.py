@@ -162,7 +162,7 @@ def _one_a_gpu(device: str, asked: int, gpus: int) -> int:
     if asked > room:
         raise RecipeError(
             f"machine.processes is {asked}, but there is one process a GPU and {device!r} has {room} here; lower it to "
-            f"{room}, leave it out, or set machine.device to 'cpu'"
+            f"{room}, leave it out, set machine.device to 'cpu', or let torchrun start it on several machines"
         )
     return asked or room
 
