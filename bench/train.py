@@ -99,7 +99,7 @@ SIZES = [
     Size("30M", 12, 8, 128, {"num_hidden_layers": 8}),
     Size("100M", 15, 4, 128),
 ]
-# On a card: V3's heads (128 + 64 and 128) and latents, 32 experts of which 4 and a shared one work, batches that fill it
+# On a card: V3's heads and latents, 32 experts of which 4 and a shared one work, batches that fill it
 _HEADS = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "kv_lora_rank": 512}
 _SMALL = {"hidden_size": 512, "num_attention_heads": 4, "moe_intermediate_size": 192, "intermediate_size": 1536}
 _LARGE = {"hidden_size": 1536, "num_attention_heads": 12, "moe_intermediate_size": 384, "intermediate_size": 4608}
@@ -325,8 +325,8 @@ def run_size(size: Size, options: argparse.Namespace, limits: dict[str, Any], fo
     flops = train_flops_per_token(size.config(), size.length) * fastest.rate
     peak = limits["gemm_gflops"][str(options.threads)]["bf16"] * 1e9
     console.print(
-        f"Our bf16 step does {flops / 1e9:.0f} GFLOP/s (causal attention, with embeddings' head): {flops / peak:.1%} of "
-        "the measured bf16 GEMM speed."
+        f"Our bf16 step does {flops / 1e9:.0f} GFLOP/s (causal, without the input embedding): {flops / peak:.1%} of the "
+        "measured bf16 GEMM speed."
     )
     sheet = data_sheet_peak(place)
     if sheet:
@@ -369,7 +369,7 @@ def after_first_step(make: Callable[[], Contestant], place: Place) -> Contestant
 def data_sheet_peak(place: Place) -> float | None:
     """Dense BF16 FLOP/s that the maker states for the card; None where it is not among those known."""
     name = place.device_name.lower().replace("-", " ").split()
-    known = [row.bf16_tflops for key, row in Data().accelerators().items() if key in name]
+    known = [row.bf16_tflops for key, row in Data().accelerators.items() if key in name]
     return known[0] * 1e12 if known else None
 
 
