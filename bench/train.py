@@ -325,8 +325,8 @@ def run_size(size: Size, options: argparse.Namespace, limits: dict[str, Any], fo
     flops = train_flops_per_token(size.config(), size.length) * fastest.rate
     peak = limits["gemm_gflops"][str(options.threads)]["bf16"] * 1e9
     console.print(
-        f"Our bf16 step does {flops / 1e9:.0f} GFLOP/s (causal, without the input embedding): {flops / peak:.1%} of the "
-        "measured bf16 GEMM speed."
+        f"Our bf16 step does {flops / 1e9:.0f} GFLOP/s (causal, without the input embedding): {flops / peak:.1%} of "
+        "the measured bf16 GEMM speed."
     )
     sheet = data_sheet_peak(place)
     if sheet:
