@@ -28,6 +28,12 @@ def test_the_recipe_runs_dry(ziphius, tmp_path):
     assert "Plan of budget-20-h100 (training at" in " ".join(out.split())
 
 
+def test_processors_of_the_tables_are_no_gpus(ziphius, tmp_path):
+    path = tmp_path / "b.toml"
+    assert ziphius("plan", "budget", "--dollars", 5, "--gpu", "epyc-9755", "--rate", 3, "--out", path)[0] == 0
+    assert (load_recipe(path).machine.device, load_recipe(path).machine.processes) == ("cpu", 0)
+
+
 def test_the_plan_of_the_recipe_spends_the_money(ziphius, tmp_path):
     path = tmp_path / "b.toml"
     ziphius("plan", "budget", "--dollars", 20, "--gpu", "h100", "--hours", 3, "--out", path)

@@ -436,6 +436,9 @@ def test_eval(finished, ziphius):
     code, out, _ = ziphius("eval", finished, *options, "--json")  # of a run: its last stage
     assert code == 0
     assert json.loads(out)["n"] == 3
+    code, _, said = ziphius("eval", finished, *options, "--device", "cuda:63")
+    assert code == 1
+    assert said.startswith("ziphius: device is 'cuda:63', but torch sees ")
 
 
 def test_chat(finished, ziphius):

@@ -76,7 +76,7 @@ def work(kind: str, folder: Path, tokenizer_folder: Path, rank: int, size: int, 
     torch.set_num_threads(1)
     os.environ |= {"WORLD_SIZE": str(size), "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    place = join()
+    place = join("cpu")
     trainer = make(kind, folder, Tokenizer.load(tokenizer_folder), place, **options)
     if "stop" in options and options["stop"][0] == rank:
         _signal_itself(trainer, options["stop"][1])

@@ -13,14 +13,23 @@ import pytest
 import torch
 
 from tests.device import NAME, elsewhere
+from tests.model.variants import FAMILIES, network, tokens_of
 from tests.train.jobs import Letters, make
 from ziphius import ops
 from ziphius.checkpoint.folder import load_model, save_model
+from ziphius.engine.complete import complete
+from ziphius.engine.engine import Engine
+from ziphius.engine.request import Request
+from ziphius.engine.settings import EngineSettings, SamplingSettings
 from ziphius.evaluate.runner import evaluate
 from ziphius.evaluate.settings import EvaluationSettings
 from ziphius.evaluate.skill import worked_solution_accuracy
+from ziphius.text.packing import pack_samples
 from ziphius.text.tokenizer import Tokenizer
+from ziphius.train.batch import stack_rows
+from ziphius.train.losses import next_token_loss
 from ziphius.train.place import Place
+from ziphius.train.settings import LossSettings
 
 STEPS = 2  # of GRPO these are two mini-batches of one set of rollouts
 VARYING = {"seconds", "tokens_per_second", "rollout_seconds"}  # and which processor does it varies them, too
@@ -116,3 +125,39 @@ def test_evaluation_comes_to_the_same(apart, build, tokenizer, tokenizer_folder,
     here, there = (apart(ask, there, tmp_path / "model", tokenizer_folder) for there in (False, True))
     assert there == here
     assert any(example["response"] for example in here[0]["examples"])
+
+
+# --- other families --------------------------------------------------------------------------------------------------
+
+
+def learn_and_answer(there, folder):
+    """Gradients on packed samples, and greedy answers."""
+    place, computes = computing(there)
+    model = load_model(folder, device=place.device)
+    tied = model.config.tie_word_embeddings
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+    tokens = tokens_of(model.config, (2, 24))
+    rows = pack_samples(
+        [(row, [1.0] * len(row)) for row in (*tokens[:, :15].tolist(), *tokens[:, 15:].tolist())], 24, 0
+    )
+    with computes:
+        batch = place.put(stack_rows(rows, masked=True))
+        parts = next_token_loss(model, batch, LossSettings(), batch.norm)
+        parts.total.backward()
+        gradients = {name: weight.grad.float().cpu() for name, weight in model.named_parameters()}
+        engine = Engine(model, None, EngineSettings(max_rows=4, speculation="off"))
+        asked = SamplingSettings(temperature=0, max_new_tokens=6, ignore_eos=True)
+        answers = complete(engine, [Request(row, asked, stream=False) for row in tokens[:, :9].tolist()])
+    return parts.sums, gradients, [answer.tokens for (answer,) in answers]
+
+
+@pytest.mark.parametrize("family", ["Qwen2.5, YaRN, tied", "Qwen3, experts", "Llama 3.1"])
+def test_every_family_learns_and_answers(apart, tmp_path, family):
+    save_model(network(FAMILIES[family]), tmp_path)
+    (losses, gradients, answers), (theirs, others, expected) = (
+        apart(learn_and_answer, there, tmp_path) for there in (True, False)
+    )
+    assert losses == pytest.approx(theirs, rel=1e-4)
+    assert answers == expected
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, others[name], rtol=1e-3, atol=1e-5), name

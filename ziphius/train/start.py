@@ -13,4 +13,7 @@ def new_model(config: ModelConfig, seed: int, place: Place) -> Transformer:
     """Random weights in fp32 on the device of `place`: drawn on the processor, so that a seed is the same anywhere."""
     model = Transformer(config)
     model.init_weights(torch.Generator().manual_seed(seed))
-    return model.to(place.device)
+    model.to(place.device)
+    if config.tie_word_embeddings:  # not on every device does `to` keep together what two modules share
+        model.lm_head.weight = model.model.embed_tokens.weight
+    return model

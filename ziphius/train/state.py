@@ -116,7 +116,7 @@ def _on_cpu(value: Any) -> Any:
         return value.detach().cpu()
     if isinstance(value, Mapping):
         return {key: _on_cpu(part) for key, part in value.items()}
-    return [_on_cpu(part) for part in value] if isinstance(value, list | tuple) else value
+    return type(value)(map(_on_cpu, value)) if isinstance(value, list | tuple) else value
 
 
 def saved_bytes(folder: Path) -> int:
