@@ -124,7 +124,7 @@ def test_a_gpu_counts_nothing_in_decoding(monkeypatch, N, form):
 def with_gradients(form, x, indices, *floats):
     leaves = [t.clone().requires_grad_() for t in (x, *floats)]
     out = form(leaves[0], indices, *leaves[1:])
-    return out, *torch.autograd.grad(out, leaves, normal(7, *out.shape, dtype=out.dtype))
+    return out, *torch.autograd.grad(out, leaves, normal(7, *out.shape, dtype=out.dtype).to(out.device))
 
 
 @few
@@ -180,3 +180,15 @@ def test_loads_count_the_valid_tokens_alone():
     indices = torch.tensor([[0, 2], [2, 3], [0, 1]])
     assert expert_loads(indices, 5).tolist() == [2, 1, 2, 1, 0]
     assert expert_loads(indices, 5, torch.tensor([True, False, True])).tolist() == [2, 1, 1, 0, 0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_sorted_rows_on_a_gpu():
+    """Loads that no tile divides, and experts without any."""
+    indices = torch.randint(0, 11, (777, 2), generator=torch.Generator().manual_seed(0))
+    floats = normal(1, 777, 64), normal(2, 777, 2).softmax(-1), *weights_of(3, 16, 64, 40)
+    x, *rest = (t.bfloat16().cuda() for t in floats)
+    expected = with_gradients(grouped_experts_reference, x, indices.cuda(), *rest)
+    for got, reference in zip(with_gradients(SortedExperts.apply, x, indices.cuda(), *rest), expected, strict=True):
+        close(got, reference)

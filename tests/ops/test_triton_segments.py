@@ -86,3 +86,20 @@ def test_bounds_of_samples():
     starts, ends = sample_bounds(torch.tensor([[0, 0, 1, 1, 1, -1], [5, 5, 5, 5, 5, 5]]))
     assert starts.tolist() == [[0, 0, 2, 2, 2, 5], [0] * 6]
     assert ends.tolist() == [[2, 2, 5, 5, 5, 6], [6] * 6]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a CUDA device")
+@pytest.mark.parametrize(("K", "V", "G"), [(192, 128, 8), (128, 128, 2)])
+def test_on_a_gpu_at_full_width(K, V, G):
+    """V3's heads, and Llama's groups."""
+    check(random_segments(0, 2, 1000, 0.005), *qkv(0, 2, 1000, 8, K, V, torch.bfloat16, G))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a CUDA device")
+def test_rows_of_one_sample_on_a_gpu():
+    """torch's flash kernel, with values padded to the keys' width."""
+    inputs = [x.to(DEVICE).requires_grad_() for x in qkv(0, 2, 300, 8, 192, 128, torch.bfloat16)]
+    out = run(0.1)(*inputs)
+    close(out, attention.causal_attention_reference(*inputs, 0.1))

@@ -15,8 +15,12 @@ from ziphius.ops import triton as kernels
 from ziphius.text.packing import pack_samples
 from ziphius.train.batch import stack_rows
 from ziphius.train.losses import next_token_loss
-from ziphius.train.settings import LossSettings
-from ziphius.train.speed import set_speed
+from ziphius.train.place import Place
+from ziphius.train.settings import LossSettings, TrainSettings
+from ziphius.train.speed import compiling_pays, set_speed
+from ziphius.train.trainer import Trainer
+
+from .stub import Fixed
 
 KINDS = ["none", "selective", "full"]
 
@@ -30,7 +34,7 @@ def packed_batch(length=16):
 def outcome(model, batch, bf16=False):
     """The loss's parts, and every gradient."""
     model.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=bf16):
         parts = next_token_loss(model, batch, LossSettings(balance_weight=0.1), 30.0)
     parts.total.backward()
     return parts, [p.grad for p in model.parameters()]
@@ -110,3 +114,37 @@ def test_all_blocks_are_reached(build):
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     assert len(blocks) == model.config.num_hidden_layers + 2
     assert all("forward" in vars(block) for block in blocks)
+
+
+def test_compiling_pays_on_a_gpu_for_large_networks(build):
+    gpu, small = Place(device=torch.device("cuda", 0)), build()
+    with torch.device("meta"):
+        large = Transformer(ladder(15))
+    assert [compiling_pays(model, place) for model in (small, large) for place in (Place(), gpu)] == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(("asked", "compiled"), [("auto", False), (True, True), (False, False)])
+def test_the_trainer_asks_for_what_its_settings_say(build, tmp_path, monkeypatch, asked, compiled):
+    seen = []
+    monkeypatch.setattr("ziphius.train.trainer.set_speed", lambda model, *settings: seen.append(settings))
+    settings = TrainSettings(steps=10, recompute="full", compile=asked)
+    Trainer(build(), Fixed([[]]), lambda *_: None, settings, tmp_path)
+    assert seen == [("full", compiled)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_blocks_on_a_gpu(kind):
+    """V3's heads in bf16, packed samples, experts in sorted rows, by torch's own compiler."""
+    heads = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "num_attention_heads": 2}
+    model = Transformer(ladder(2, 64, hidden_size=64, n_routed_experts=4, initializer_range=0.1, **heads))
+    model.init_weights(torch.Generator().manual_seed(0))
+    place = Place(device=torch.device("cuda"))
+    model, batch = model.to(place.device), place.put(packed_batch(64))
+    before, grads = outcome(model, batch, bf16=True)
+    set_speed(model, kind, True)
+    after, again = outcome(model, batch, bf16=True)
+    assert after.total.item() == pytest.approx(before.total.item(), rel=2e-2)
+    for grad, other in zip(grads, again, strict=True):
+        assert (grad - other).norm() <= 0.1 * grad.norm() + 1e-6

@@ -50,7 +50,8 @@ class LoopSettings(BaseModel):
     `max_skipped`: share of the last 50 updates that may be left out (spikes, losses that are not finite) before the
     stage stops as diverged. `loss_is_entropy`: whether the loss is a cross-entropy, whose size means something.
     `recompute`: what the backward pass computes again instead of keeping it: nothing, what is cheap, or whole blocks.
-    `compile`: whether torch.compile makes a program of each block; 'auto' does so on a GPU.
+    `compile`: whether torch.compile makes a program of each block; 'auto' does so on a GPU
+    for all but small networks.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)

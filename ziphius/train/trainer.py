@@ -26,7 +26,7 @@ from ziphius.train.optim import Optimizer
 from ziphius.train.place import Place
 from ziphius.train.resume import need_room, network_of, newest_state, what_rounds
 from ziphius.train.settings import TrainSettings
-from ziphius.train.speed import set_speed
+from ziphius.train.speed import compiling_pays, set_speed
 from ziphius.train.state import save_state
 from ziphius.train.weights import ReplicatedWeights
 
@@ -120,7 +120,7 @@ class Trainer:
         self.peak_flops, self.dollars_per_hour = peak_flops, dollars_per_hour
         self.weights = ReplicatedWeights(model, settings.precision == "bf16")
         self.optimizer = Optimizer(self.weights, settings.optimizer)
-        compiled = self.place.on_gpu if settings.compile == "auto" else settings.compile
+        compiled = compiling_pays(model, self.place) if settings.compile == "auto" else settings.compile
         set_speed(model, settings.recompute, compiled)
         self.progress = Progress()
         guessing = math.log(model.config.vocab_size) if settings.loss_is_entropy else None

@@ -11,6 +11,7 @@ from torch import Tensor
 from ziphius.model.cache import StepCache
 from ziphius.model.experts import RouterStats
 from ziphius.model.transformer import Block, Transformer
+from ziphius.train.place import Place
 from ziphius.train.speed.recompute import recomputed
 
 
@@ -20,6 +21,15 @@ class BlockCall(Protocol):
     def __call__(
         self, block: Block, x: Tensor, cos: Tensor, sin: Tensor, segments: Tensor | None, valid: Tensor | None, /
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]: ...
+
+
+# Below so many parameters a stage is over before a minute of compiling has come back
+_WORTH_COMPILING = 50_000_000
+
+
+def compiling_pays(model: Transformer, place: Place) -> bool:
+    """Whether a stage on `place` gains by compiled blocks: on a GPU, unless the network is small."""
+    return place.on_gpu and sum(p.numel() for p in model.parameters()) >= _WORTH_COMPILING
 
 
 def set_speed(model: Transformer, recompute: Literal["none", "selective", "full"], compiled: bool) -> None:
