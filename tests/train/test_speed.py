@@ -19,6 +19,7 @@ from ziphius.train.place import Place
 from ziphius.train.settings import LossSettings, TrainSettings
 from ziphius.train.speed import compiling_pays, set_speed
 from ziphius.train.trainer import Trainer
+from ziphius.train.weights import ReplicatedWeights
 
 from .stub import Fixed
 
@@ -55,23 +56,27 @@ def test_recomputation_changes_no_bit(build, kind, bf16, backend):
     assert len(after.loads) == 2
 
 
-def test_recomputation_keeps_less():
-    """What stays allocated between the passes."""
+@pytest.mark.parametrize("bf16", [False, True])
+def test_recomputation_keeps_less(monkeypatch, bf16):
+    """What stays allocated between the passes: with padded rows in fp32, with sorted ones in bf16."""
+    monkeypatch.setattr(sorted_experts, "groups_without_asking", lambda device: bf16)
     config = ladder(4, 64, num_nextn_predict_layers=0)
     tokens = torch.zeros(2, 64, dtype=torch.int64)
     kept = {}
     for kind in KINDS:
         model = Transformer(config)
         model.init_weights(torch.Generator().manual_seed(0))
+        ReplicatedWeights(model, bf16)
         set_speed(model, kind, False)
-        model.hidden(tokens, stats=RouterStats())  # tables of positions, kernels
-        with ops.backend("torch"), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            hidden = model.hidden(tokens, stats=RouterStats())
+        with ops.backend("torch"), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            model.hidden(tokens, stats=RouterStats())  # makes the table of positions
+            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+                hidden = model.hidden(tokens, stats=RouterStats())
         kept[kind] = sum(event.self_cpu_memory_usage for event in profiler.key_averages())
         del hidden
     entering = config.num_hidden_layers * tokens.numel() * config.hidden_size * 4
     assert kept["full"] < 3 * entering
-    assert kept["full"] < 0.35 * kept["selective"]
+    assert kept["full"] < 0.6 * kept["selective"]
     assert kept["selective"] < 0.7 * kept["none"]
 
 

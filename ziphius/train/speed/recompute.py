@@ -7,17 +7,16 @@ results are large for what they cost. V3 §3.2.3 recomputes RMSNorm and the up-p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 Call = TypeVar("Call", bound=Callable)
 
-_PRODUCTS = {"aten::mm", "aten::addmm"}
 _GROUPED = "aten::_grouped_mm"  # experts on a card; elsewhere they are bmm, which is always computed again
+_PRODUCTS = {"aten::mm": 0, "aten::addmm": 1, _GROUPED: 0}  # and which argument is the left factor
 _ATTENTION = {
     "aten::_scaled_dot_product_flash_attention",
     "aten::_scaled_dot_product_efficient_attention",
@@ -40,13 +39,13 @@ def recomputed(call: Call, kind: Literal["selective", "full"], width: int) -> Ca
 
 def _policy(width: int, _: Any, operator: Any, *args: Any, **__: Any) -> CheckpointPolicy:
     name = operator._schema.name
-    kept = name in _ATTENTION or (name in _PRODUCTS | {_GROUPED} and not _is_spared(width, name, *args[-2:]))
+    kept = name in _ATTENTION or (name in _PRODUCTS and not _is_spared(width, name, args))
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _is_spared(width: int, name: str, left: Tensor, right: Tensor) -> bool:
+def _is_spared(width: int, name: str, args: Sequence[Any]) -> bool:
     """Whether a product is an up-projection, from a latent narrower than a block to something wider; or that which ends
     the experts, K rows a token, of which no gradient needs the values: nobody will compute it again."""
-    if name == _GROUPED:
-        return right.shape[-1] == width
-    return left.shape[-1] < width < right.shape[-1]
+    first = _PRODUCTS[name]
+    inner, outer = (factor.shape[-1] for factor in args[first : first + 2])
+    return outer == width if name == _GROUPED else inner < width < outer
