@@ -139,7 +139,7 @@ def test_the_precision_of_a_place():
 
 
 def test_nobody_else_asks_what_hardware_there_is():
-    """`torch.cuda` stands in the place, where graphs are recorded, in what GPUs alone run and where a device is named."""
+    """`torch.cuda` stands in the place, where graphs are recorded, in what GPUs run and where a device is named."""
     root = Path(ziphius.__file__).parent
     asking = {str(path.relative_to(root)) for path in root.rglob("*.py") if "torch.cuda" in path.read_text()}
     asking -= {name for name in asking if name.startswith("ops/triton/")}
