@@ -67,8 +67,8 @@ from ziphius.engine.settings import EngineSettings, SamplingSettings
 from ziphius.model.formats import Weights
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
-from ziphius.train.flat import FlatParameters
 from ziphius.train.place import Place, join, leave
+from ziphius.train.weights import ReplicatedWeights
 
 WEIGHTS: dict[str, Weights] = {"bf16 weights": "bf16", "int8 weights": "int8"}
 CPU = torch.device("cpu")
@@ -116,7 +116,7 @@ class Ours:
         self.model = load_on(folder, device, WEIGHTS.get(precision, "fp32"))
         self._engines: dict[int, Engine] = {}  # by rows: on a GPU one has recorded its steps
         if precision == "bf16":
-            FlatParameters(self.model, bf16=True)
+            ReplicatedWeights(self.model, bf16=True)
 
     def run(self, prompts: list[list[int]], samples: int, new_tokens: int) -> None:
         settings = SamplingSettings(temperature=1.0, max_new_tokens=new_tokens, ignore_eos=True)

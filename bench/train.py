@@ -25,9 +25,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +57,20 @@ from common import (
 )
 
 from ziphius.checkpoint import load_model, save_model
+from ziphius.cost.data import Data
 from ziphius.cost.flops import count_parameters, train_flops_per_token
 from ziphius.model.config import ModelConfig
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
 from ziphius.train.balance import gates, update_bias
 from ziphius.train.batch import Batch
-from ziphius.train.flat import FlatParameters
 from ziphius.train.losses import next_token_loss
 from ziphius.train.optim import Optimizer
 from ziphius.train.place import Place, join, leave
 from ziphius.train.settings import LossSettings, OptimizerSettings
+from ziphius.train.speed import set_speed
 from ziphius.train.start import new_model
+from ziphius.train.weights import ReplicatedWeights
 
 LR, BETAS, DECAY, CLIP = 1e-5, (0.9, 0.95), 0.1, 1.0
 MEMORY_LIMIT = 4 * 2**30  # bytes of gathered expert weights that a peer's setting may hold until its backward
@@ -84,15 +87,27 @@ class Size:
     depth: int
     rows: int
     length: int
-    layers: int | None = None
+    changes: dict[str, int] = field(default_factory=dict)  # of the rung's shape
 
     def config(self, mtp: int = 0) -> ModelConfig:
-        extra = {} if self.layers is None else {"num_hidden_layers": self.layers}
-        return ladder(self.depth, num_nextn_predict_layers=mtp, **extra)
+        return ladder(self.depth, num_nextn_predict_layers=mtp, **self.changes)
 
 
-SIZES = [Size("1M", 4, 16, 128), Size("10M", 8, 16, 128), Size("30M", 12, 8, 128, layers=8), Size("100M", 15, 4, 128)]
-GPU_SIZES = [Size("100M", 15, 32, 1024), Size("1B", 32, 8, 2048)]  # batches that fill a card
+SIZES = [
+    Size("1M", 4, 16, 128),
+    Size("10M", 8, 16, 128),
+    Size("30M", 12, 8, 128, {"num_hidden_layers": 8}),
+    Size("100M", 15, 4, 128),
+]
+# On a card: V3's heads and latents, 32 experts of which 4 and a shared one work, batches that fill it
+_HEADS = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "kv_lora_rank": 512}
+_SMALL = {"hidden_size": 512, "num_attention_heads": 4, "moe_intermediate_size": 192, "intermediate_size": 1536}
+_LARGE = {"hidden_size": 1536, "num_attention_heads": 12, "moe_intermediate_size": 384, "intermediate_size": 4608}
+_EXPERTS = {"n_routed_experts": 32, "num_experts_per_tok": 4, "max_position_embeddings": 4096}
+GPU_SIZES = [
+    Size("100M", 8, 32, 2048, {"vocab_size": 16384, **_SMALL, **_HEADS, **_EXPERTS}),
+    Size("1B", 16, 8, 4096, {"vocab_size": 32768, **_LARGE, **_HEADS, **_EXPERTS}),
+]
 QUICK_SIZES = [Size("1M", 4, 4, 64), Size("10M", 8, 2, 64)]
 
 
@@ -105,26 +120,28 @@ class Ours:
     def __init__(self, model: Transformer, precision: str, batch: Batch, place: Place) -> None:
         self.model, self.batch, self.place = model, batch, place
         self.bf16, self.medium = precision == "bf16", precision == "medium"
-        self.flat = FlatParameters(model, self.bf16)
+        self.weights = ReplicatedWeights(model, self.bf16)
+        set_speed(model, "none", compiled=place.on_gpu and self.bf16)
         settings = OptimizerSettings(lr=LR, beta1=BETAS[0], beta2=BETAS[1], weight_decay=DECAY, clip=CLIP)
-        self.optimizer = Optimizer(self.flat, settings)
+        self.optimizer = Optimizer(self.weights, settings)
         self.gates = gates(model)
         self.loss = float("nan")
 
     def step(self) -> None:
-        self.flat.zero_grad()
+        self.weights.zero()
         norm = self.batch.norm * self.place.size
         with products("medium" if self.medium else "highest"):
             with torch.autocast(self.place.device.type, torch.bfloat16, enabled=self.bf16):
                 parts = next_token_loss(self.model, self.batch, LossSettings(), norm)
             parts.total.backward()
-        grad = self.place.sum_(self.flat.collect_grad())
+        self.weights.collect()
+        grad = self.weights.total(self.place.sum_)
         loads = self.place.sum_(torch.stack(parts.loads))
-        length = float(torch.linalg.vector_norm(grad))
+        length = float(self.weights.norm(grad))
         self.optimizer.step(grad.mul_(min(1.0, CLIP / (length + 1e-6))), LR)
         for gate, load in zip(self.gates, loads, strict=True):
             update_bias(gate, load, 1e-3, False)
-        self.loss = parts.sums["loss"] / self.batch.norm
+        self.loss = float(parts.sums["loss"]) / self.batch.norm
 
 
 class Peer:
@@ -204,7 +221,9 @@ def our_contestant(size: Size, folder: Path, precision: str, batch: Batch, place
         model = load_model(folder, device=place.device)
     side = Ours(model, precision, batch, place)
     name = "ziphius" + (" with MTP" if mtp else "")
-    settings = {"precision": precision, "native kernels": "auto"}
+    settings: dict[str, Any] = {"precision": precision, "native kernels": "auto"}
+    if place.on_gpu:
+        settings = {"precision": precision, "torch.compile": True}
     return Contestant(name, "ours", class_of(precision, place), side.step, batch.tokens.numel() * place.size, settings)
 
 
@@ -287,13 +306,12 @@ def run_size(size: Size, options: argparse.Namespace, limits: dict[str, Any], fo
     show_trials(trials)
 
     precisions = ("bf16",) if place.on_gpu else ("fp32", "medium", "bf16")  # nobody trains in fp32 on a GPU
-    contestants = [our_contestant(size, folder, precision, batch, place) for precision in precisions]
-    contestants += [peer_contestant(folder, setting, batch, place) for setting in chosen.values()]
+    makers = [partial(our_contestant, size, folder, precision, batch, place) for precision in precisions]
+    makers += [partial(peer_contestant, folder, setting, batch, place) for setting in chosen.values()]
     if not options.quick and not place.on_gpu:
-        contestants.append(our_contestant(size, folder, "bf16", batch, place, mtp=1))
+        makers.append(partial(our_contestant, size, folder, "bf16", batch, place, mtp=1))
+    contestants = [after_first_step(make, place) for make in makers]
     low, high = (3, 3) if options.quick else (5, 15)
-    for contestant in contestants:
-        contestant.run()
     rounds = rounds_within(options.budget, contestants, low, high)
     take_turns(contestants, rounds)
     one = place.device_name if place.on_gpu else f"one process, {options.threads} threads"
@@ -307,8 +325,12 @@ def run_size(size: Size, options: argparse.Namespace, limits: dict[str, Any], fo
     flops = train_flops_per_token(size.config(), size.length) * fastest.rate
     peak = limits["gemm_gflops"][str(options.threads)]["bf16"] * 1e9
     console.print(
-        f"Our bf16 step does {flops / 1e9:.0f} GFLOP/s: {flops / peak:.1%} of the measured bf16 GEMM speed.\n"
+        f"Our bf16 step does {flops / 1e9:.0f} GFLOP/s (causal, without the input embedding): {flops / peak:.1%} of "
+        "the measured bf16 GEMM speed."
     )
+    sheet = data_sheet_peak(place)
+    if sheet:
+        console.print(f"MFU {flops / sheet:.1%} of the data sheet's dense bf16 peak, {sheet / 1e12:.0f} TFLOP/s.")
     result = {
         "size": asdict(size),
         "parameters": counts.total,
@@ -319,6 +341,7 @@ def run_size(size: Size, options: argparse.Namespace, limits: dict[str, Any], fo
         "profile_ours": rows,
         "model_gflops_ours_bf16": flops / 1e9,
         "share_of_bf16_gemm": flops / peak,
+        "mfu_of_data_sheet": flops / sheet if sheet else None,
     }
     del contestants, fastest
     gc.collect()
@@ -330,6 +353,24 @@ def run_size(size: Size, options: argparse.Namespace, limits: dict[str, Any], fo
         result["compile"] = run_compile(size, folder, chosen, options)
     result["ratios"] = ratios
     return result
+
+
+def after_first_step(make: Callable[[], Contestant], place: Place) -> Contestant:
+    """A contestant that has made its first step; on a card with the memory that it holds at most."""
+    before = torch.cuda.memory_allocated(place.device) if place.on_gpu else 0
+    place.forget_peak()
+    contestant = make()
+    contestant.run()
+    if place.on_gpu:
+        contestant.settings["peak GiB"] = round(place.peak_memory_gib() - before / 2**30, 1)
+    return contestant
+
+
+def data_sheet_peak(place: Place) -> float | None:
+    """Dense BF16 FLOP/s that the maker states for the card; None where it is not among those known."""
+    name = place.device_name.lower().replace("-", " ").split()
+    known = [row.bf16_tflops for key, row in Data().accelerators.items() if key in name]
+    return known[0] * 1e12 if known else None
 
 
 def check_same_network(folder: Path, batch: Batch, place: Place) -> dict[str, float]:

@@ -319,7 +319,7 @@ def test_undecided_answers_do_not_teach(model, tokenizer, tmp_path):
     source._collect = lambda step: [group(rollout(None), rollout(None))]
     loss = lambda m, batch, norm: policy_loss(m, batch, LossSettings(), PolicySettings(), norm)
     trainer = Trainer(model, source, loss, TrainSettings(steps=3, precision="fp32"), tmp_path)
-    before = trainer.flat.master.clone()
+    before = trainer.weights.master.clone()
     row = trainer.step()
     assert (row["undecided"], row["reward"], row["tokens"], row["skipped"]) == (1.0, 0.0, 0, 0)
-    assert torch.equal(trainer.flat.master, before)
+    assert torch.equal(trainer.weights.master, before)

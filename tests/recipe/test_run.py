@@ -195,7 +195,8 @@ def test_a_changed_stage_begins_beside_the_old_one(recipe, copy, capfd):
 @pytest.mark.parametrize(
     "override",
     [
-        "rl.train.save_every=2", "evaluation.show=1", "price.dollars_per_hour=9.0", "evaluation.n=3",
+        "rl.train.save_every=2", "rl.train.recompute=selective", "evaluation.show=1", "evaluation.n=3",
+        "price.dollars_per_hour=9.0",
         'tasks.unused={family="gcd"}', 'corpora.none={task="sums",weight=0}', "name=other",
     ],
 )  # fmt: skip

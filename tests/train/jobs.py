@@ -82,7 +82,7 @@ def work(kind: str, folder: Path, tokenizer_folder: Path, rank: int, size: int, 
         _signal_itself(trainer, options["stop"][1])
     try:
         trainer.run()
-        torch.save(trainer.flat.master, folder / f"master{rank}.pt")
+        torch.save(trainer.weights.master, folder / f"master{rank}.pt")
     except Interrupted:
         raise SystemExit(3) from None
     finally:
@@ -90,14 +90,14 @@ def work(kind: str, folder: Path, tokenizer_folder: Path, rank: int, size: int, 
 
 
 def _signal_itself(trainer: Trainer, step: int) -> None:
-    collect = trainer.flat.collect_grad
+    collect = trainer.weights.collect
 
     def and_signal():
         if trainer.progress.step == step:  # in the middle of a step: the ranks have agreed already to go on
             os.kill(os.getpid(), 15)
         return collect()
 
-    trainer.flat.collect_grad = and_signal
+    trainer.weights.collect = and_signal
 
 
 class Job:

@@ -147,7 +147,8 @@ def learn_and_answer(there, folder):
         engine = Engine(model, None, EngineSettings(max_rows=4, speculation="off"))
         asked = SamplingSettings(temperature=0, max_new_tokens=6, ignore_eos=True)
         answers = complete(engine, [Request(row, asked, stream=False) for row in tokens[:, :9].tolist()])
-    return parts.sums, gradients, [answer.tokens for (answer,) in answers]
+    losses = {name: value.item() for name, value in parts.sums.items()}
+    return losses, gradients, [answer.tokens for (answer,) in answers]
 
 
 @pytest.mark.parametrize("family", ["Qwen2.5, YaRN, tied", "Qwen3, experts", "Llama 3.1"])

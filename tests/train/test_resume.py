@@ -120,7 +120,7 @@ def test_grpo_writes_what_a_user_looks_for(undisturbed):
 def test_another_processor_or_other_kernels_are_told(tokenizer_folder, undisturbed, monkeypatch, capfd):
     """What rounds otherwise is no failure, but nobody shall take the result for the same bits."""
     folder = undisturbed("pretrain", 1)
-    flat = make("pretrain", folder, Tokenizer.load(tokenizer_folder), Place()).flat
+    flat = make("pretrain", folder, Tokenizer.load(tokenizer_folder), Place()).weights
     newest_state(folder, flat, Place(), "pretrain")
     assert capfd.readouterr().err == ""
     before = resume.what_rounds(Place())

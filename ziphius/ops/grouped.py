@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ziphius.ops.attention import causal_attention, segment_mask
+from ziphius.ops.attention import causal_attention
 from ziphius.ops.backend import compute_dtype
 from ziphius.ops.rope import apply_rope
 
@@ -29,6 +29,4 @@ def grouped_attention(
     dtype = compute_dtype(q_BTHK)
     q, k, v = q_BTHK.to(dtype), k_BTGK.to(dtype), v_BTGK.to(dtype)
     q, k = (apply_rope(x, cos.unsqueeze(2), sin.unsqueeze(2), interleaved=False) for x in (q, k))
-    sharing = q.shape[2] // k.shape[2]
-    k, v = (x.repeat_interleave(sharing, dim=2) for x in (k, v))
-    return causal_attention(q, k, v, scale, None if segments_BT is None else segment_mask(segments_BT))
+    return causal_attention(q, k, v, scale, segments_BT)

@@ -171,10 +171,7 @@ def _write(trainer: Trainer, folder: Path, tokenizer: Tokenizer, job: Job) -> No
     """The stage's model as a folder that others open, in fp32 from the master weights."""
 
     def write() -> None:
-        state = dict(trainer.model.state_dict()) | trainer.flat.full_state()
-        if trainer.model.config.tie_word_embeddings:
-            state["lm_head.weight"] = state["model.embed_tokens.weight"]
-        save_folder(trainer.model.config, state, folder)
+        save_folder(trainer.model.config, trainer.weights.state(), folder)
         tokenizer.save(folder)
 
     job.place.on_main(write)

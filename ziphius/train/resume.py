@@ -12,20 +12,20 @@ import torch
 from ziphius.checkpoint.commit import sweep
 from ziphius.disk.errors import AGAIN, DiskError, free_bytes, size
 from ziphius.ops.backend import kernels_of_cpu
-from ziphius.train.flat import FlatParameters
 from ziphius.train.machine import describe
 from ziphius.train.place import Place
 from ziphius.train.state import KEEP, StateError, find_state, read_state, saved_bytes, set_aside, tensor_bytes
+from ziphius.train.weights import Weights
 
 
-def newest_state(folder: Path, flat: FlatParameters, place: Place, title: str) -> dict[str, Any] | None:
+def newest_state(folder: Path, weights: Weights, place: Place, title: str) -> dict[str, Any] | None:
     """The newest good state of the stage in `folder`, the same on all ranks; None where nothing was saved.
 
     What a killed writer left is swept. Newer states that are bad are named on stderr and kept under another name.
     Raises StateError where none is good, or where it is another number of processes'.
     """
     states = folder / "state"
-    name = place.on_main(lambda: _find(folder, states, network_of(flat), title))
+    name = place.on_main(lambda: _find(folder, states, network_of(weights), title))
     if name is None:
         return None
     state = read_state(states / name)
@@ -50,10 +50,10 @@ def _find(folder: Path, states: Path, network: dict[str, int | str], title: str)
     return None if found.path is None else found.path.name
 
 
-def network_of(flat: FlatParameters) -> dict[str, int | str]:
+def network_of(weights: Weights) -> dict[str, int | str]:
     """What a saved state is known by to be of this network, laid out as here."""
-    slots = ";".join(f"{slot.name}{tuple(slot.shape)}" for slot in flat.slots)
-    return {"parameters": flat.master.numel(), "layout": f"{zlib.crc32(slots.encode()):08x}"}
+    slots = ";".join(f"{slot.name}{tuple(slot.shape)}" for slot in weights.slots)
+    return {"parameters": weights.master.numel(), "layout": f"{zlib.crc32(slots.encode()):08x}"}
 
 
 def what_rounds(place: Place) -> str:

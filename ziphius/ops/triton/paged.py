@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ziphius.ops.placement import Placement
 from ziphius.ops.triton import interpreted
+from ziphius.ops.triton.sizes import padded, shared_bytes
 
 _LOG2E = 1.4426950408889634
 _MERGED = 16  # splits that the second kernel takes at a time
@@ -82,13 +83,13 @@ def latent_decode(
             out_NHC, partial_NPHC, mass_NPH,
             scale * _LOG2E, H, P, memory_SX.stride(0), placement.tables_BM.stride(0),
             C=rank, R=X - rank, PAGE=placement.block_size, SPLIT=splits.length, MOST=splits.most,
-            BLOCK_H=tiles.heads, BLOCK_S=tiles.columns, BLOCK_C=_padded(rank), BLOCK_R=_padded(X - rank), WIDE=wide,
+            BLOCK_H=tiles.heads, BLOCK_S=tiles.columns, BLOCK_C=padded(rank), BLOCK_R=padded(X - rank), WIDE=wide,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
         if P > 1:
             _merge_splits[(N, H)](
                 partial_NPHC, mass_NPH, placement.positions_N, out_NHC, H, P,
-                C=rank, SPLIT=splits.length, MOST=splits.most, BLOCK_C=_padded(rank), BLOCK_P=_MERGED, num_warps=4,
+                C=rank, SPLIT=splits.length, MOST=splits.most, BLOCK_C=padded(rank), BLOCK_P=_MERGED, num_warps=4,
             )  # fmt: skip
     return out_NHC
 
@@ -100,23 +101,12 @@ def tiles_for(q_NHX: Tensor, memory_SX: Tensor, rank: int) -> Tiles:
     """
     _, H, X = q_NHX.shape
     element = max(q_NHX.element_size(), memory_SX.element_size())
-    columns = 32 if 32 * (_padded(rank) + _padded(X - rank)) * element < _TILE_BYTES else 16
+    columns = 32 if 32 * (padded(rank) + padded(X - rank)) * element < _TILE_BYTES else 16
     if H <= 16 or element > 2 or rank > 512:
         return Tiles(16, columns, 4 if rank <= (512 if element == 2 else 128) else 8, 3)
-    if H < 64 or _shared_bytes(q_NHX.device) < _HOPPER_BYTES:
+    if H < 64 or shared_bytes(q_NHX.device) < _HOPPER_BYTES:
         return Tiles(32, columns, 8, 3)
     return Tiles(64, columns, 8, 3)
-
-
-def _shared_bytes(device: torch.device) -> int:
-    """Shared memory of a multiprocessor."""
-    if device.type != "cuda":
-        return 0
-    return torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
-
-
-def _padded(size: int) -> int:
-    return max(16, triton.next_power_of_2(size))
 
 
 @triton.jit
