@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ziphius.text.corpora import GeneratedSource, Mixture
-from ziphius.text.packing import PackedStream, lay_row, pad_samples, plan_packing
+from ziphius.text.packing import PackedStream, pad_samples, plan_packing
 from ziphius.train.batch import stack_rows
+
+from ..packed import pack_samples
 
 PAD = 2
 samples_strategy = st.lists(
@@ -19,11 +21,6 @@ samples_strategy = st.lists(
     ),
     max_size=30,
 )
-
-
-def pack_samples(samples, seq_len, pad_id):
-    plan = plan_packing([len(tokens) for tokens, _ in samples], seq_len)
-    return [lay_row([samples[index] for index in row], seq_len, pad_id) for row in plan]
 
 
 def make(rng: random.Random) -> str:
