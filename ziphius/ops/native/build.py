@@ -90,6 +90,7 @@ _SIGNATURES = {
     "attention_backward": "ppppppppppppp" + "nnnnnnn" + "fii",
     "decoder_linear": "pp" + "nnn" + "pi",
     "decoder_run": "pp" + "nn" + "ppppppp" + "nii",
+    "decoder_sizes": "p",
     "draw_tokens": "pppppppp" + "nn",
     "experts_gather": "ppp" + "nnn" + "i",
     "experts_layout": "pppp" + "nnn",
