@@ -57,7 +57,7 @@ INLINE void score(const Job *j, const Rows *rows, const float *q, int64_t seen, 
         int64_t at = rows->keys + *block * c->block * X, count = least(seen - first, c->block);
         if (first + c->block < seen) fetch(c, rows->keys + block[1] * c->block * X, X, key, half);
         for (int64_t i = 0; i < count; i += SUMS / T)
-            put_dots(dot_tile(q, rows->ld, c->data, at + i * X, X, count - i, key, half, T), p + first + i, ldp,
+            put_dots(dot_tile(q, rows->ld, c->data, at + i * X, X, count - i, key, half, T, 0), p + first + i, ldp,
                      count - i, T);
     }
 }

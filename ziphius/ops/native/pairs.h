@@ -1,0 +1,101 @@
+/* Products of bf16 and int8 matrices by pairs of 16-bit numbers, where the machine has such instructions and no AMX:
+ * activations are rounded to bf16, or to 16-bit integers for int8 matrices, whose products add up exactly. A part of
+ * linear.h.
+ */
+#pragma once
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define HAS_PAIRS
+
+enum { PAIRED = 2 * W };  /* elements of a vector of 16-bit numbers */
+enum { EXACT = 8192 };    /* columns whose products fit a 32-bit sum: 127 * LARGEST_ACTIVATION * EXACT / 16 < 2^31 */
+enum { NEAR_BYTES = 24 << 10 }; /* of a matrix, that stay in the first cache while all tokens pass */
+
+/* Activations [n][ld] as 16-bit numbers, zeros after a row's end, with the scale of each row where they are integers. */
+typedef struct {
+    uint16_t *data;
+    int64_t ld;
+    float *scale;
+} Halves;
+
+static void pack_halves(const float *x, int64_t ldx, int64_t n, int64_t cols, Halves to, int int8) {
+    for (int64_t t = 0; t < n; t++) {
+        float inverse = int8 ? fit(x + t * ldx, cols, to.scale + t) : 1;
+        for (int64_t k = 0; k < to.ld; k += W) {
+            vf v = load_n(x, t * ldx + k, cols > k ? cols - k : 0, 0);
+            __m512i whole = _mm512_cvtps_epi32((__m512)(v * inverse));
+            vh h = int8 ? (vh)_mm512_cvtepi32_epi16(whole) : to_bf16(v);
+            memcpy(to.data + t * to.ld + k, &h, sizeof h);
+        }
+    }
+}
+
+/* The first `n` of 32 elements of a matrix as 16-bit numbers; the rest is zero. */
+INLINE __m512i load_pairs(const void *base, int64_t i, int64_t n, int kind) {
+    __mmask32 kept = n >= PAIRED ? ~0u : (1u << n) - 1;
+    if (kind == INT8) return _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(kept, (const int8_t *)base + i));
+    return _mm512_maskz_loadu_epi16(kept, (const uint16_t *)base + i);
+}
+
+INLINE __m512i add_pairs(__m512i sum, __m512i a, __m512i b, int kind) {
+    if (kind == INT8) return _mm512_dpwssd_epi32(sum, a, b);
+    return (__m512i)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+
+/* As dot_tile. */
+INLINE vf pair_tile(const uint16_t *x, int64_t ldx, const void *w, int64_t at, int64_t ldw, int64_t rows, int64_t cols,
+                    int kind, const int T) {
+    const int R = SUMS / T;
+    int64_t row[SUMS];
+    vf total = splat(0);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) row[r] = at + (r < rows ? r : rows - 1) * ldw;
+    for (int64_t from = 0; from < cols; from += EXACT) {
+        int64_t to = kind == INT8 && cols - from > EXACT ? from + EXACT : cols;
+        __m512i acc[SUMS];
+#pragma GCC unroll 16
+        for (int i = 0; i < SUMS; i++) acc[i] = _mm512_setzero_si512();
+        for (int64_t k = from; k < to; k += PAIRED) {
+            __m512i a[SUMS];
+#pragma GCC unroll 16
+            for (int t = 0; t < T; t++) a[t] = _mm512_loadu_si512(x + t * ldx + k);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; r++) {
+                __m512i b = load_pairs(w, row[r] + k, to - k, kind);
+                ask_ahead(w, row[r] + SUMS * ldw + k, kind);
+#pragma GCC unroll 16
+                for (int t = 0; t < T; t++) acc[t * R + r] = add_pairs(acc[t * R + r], a[t], b, kind);
+            }
+        }
+        vf sums[SUMS];
+#pragma GCC unroll 16
+        for (int i = 0; i < SUMS; i++) sums[i] = kind == INT8 ? (vf)_mm512_cvtepi32_ps(acc[i]) : (vf)acc[i];
+        total += add_up(sums);
+        if (kind != INT8) break;
+    }
+    return total;
+}
+
+/* As linear_dots; the result is still to be scaled where the matrix is int8. */
+INLINE void linear_pairs(Halves x, int64_t n, const void *w, int64_t at, int64_t cols, int64_t m0, int64_t m1,
+                         float *out, int64_t ldo, int kind) {
+    if (n < 4) {
+        for (int64_t m = m0; m < m1; m += SUMS)
+            for (int64_t t = 0; t < n; t++)
+                put_dots(pair_tile(x.data + t * x.ld, 0, w, at + m * cols, cols, m1 - m, cols, kind, 1),
+                         out + t * ldo + m, 0, m1 - m, 1);
+        return;
+    }
+    int64_t block = NEAR_BYTES / 8 / cols * 4; /* rows, in fours */
+    block = block < 4 ? 4 : block > SUMS ? SUMS : block;
+    for (int64_t first = m0; first < m1; first += block) {
+        int64_t end = first + block < m1 ? first + block : m1;
+        for (int64_t t = 0; t < n; t += 4)
+            for (int64_t m = first; m < end; m += 4) {
+                /* what is left of four tokens is taken with one of them repeated: the same sums, some of them wasted */
+                int64_t count = n - t < 4 ? n - t : 4, begin = count < 4 ? n - 4 : t;
+                put_dots(pair_tile(x.data + begin * x.ld, x.ld, w, at + m * cols, cols, m1 - m, cols, kind, 4),
+                         out + begin * ldo + m, ldo, m1 - m, 4);
+            }
+    }
+}
+#endif
