@@ -95,6 +95,8 @@ _SIGNATURES = {
     "experts_gather": "ppp" + "nnn" + "i",
     "experts_layout": "pppp" + "nnn",
     "experts_sum": "ppp" + "nnn" + "ii",
+    "gqa_backward": "pppppppppppp" + "nnnnnn" + "fii",
+    "gqa_forward": "pppppppp" + "nnnnnn" + "fii",
     "loss_backward": "pppp" + "nn" + "fii",
     "loss_forward": "ppppp" + "nn" + "fii",
     "norm_add_backward": "ppppppppp" + "nn" + "iiii",
