@@ -26,6 +26,15 @@ PUBLISHED = {
     "deepseek-v2-lite": ("15.71", "2.66", "2.45"),
     "moonlight-16b-a3b": ("15.96", "2.91", "2.58"),
     "kimi-k2": ("1026.41", "32.86", "31.69"),
+    "r1-distill-llama-8b": ("8.03", "8.03", "7.50"),
+    "r1-distill-llama-70b": ("70.55", "70.55", "69.50"),
+    "smollm2-135m": ("0.13", "0.13", "0.13"),
+    "r1-distill-qwen-1.5b": ("1.78", "1.78", "1.54"),
+    "r1-distill-qwen-7b": ("7.62", "7.62", "7.07"),
+    "r1-distill-qwen-14b": ("14.77", "14.77", "13.99"),
+    "r1-distill-qwen-32b": ("32.76", "32.76", "31.99"),
+    "qwen3-8b": ("8.19", "8.19", "7.57"),
+    "qwen3-30b-a3b": ("30.53", "3.35", "3.04"),
 }
 
 
@@ -118,7 +127,7 @@ def test_counts_are_those_of_the_modules(config: ModelConfig):
     routed = [(layer.mlp.experts, layer.mlp) for layer in model.model.layers if hasattr(layer.mlp, "experts")]
     if routed:
         experts, mlp = routed[0]
-        E, K = config.n_routed_experts, config.num_experts_per_tok
+        E, K = config.routing.experts, config.routing.top_k
         assert counts.expert == sum(p.numel() for p in experts.parameters()) / E
         assert counts.moe == sum(p.numel() for p in mlp.parameters())
         assert counts.total - counts.active == len(routed) * (E - K) * counts.expert
