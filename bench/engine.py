@@ -1,11 +1,11 @@
 """Decoding speed of the engine: tokens per second and share of the memory's speed, against transformers' `generate`.
 
 Networks of random weights: the shape of recipes/r1-cpu.toml at batch 1, 16, 64 and 256, rungs of the ladder of about
-190M and 440M parameters at batch 1 and 16, and SmolLM2-135M's shape at batch 1 and 128. All draw at temperature 1, and none may stop early. Each side at its
-best setting of those tried at batch 16 (ours: fp32, bf16 weights; the peer: both, with each implementation of its
-experts); our 8-bit weights run beside them and are compared with our bf16. At batch 1 a step must read the weights that
-one token uses: their bytes times the tokens per second, over what a plain sum of a large array reads per second, is the
-share of the memory's speed.
+190M and 440M parameters at batch 1 and 16, and SmolLM2-135M's shape at batch 1 and 128. All draw at temperature 1, and
+none may stop early. Each side at its best setting of those tried at batch 16 (ours: fp32, bf16 weights; the peer: both,
+with each implementation of its experts); our 8-bit weights run beside them and are compared with our bf16. At batch 1 a
+step must read the weights that one token uses: their bytes times the tokens per second, over what a plain sum of a
+large array reads per second, is the share of the memory's speed.
 
 Two more peers run where they are installed, each in an environment of its own (`bench/peer.py`): vLLM's CPU build and
 llama.cpp, on a network of 3 layers, width 256, 8 experts and vLLM's head size of 576. Both sides draw 64 tokens for 1,

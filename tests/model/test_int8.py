@@ -65,3 +65,11 @@ def test_what_is_quantised():
     assert kinds == {"torch.int8"}
     left = {name.split(".")[-2] for name, _ in model.named_parameters() if _.ndim > 1}
     assert left == {"embed_tokens", "kv_b_proj", "gate"}
+
+
+def test_a_tied_head_is_8_bits_beside_the_embedding():
+    model = quantise(network(FAMILIES["SmolLM2, tied"]).bfloat16())
+    embedding = model.model.embed_tokens.weight
+    assert embedding.dtype == torch.bfloat16
+    assert model.lm_head.matrix.shape == embedding.shape
+    assert (model.lm_head.matrix.dequantise() - embedding.float()).abs().max() < 0.05

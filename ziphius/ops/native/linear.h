@@ -20,6 +20,8 @@ typedef struct {
 
 enum { FP32, BF16, INT8 };           /* the first two are what vec.h calls `half` */
 enum { SUMS = 16 };                  /* accumulators of a tile of dot products */
+enum { CHUNK = 128 };                /* tokens whose activations stay in the second cache while a matrix passes */
+enum { NEAR_BYTES = 24 << 10 };      /* of a matrix, that stay in the first cache */
 enum { TILE = 16, LINE = 64 };       /* rows and bytes a row of an AMX tile */
 enum { LARGEST_ACTIVATION = 32512 }; /* 127 in the high byte */
 
@@ -111,6 +113,12 @@ INLINE void put_dots(vf sums, float *out, int64_t ldo, int64_t rows, const int T
     }
 }
 
+/* Rows of a matrix, in fours, that stay in the first cache while a chunk of tokens passes. */
+INLINE int64_t near_rows(int64_t bytes) {
+    int64_t rows = NEAR_BYTES / 4 / bytes * 4;
+    return rows < 4 ? 4 : rows > SUMS ? SUMS : rows;
+}
+
 /* out[n][m0..m1) = x[n] · w[m] for n tokens; w [·][cols] begins at element `at`. */
 INLINE void linear_dots(const float *x, int64_t ldx, int64_t n, const void *w, int64_t at, int64_t cols, int64_t m0,
                         int64_t m1, float *out, int64_t ldo, int kind) {
@@ -121,17 +129,15 @@ INLINE void linear_dots(const float *x, int64_t ldx, int64_t n, const void *w, i
                          ldo, m1 - m, 1);
         return;
     }
-    for (int64_t m = m0; m < m1; m += 4) {
-        int64_t t = 0;
-        for (; t + 4 <= n; t += 4)
-            put_dots(dot_tile(x + t * ldx, ldx, w, at + m * cols, cols, m1 - m, cols, kind, 4, t == 0), out + t * ldo + m, ldo,
-                     m1 - m, 4);
-        for (; t < n; t++) { /* the same sums, with three of the four tokens wasted */
-            float last[4 * 4];
-            put_dots(dot_tile(x + t * ldx, 0, w, at + m * cols, cols, m1 - m, cols, kind, 4, 1), last, 4, 4, 4);
-            memcpy(out + t * ldo + m, last, (size_t)(m1 - m < 4 ? m1 - m : 4) * 4);
-        }
-    }
+    int64_t rows = near_rows(cols * (kind == FP32 ? 4 : kind == BF16 ? 2 : 1));
+    for (int64_t t0 = 0; t0 < n; t0 += CHUNK)
+        for (int64_t first = m0; first < m1; first += rows)
+            for (int64_t t = t0; t < n && t < t0 + CHUNK; t += 4) {
+                int64_t from = t + 4 <= n ? t : n - 4; /* the last may be taken twice: the same sums, some wasted */
+                for (int64_t m = first; m < m1 && m < first + rows; m += 4)
+                    put_dots(dot_tile(x + from * ldx, ldx, w, at + m * cols, cols, m1 - m, cols, kind, 4, t == 0),
+                             out + from * ldo + m, ldo, m1 - m, 4);
+            }
 }
 
 /* Sets the scale of a token and returns its inverse. */

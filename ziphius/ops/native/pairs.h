@@ -8,7 +8,6 @@
 
 enum { PAIRED = 2 * W };  /* elements of a vector of 16-bit numbers */
 enum { EXACT = 8192 };    /* columns whose products fit a 32-bit sum: 127 * LARGEST_ACTIVATION * EXACT / 16 < 2^31 */
-enum { NEAR_BYTES = 24 << 10 }; /* of a matrix, that stay in the first cache while all tokens pass */
 
 /* Activations [n][ld] as 16-bit numbers, zeros after a row's end, with the scale of each row where they are integers. */
 typedef struct {
@@ -43,7 +42,7 @@ INLINE __m512i add_pairs(__m512i sum, __m512i a, __m512i b, int kind) {
 
 /* As dot_tile. */
 INLINE vf pair_tile(const uint16_t *x, int64_t ldx, const void *w, int64_t at, int64_t ldw, int64_t rows, int64_t cols,
-                    int kind, const int T) {
+                    int kind, const int T, const int ahead) {
     const int R = SUMS / T;
     int64_t row[SUMS];
     vf total = splat(0);
@@ -61,7 +60,7 @@ INLINE vf pair_tile(const uint16_t *x, int64_t ldx, const void *w, int64_t at, i
 #pragma GCC unroll 16
             for (int r = 0; r < R; r++) {
                 __m512i b = load_pairs(w, row[r] + k, to - k, kind);
-                ask_ahead(w, row[r] + SUMS * ldw + k, kind);
+                if (ahead) ask_ahead(w, row[r] + SUMS * ldw + k, kind);
 #pragma GCC unroll 16
                 for (int t = 0; t < T; t++) acc[t * R + r] = add_pairs(acc[t * R + r], a[t], b, kind);
             }
@@ -81,21 +80,18 @@ INLINE void linear_pairs(Halves x, int64_t n, const void *w, int64_t at, int64_t
     if (n < 4) {
         for (int64_t m = m0; m < m1; m += SUMS)
             for (int64_t t = 0; t < n; t++)
-                put_dots(pair_tile(x.data + t * x.ld, 0, w, at + m * cols, cols, m1 - m, cols, kind, 1),
+                put_dots(pair_tile(x.data + t * x.ld, 0, w, at + m * cols, cols, m1 - m, cols, kind, 1, 1),
                          out + t * ldo + m, 0, m1 - m, 1);
         return;
     }
-    int64_t block = NEAR_BYTES / 8 / cols * 4; /* rows, in fours */
-    block = block < 4 ? 4 : block > SUMS ? SUMS : block;
-    for (int64_t first = m0; first < m1; first += block) {
-        int64_t end = first + block < m1 ? first + block : m1;
-        for (int64_t t = 0; t < n; t += 4)
-            for (int64_t m = first; m < end; m += 4) {
-                /* what is left of four tokens is taken with one of them repeated: the same sums, some of them wasted */
-                int64_t count = n - t < 4 ? n - t : 4, begin = count < 4 ? n - 4 : t;
-                put_dots(pair_tile(x.data + begin * x.ld, x.ld, w, at + m * cols, cols, m1 - m, cols, kind, 4),
-                         out + begin * ldo + m, ldo, m1 - m, 4);
+    int64_t rows = near_rows(cols * (kind == INT8 ? 1 : 2));
+    for (int64_t t0 = 0; t0 < n; t0 += CHUNK)
+        for (int64_t first = m0; first < m1; first += rows)
+            for (int64_t t = t0; t < n && t < t0 + CHUNK; t += 4) {
+                int64_t from = t + 4 <= n ? t : n - 4;
+                for (int64_t m = first; m < m1 && m < first + rows; m += 4)
+                    put_dots(pair_tile(x.data + from * x.ld, x.ld, w, at + m * cols, cols, m1 - m, cols, kind, 4, t == 0),
+                             out + from * ldo + m, ldo, m1 - m, 4);
             }
-    }
 }
 #endif
