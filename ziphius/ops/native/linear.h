@@ -369,7 +369,7 @@ static void linear(const float *x, int64_t ldx, int64_t n, Weight w, int64_t at,
     }
 #endif
 #ifdef HAS_PAIRS
-    if (w.kind != FP32) {
+    if (w.kind == BF16 || w.kind == INT8) {
         Halves halves = {(uint16_t *)(scratch + round_up(n, W)), round_up(cols, PAIRED), scratch};
         if (!*ready) pack_halves(x, ldx, n, cols, halves, w.kind == INT8);
         *ready = 1;
