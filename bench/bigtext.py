@@ -50,11 +50,12 @@ def main() -> None:
     parser.add_argument("--documents", default="file", choices=("file", "line", "paragraph"))
     options = parser.parse_args()
 
+    from ziphius.ledger.clock import Clock
     from ziphius.recipe.inputs import check_inputs
     from ziphius.recipe.schema import check_recipe
     from ziphius.recipe.stages import Job, run_pretrain, run_tokenizer
     from ziphius.text.tokenizer import Tokenizer
-    from ziphius.train.distributed import World
+    from ziphius.train.place import Place
 
     limit = int(options.limit_gb * 1e9)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -74,7 +75,7 @@ def main() -> None:
         recipe = check_recipe(
             RECIPE | {"corpora": {"big": {"path": str(path), "documents": options.documents}}}, "here"
         )
-        job = Job(recipe, World(), True, {})
+        job = Job(recipe, Place(), True, {}, Clock(None, {}))
         began = time.perf_counter()
         check_inputs(recipe)
         report("check", began, path.stat().st_size)

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ziphius.train.machine import describe, measure_bandwidth, measure_gemm
+from ziphius.train.place import Place, join
 
 RESULTS = Path(__file__).parent / "results"
 # The network of recipes/r1-cpu.toml, kept here so that figures of different days mean the same network
@@ -47,14 +48,22 @@ console = Console(width=None if os.isatty(1) else 150)
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
-def arguments(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the flags that all benchmarks know."""
+def arguments(description: str | None, device: str | None = None) -> argparse.ArgumentParser:
+    """A parser with the flags that all benchmarks know; `device`: the default of `--device`, where there is one."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny sizes and few rounds: does it run at all")
     parser.add_argument("--machine", default=None, help="name in the result file (default: CPU and cores)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="cores to use (default: all)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result file")
+    if device is not None:
+        parser.add_argument("--device", default=device, help="auto, cpu, cuda, or cuda:1 for one of several")
     return parser
+
+
+def place_of(options: argparse.Namespace) -> Place:
+    """Where this process computes, by `--device`; on the CPU for a benchmark without it."""
+    return join(getattr(options, "device", "cpu"))
 
 
 # --- taking turns ----------------------------------------------------------------------------------------------------
@@ -154,28 +163,29 @@ def reason(error: BaseException) -> str:
 # --- the machine -----------------------------------------------------------------------------------------------------
 
 
-def machine_limits(threads: int, quick: bool = False) -> dict[str, Any]:
-    """GEMM GFLOP/s by dtype and threads, copy GB/s by threads, and how exact fp32 'medium' products are."""
+def machine_limits(place: Place, threads: int, quick: bool = False) -> dict[str, Any]:
+    """GEMM GFLOP/s by dtype and threads, copy GB/s by threads, and how exact fp32 'medium' products are. A GPU has one
+    row, that of the threads asked for."""
     before = torch.get_num_threads()
-    size, repeats = (512, 3) if quick else (1024, 9)
+    size, repeats = (512, 3) if quick else (8192 if place.on_gpu else 1024, 9)
     limits: dict[str, Any] = {"gemm_size": size, "gemm_gflops": {}, "copy_gb_per_s": {}}
-    for count in sorted({1, threads}):
+    for count in [threads] if place.on_gpu else sorted({1, threads}):
         torch.set_num_threads(count)
-        row = {name: measure_gemm(name, size, repeats) / 1e9 for name in ("fp32", "bf16")}
+        row = {name: measure_gemm(name, place, size, repeats) / 1e9 for name in ("fp32", "bf16")}
         torch.set_float32_matmul_precision("medium")
-        row["fp32 'medium'"] = measure_gemm("fp32", size, repeats) / 1e9
+        row["fp32 'medium'"] = measure_gemm("fp32", place, size, repeats) / 1e9
         torch.set_float32_matmul_precision("highest")
         limits["gemm_gflops"][str(count)] = row
-        limits["copy_gb_per_s"][str(count)] = measure_bandwidth(64 if quick else 256, repeats) / 1e9
+        limits["copy_gb_per_s"][str(count)] = measure_bandwidth(place, 64 if quick else 256, repeats) / 1e9
     torch.set_num_threads(before)
-    limits["medium_relative_error"] = medium_error()
+    limits["medium_relative_error"] = medium_error(place)
     return limits
 
 
-def medium_error() -> float:
+def medium_error(place: Place) -> float:
     """Relative error (Frobenius) of an fp32 product under `set_float32_matmul_precision('medium')`; fp32: 1e-7."""
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(512, 512, generator=generator) for _ in range(2))
+    a, b = (torch.randn(512, 512, generator=generator).to(place.device) for _ in range(2))
     exact = a.double() @ b.double()
     torch.set_float32_matmul_precision("medium")
     error = torch.linalg.norm((a @ b).double() - exact) / torch.linalg.norm(exact)
@@ -199,8 +209,11 @@ def show_limits(limits: dict[str, Any]) -> None:
     console.print(f"fp32 'medium' products err by {error:.1e} here, so that setting is compared in the {kind} class.\n")
 
 
-def machine_name() -> str:
-    cpu = re.sub(r"\((R|TM|C)\)|CPU|Processor", "", str(describe()["cpu"]), flags=re.IGNORECASE)
+def machine_name(place: Place) -> str:
+    """The card that does the work, or the processor and its cores."""
+    if place.on_gpu:
+        return re.sub(r"[^a-z0-9]+", "-", place.device_name.lower()).strip("-")
+    cpu = re.sub(r"\((R|TM|C)\)|CPU|Processor", "", str(describe(place)["cpu"]), flags=re.IGNORECASE)
     return re.sub(r"[^a-z0-9]+", "-", f"{cpu} {os.cpu_count()}c".lower()).strip("-")
 
 
@@ -239,9 +252,9 @@ def versions() -> dict[str, str | None]:
 
 
 def result_path(name: str, options: argparse.Namespace, suffix: str = ".json") -> Path:
-    """bench/results/NAME-MACHINE.json; quick runs never overwrite full ones."""
+    """NAME-MACHINE.json in bench/results, or in `--results`; quick runs never overwrite full ones."""
     quick = "-quick" if options.quick else ""
-    return RESULTS / f"{name}-{options.machine or machine_name()}{quick}{suffix}"
+    return options.results / f"{name}-{options.machine or machine_name(place_of(options))}{quick}{suffix}"
 
 
 def write_results(name: str, options: argparse.Namespace, content: dict[str, Any]) -> Path:
@@ -251,7 +264,7 @@ def write_results(name: str, options: argparse.Namespace, content: dict[str, Any
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "quick": options.quick,
         "command": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
-        "machine": describe() | _processor() | {"load_average": os.getloadavg()},
+        "machine": describe(place_of(options)) | _processor() | {"load_average": os.getloadavg()},
         "versions": versions(),
         "commit": _commit(),
     }

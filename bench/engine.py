@@ -239,10 +239,9 @@ def invariance_cost(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, device="auto")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each batch")
     parser.add_argument("--sizes", nargs="+", default=None, help="of small 190M 440M smollm2, or none (default: all)")
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda for a GPU")
     parser.add_argument("--vllm", type=Path, default=None, help="Python of an environment that has vLLM")
     parser.add_argument("--llama", type=Path, default=None, help="Python of an environment that has llama-cpp-python")
     options = parser.parse_args()

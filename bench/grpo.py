@@ -44,6 +44,7 @@ from common import (
     console,
     machine_limits,
     nothing,
+    place_of,
     profile,
     quiet_libraries,
     ratio_of,
@@ -66,8 +67,8 @@ from ziphius.reason.rollout import Group, Rollout, TaskMix
 from ziphius.reason.settings import GRPOSettings
 from ziphius.tasks.registry import make_family
 from ziphius.text.tokenizer import Tokenizer, train_tokenizer
-from ziphius.train.distributed import World, join_world, leave_world
 from ziphius.train.losses import policy_loss
+from ziphius.train.place import Place, join, leave
 from ziphius.train.schedule import Schedule
 from ziphius.train.settings import LossSettings, OptimizerSettings, PolicySettings, TrainSettings
 from ziphius.train.trainer import Trainer
@@ -138,9 +139,9 @@ def noise(text: str) -> float:
     return zlib.crc32(text.encode()) % 1000 / 999
 
 
-def our_trainer(folder: Path, precision: str, work: Work, world: World, aside: Path) -> Trainer:
+def our_trainer(folder: Path, precision: str, work: Work, place: Place, aside: Path) -> Trainer:
     """The trainer that the `grpo` stage of a recipe would make."""
-    model = load_model(folder)
+    model = load_model(folder, device=place.device)
     tokenizer = (NeverStops if work.forced else Tokenizer).load(folder)
     settings = GRPOSettings(
         group_size=work.group,
@@ -153,7 +154,7 @@ def our_trainer(folder: Path, precision: str, work: Work, world: World, aside: P
     bf16 = precision == "bf16"
     kind = TimedSource if work.forced else GRPOSource
     tasks = TaskMix([(make_family("leg_counting", **TASK), 1.0)], work.seed)
-    source = kind(model, tokenizer, tasks, settings, world, seed=work.seed, thinking=True, bf16=bf16)
+    source = kind(model, tokenizer, tasks, settings, place.computing(precision), seed=work.seed, thinking=True)
     policy = PolicySettings(clip_low=CLIP_LOW, clip_high=CLIP_HIGH, kl_weight=0.0)
     loss = lambda m, batch, norm: policy_loss(m, batch, LossSettings(mtp_weight=0.0), policy, norm)
     optimizer = OptimizerSettings(lr=LR, beta1=BETAS[0], beta2=BETAS[1], eps=EPS, weight_decay=0.0, clip=CLIP)
@@ -163,7 +164,7 @@ def our_trainer(folder: Path, precision: str, work: Work, world: World, aside: P
         optimizer=optimizer,
         schedule=Schedule(kind="constant", warmup_steps=WARMUP),
     )
-    return Trainer(model, source, loss, train, aside, world=world)
+    return Trainer(model, source, loss, train, aside, place=place)
 
 
 @dataclass
@@ -200,16 +201,16 @@ class Clock:
 class OurRun:
     """Our trainer with its clock."""
 
-    def __init__(self, folder: Path, precision: str, work: Work, world: World, aside: Path) -> None:
-        self.trainer = our_trainer(folder, precision, work, world, aside)
-        self.world = world
+    def __init__(self, folder: Path, precision: str, work: Work, place: Place, aside: Path) -> None:
+        self.trainer = our_trainer(folder, precision, work, place, aside)
+        self.place = place
         self.clock = Clock("ziphius", precision, {"precision": precision})
 
     def step(self) -> None:
-        self.world.barrier()
+        self.place.barrier()
         began = time.perf_counter()
         row = self.trainer.step()
-        self.world.barrier()
+        self.place.barrier()
         self.clock.seconds.append(time.perf_counter() - began)
         self.clock.rollout_seconds.append(row["rollout_seconds"])
         self.clock.rewards.append(row["reward"])
@@ -248,7 +249,7 @@ class Rewards:
 
 
 def peer_trainer(
-    folder: Path, setting: PeerSetting, work: Work, world: World, turns: Turns, steps: int, aside: Path
+    folder: Path, setting: PeerSetting, work: Work, place: Place, turns: Turns, steps: int, aside: Path
 ) -> Any:
     """TRL's GRPOTrainer on the same questions, in the same order."""
     from datasets import Dataset
@@ -265,14 +266,14 @@ def peer_trainer(
     texts = [own.render([{"role": "user", "content": problem.prompt}], thinking=True) for problem in problems]
     if tokenizer(texts[0])["input_ids"] != prompt_tokens(own, problems[0], True):
         raise RuntimeError("the two sides tokenize a prompt differently")
-    rows_each = work.rollouts // world.size
+    rows_each = work.rollouts // place.size
     micro = min(setting.micro_rows, rows_each)
     generation: dict[str, Any] = {"min_new_tokens": work.new_tokens} if work.forced else {}
     config = GRPOConfig(
         output_dir=str(aside),
-        use_cpu=True,
-        ddp_backend="gloo" if world.size > 1 else None,
-        ddp_find_unused_parameters=False if world.size > 1 else None,
+        use_cpu=not place.on_gpu,
+        ddp_backend="gloo" if place.size > 1 else None,
+        ddp_find_unused_parameters=False if place.size > 1 else None,
         bf16=setting.precision != "fp32",
         gradient_checkpointing=False,
         per_device_train_batch_size=micro,
@@ -348,12 +349,12 @@ class Turns:
 
 
 def run_peer(
-    folder: Path, setting: PeerSetting, work: Work, world: World, after: Callable[[Clock], bool], steps: int
+    folder: Path, setting: PeerSetting, work: Work, place: Place, after: Callable[[Clock], bool], steps: int
 ) -> Clock:
     """Train TRL for up to `steps` steps, until `after` says no."""
     turns = Turns(folder, setting, work, after)
     with tempfile.TemporaryDirectory() as aside:
-        peer_trainer(folder, setting, work, world, turns, steps, Path(aside)).train()
+        peer_trainer(folder, setting, work, place, turns, steps, Path(aside)).train()
     gc.collect()
     return turns.clock
 
@@ -361,7 +362,7 @@ def run_peer(
 # --- TRL's best settings ---------------------------------------------------------------------------------------------
 
 
-def choose(folder: Path, work: Work, quick: bool) -> tuple[dict[str, PeerSetting], list[dict[str, Any]]]:
+def choose(folder: Path, work: Work, place: Place, quick: bool) -> tuple[dict[str, PeerSetting], list[dict[str, Any]]]:
     """The fastest setting of each class, and what every trial gave."""
     outcomes: list[dict[str, Any]] = []
     kept: dict[str, tuple[float, PeerSetting]] = {}
@@ -369,7 +370,7 @@ def choose(folder: Path, work: Work, quick: bool) -> tuple[dict[str, PeerSetting
     def seconds(setting: PeerSetting) -> float:
         outcome = asdict(setting)
         try:
-            clock = run_peer(folder, setting, work, World(), lambda clock: len(clock.seconds) < 3, 3)
+            clock = run_peer(folder, setting, work, place, lambda clock: len(clock.seconds) < 3, 3)
             outcome["seconds"] = min(clock.seconds[1:])
         except Exception as error:
             outcome["failed"] = reason(error)
@@ -403,7 +404,7 @@ def choose(folder: Path, work: Work, quick: bool) -> tuple[dict[str, PeerSetting
 
 
 def race(
-    folder: Path, peer: PeerSetting, ours: list[OurRun], work: Work, world: World, rounds: int, warmups: int = 2
+    folder: Path, peer: PeerSetting, ours: list[OurRun], work: Work, place: Place, rounds: int, warmups: int = 2
 ) -> Clock:
     """`rounds` rounds of one TRL step and one step of each of ours; the warm-up's are forgotten."""
 
@@ -417,17 +418,17 @@ def race(
         return len(clock.seconds) < rounds
 
     after.warm = False  # type: ignore[attr-defined]
-    return run_peer(folder, peer, work, world, after, rounds + warmups)
+    return run_peer(folder, peer, work, place, after, rounds + warmups)
 
 
 def time_steps(
-    folder: Path, chosen: dict[str, PeerSetting], work: Work, world: World, rounds: int, aside: Path
+    folder: Path, chosen: dict[str, PeerSetting], work: Work, place: Place, rounds: int, aside: Path
 ) -> list[tuple[Clock, list[Clock]]]:
     """For each of TRL's settings a race against ours in both precisions."""
     races = []
     for setting in chosen.values():
-        ours = [OurRun(folder, precision, work, world, aside) for precision in ("fp32", "bf16")]
-        clock = race(folder, setting, ours, work, world, rounds)
+        ours = [OurRun(folder, precision, work, place, aside) for precision in ("fp32", "bf16")]
+        clock = race(folder, setting, ours, work, place, rounds)
         races.append((clock, [run.clock for run in ours]))
     return races
 
@@ -475,19 +476,20 @@ def show_races(races: list[tuple[Clock, list[Clock]]], work: Work, layout: str) 
 def run_timing(folder: Path, work: Work, options: argparse.Namespace) -> dict[str, Any]:
     rounds = options.rounds or (2 if options.quick else 7)
     console.rule(f"{work.prompts} prompts x {work.group} answers of {work.new_tokens} tokens, one update")
-    chosen, trials = choose(folder, work, options.quick)
-    one = f"one process, {options.threads} threads"
+    here = place_of(options)
+    chosen, trials = choose(folder, work, here, options.quick)
+    one = here.device_name if here.on_gpu else f"one process, {options.threads} threads"
     with tempfile.TemporaryDirectory() as aside:
-        races = time_steps(folder, chosen, work, World(), rounds, Path(aside))
+        races = time_steps(folder, chosen, work, here, rounds, Path(aside))
         fastest = min((clock for _, ours in races for clock in ours), key=lambda clock: median(clock.seconds))
-        run = OurRun(folder, fastest.precision, work, World(), Path(aside))
+        run = OurRun(folder, fastest.precision, work, here, Path(aside))
         run.step()
         rows = profile(run.step)
     show_races(races, work, one)
     show_profile(f"Where our GRPO step goes, {fastest.precision}, {one}", rows)
     ratios = race_ratios(races, work, one)
     found = [{"layout": one, "races": _as_dicts(races)}]
-    if options.threads > 1:
+    if options.threads > 1 and not here.on_gpu:
         several = f"{options.threads} processes, 1 thread each, gloo"
         order = {"folder": str(folder), "work": asdict(work), "rounds": rounds}
         order["chosen"] = {kind: asdict(setting) for kind, setting in chosen.items()}
@@ -525,14 +527,15 @@ def _workers(order: dict[str, Any], count: int) -> tuple[Any, str | None]:
 
 def worker(order: dict[str, Any], out: Path) -> None:
     """One rank of the data-parallel race; TRL joins the same process group."""
+    os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     torch.set_num_threads(1)
-    world = join_world()
+    place = join("cpu")
     chosen = {kind: PeerSetting(**setting) for kind, setting in order["chosen"].items()}
     with tempfile.TemporaryDirectory() as aside:
-        races = time_steps(Path(order["folder"]), chosen, Work(**order["work"]), world, order["rounds"], Path(aside))
-    if world.is_main:
+        races = time_steps(Path(order["folder"]), chosen, Work(**order["work"]), place, order["rounds"], Path(aside))
+    if place.is_main:
         out.write_text(json.dumps([[asdict(peer), [asdict(clock) for clock in ours]] for peer, ours in races]))
-    leave_world()
+    leave()
 
 
 # --- learning curves -------------------------------------------------------------------------------------------------
@@ -540,14 +543,15 @@ def worker(order: dict[str, Any], out: Path) -> None:
 
 def run_curves(folder: Path, work: Work, options: argparse.Namespace) -> dict[str, Any]:
     """Both sides train for `--minutes` of their own time, taking turns."""
+    here = place_of(options)
     budget = options.minutes * 60
-    chosen, trials = choose(folder, replace(work, forced=True), options.quick)
+    chosen, trials = choose(folder, replace(work, forced=True), here, options.quick)
     # Weights and moments in bf16 would hold TRL back at this learning rate: it learns with fp32 ones.
     sound = {kind: setting for kind, setting in chosen.items() if setting.precision != "bf16 weights"}
     setting = min((sound or {"bf16": PeerSetting("bf16")}).values(), key=lambda s: _trial_seconds(trials, s))
     console.rule(f"{options.minutes:g} minutes each from {folder}; TRL with {setting}")
     with tempfile.TemporaryDirectory() as aside:
-        ours = OurRun(folder, "bf16", work, World(), Path(aside))
+        ours = OurRun(folder, "bf16", work, here, Path(aside))
 
         def after(clock: Clock) -> bool:
             while ours.clock.total < min(clock.total, budget):
@@ -559,7 +563,7 @@ def run_curves(folder: Path, work: Work, options: argparse.Namespace) -> dict[st
             return clock.total < budget
 
         steps = max(1, int(budget / 0.5))
-        peer = run_peer(folder, setting, work, World(), after, steps)
+        peer = run_peer(folder, setting, work, here, after, steps)
     curves = [_curve(ours.clock), _curve(peer)]
     picture = result_path("grpo-curve", options, ".png")
     draw(curves, picture)
@@ -647,7 +651,7 @@ def copy_without_mtp(source: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, device="auto")
     parser.add_argument("--model", type=Path, default=None, help="time on this folder in place of random weights")
     parser.add_argument("--rounds", type=int, default=0, help="timed rounds (default 7, quick 2)")
     parser.add_argument("--curve", type=Path, default=None, metavar="FOLDER", help="learning curves from this folder")
@@ -657,6 +661,9 @@ def main() -> None:
     quiet_libraries()
     if options.worker:
         return worker(json.loads(Path(options.worker[0]).read_text()), Path(options.worker[1]))
+    here = place_of(options)
+    if not here.on_gpu:
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     try:
         import trl  # noqa: F401
     except ImportError:
@@ -664,7 +671,7 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     began = time.perf_counter()
-    limits = machine_limits(options.threads, options.quick)
+    limits = machine_limits(here, options.threads, options.quick)
     show_limits(limits)
     work = Work(seed=options.seed, forced=options.curve is None)
     if options.quick:
@@ -683,5 +690,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     main()

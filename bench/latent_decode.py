@@ -16,7 +16,6 @@ Writes bench/results/latent_decode-GPU.json.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import arguments, console, reason, write_results
+from common import arguments, console, place_of, reason, write_results
 from rich.table import Table
 from torch import Tensor
 
@@ -194,19 +193,18 @@ def tune(speed: float) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, device="cuda")
     parser.add_argument("--tune", action="store_true", help="try other cuts of the work instead")
     options: argparse.Namespace = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit("bench/latent_decode.py measures a GPU, and torch sees none here")
+    place = place_of(options)  # and from here on the current device is the one that is named
+    if not place.on_gpu:
+        sys.exit("bench/latent_decode.py measures a GPU: give --device cuda")
     if triton.why_not() is not None:
         sys.exit(f"bench/latent_decode.py measures a Triton kernel, and {triton.why_not()}")
     torch.manual_seed(options.seed)
-    name = torch.cuda.get_device_name()
-    options.machine = options.machine or re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     limits = memory_speed(options.quick)
     speed = max(limits.values())
-    console.print(f"{name}: copy {limits['copy'] / 1e9:,.0f} GB/s, sum {limits['sum'] / 1e9:,.0f} GB/s")
+    console.print(f"{place.device_name}: copy {limits['copy'] / 1e9:,.0f} GB/s, sum {limits['sum'] / 1e9:,.0f} GB/s")
     if options.tune:
         write_results("latent_decode_tiles", options, {"limits": limits, "rows": tune(speed)})
         return

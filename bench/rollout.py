@@ -41,6 +41,7 @@ from common import (
     console,
     machine_limits,
     medium_error,
+    place_of,
     profile,
     quiet_libraries,
     ratio_of,
@@ -66,8 +67,8 @@ from ziphius.engine.settings import EngineSettings, SamplingSettings
 from ziphius.model.formats import Weights
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
-from ziphius.train.distributed import World, join_world, leave_world
-from ziphius.train.flat import FlatParameters
+from ziphius.train.place import Place, join, leave
+from ziphius.train.weights import ReplicatedWeights
 
 WEIGHTS: dict[str, Weights] = {"bf16 weights": "bf16", "int8 weights": "int8"}
 CPU = torch.device("cpu")
@@ -111,11 +112,11 @@ class Ours:
     """`ziphius.engine.engine.Engine`. `bf16`, as in reinforcement learning: BF16 working weights and autocast."""
 
     def __init__(self, folder: Path, precision: str, device: torch.device = CPU) -> None:
-        self.precision = precision
+        self.precision, self.device = precision, device
         self.model = load_on(folder, device, WEIGHTS.get(precision, "fp32"))
         self._engines: dict[int, Engine] = {}  # by rows: on a GPU one has recorded its steps
         if precision == "bf16":
-            FlatParameters(self.model, bf16=True)
+            ReplicatedWeights(self.model, bf16=True)
 
     def run(self, prompts: list[list[int]], samples: int, new_tokens: int) -> None:
         settings = SamplingSettings(temperature=1.0, max_new_tokens=new_tokens, ignore_eos=True)
@@ -123,7 +124,7 @@ class Ours:
             if self.precision == "medium":
                 torch.set_float32_matmul_precision("medium")
                 stack.callback(torch.set_float32_matmul_precision, "highest")
-            stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"))
+            stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"))
             rows = len(prompts) * samples
             if rows not in self._engines:
                 size = EngineSettings(max_rows=rows, speculation="off", prefix_cache=False)
@@ -141,7 +142,7 @@ class Peer:
         from transformers import AutoModelForCausalLM
 
         dtype = torch.bfloat16 if setting.precision.startswith("bf16 weights") else torch.float32
-        self.setting = setting
+        self.setting, self.device = setting, device
         experts = {"experts_implementation": setting.experts} if setting.experts else {}
         self.model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation=setting.attention, **experts
@@ -155,9 +156,8 @@ class Peer:
             if self.setting.precision == "medium":
                 torch.set_float32_matmul_precision("medium")
                 stack.callback(torch.set_float32_matmul_precision, "highest")
-            stack.enter_context(
-                torch.autocast("cpu", torch.bfloat16, enabled=self.setting.precision == "bf16 autocast")
-            )
+            on = self.setting.precision == "bf16 autocast"
+            stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=on))
             stack.enter_context(torch.no_grad())
             (self._continuous if self.setting.cache == "continuous batching" else self._padded)(
                 prompts, samples, new_tokens
@@ -207,9 +207,9 @@ class Peer:
             raise RuntimeError(f"made {made} tokens in place of {len(repeated) * new_tokens}; {'; '.join(complaints)}")
 
 
-def class_of(precision: str) -> str:
+def class_of(precision: str, device: torch.device) -> str:
     if precision == "medium":
-        return "fp32" if medium_error() < 1e-5 else "bf16"
+        return "fp32" if medium_error(Place(device=device)) < 1e-5 else "bf16"
     return {"fp32": "fp32", "int8 weights": "int8"}.get(precision, "bf16")
 
 
@@ -233,7 +233,7 @@ def contestant(side: Ours | Peer, load: Load, prompts: list[list[int]], new_toke
     settings = {"precision": precision} if isinstance(side, Ours) else asdict(side.setting)
     run: Callable[[], None] = lambda: side.run(prompts, load.samples, new_tokens)
     name, who = ("ziphius", "ours") if ours else ("transformers", "peer")
-    return Contestant(name, who, class_of(precision), run, load.rows * new_tokens, settings)
+    return Contestant(name, who, class_of(precision, side.device), run, load.rows * new_tokens, settings)
 
 
 # --- each side's best settings ---------------------------------------------------------------------------------------
@@ -242,8 +242,8 @@ def contestant(side: Ours | Peer, load: Load, prompts: list[list[int]], new_toke
 class Trials:
     """Tries settings on one load and remembers what each gave."""
 
-    def __init__(self, folder: Path, load: Load, prompts: list[list[int]], quick: bool) -> None:
-        self.folder, self.load, self.prompts, self.quick = folder, load, prompts, quick
+    def __init__(self, folder: Path, load: Load, prompts: list[list[int]], device: torch.device, quick: bool) -> None:
+        self.folder, self.load, self.prompts, self.device, self.quick = folder, load, prompts, device, quick
         self.outcomes: list[dict[str, Any]] = []
 
     def seconds(self, setting: PeerSetting | str) -> float:
@@ -251,7 +251,11 @@ class Trials:
         own = isinstance(setting, str)
         outcome: dict[str, Any] = {"side": "ours", "precision": setting} if own else {"side": "peer", **asdict(setting)}
         try:
-            side = Ours(self.folder, setting) if isinstance(setting, str) else Peer(self.folder, setting)
+            side: Ours | Peer
+            if isinstance(setting, str):
+                side = Ours(self.folder, setting, self.device)
+            else:
+                side = Peer(self.folder, setting, self.device)
             entry = contestant(side, self.load, self.prompts)
             entry.run()
             outcome["seconds"] = min(timed(entry.run) for _ in range(1 if self.quick else 2))
@@ -286,7 +290,7 @@ def choose(trials: Trials) -> dict[str, dict[str, Any]]:
     ):
         for precision in precisions:
             seconds, setting = measure(precision)
-            kind = class_of(precision)
+            kind = class_of(precision, trials.device)
             held = chosen.setdefault(kind, {}).get(side)
             if seconds < float("inf") and (held is None or seconds < held[0]):
                 chosen[kind][side] = (seconds, setting)
@@ -364,28 +368,28 @@ def run_several(
 def worker(order: dict[str, Any], out: Path) -> None:
     """One rank of `run_several`; a round takes as long as its slowest rank."""
     torch.set_num_threads(1)
-    world = join_world()
+    place = join("cpu")
     load, folder = Load(**order["load"]), Path(order["folder"])
-    prompts = make_prompts(load.prompts, order["seed"])[world.rank :: world.size]
+    prompts = make_prompts(load.prompts, order["seed"])[place.rank :: place.size]
     entries = []
     for sides in order["chosen"].values():
         members: list[Ours | Peer] = [Ours(folder, sides["ours"])] if sides["ours"] else []
         members += [Peer(folder, PeerSetting(**sides["peer"]))] if sides["peer"] else []
         for side in members:
             entry = contestant(side, load, prompts)
-            entry.run = _in_step(entry.run, world)
+            entry.run = _in_step(entry.run, place)
             entries.append(entry)
     take_turns(entries, order["rounds"], warmups=2)
-    if world.is_main:
+    if place.is_main:
         out.write_text(json.dumps([entry.as_dict() for entry in entries]))
-    leave_world()
+    leave()
 
 
-def _in_step(run: Callable[[], object], world: World) -> Callable[[], None]:
+def _in_step(run: Callable[[], object], place: Place) -> Callable[[], None]:
     def all_of_them() -> None:
-        world.barrier()
+        place.barrier()
         run()
-        world.barrier()
+        place.barrier()
 
     return all_of_them
 
@@ -402,7 +406,7 @@ def run_apart(
     for kind, sides in chosen.items():
         peer = replace(sides["peer"], **changes)
         order = {"load": asdict(load), "folder": str(folder), "peer": asdict(peer), "ours": sides["ours"]}
-        order |= {"seed": options.seed, "threads": options.threads}
+        order |= {"seed": options.seed, "threads": options.threads, "device": options.device}
         with tempfile.TemporaryDirectory() as place:
             paths = Path(place) / "order.json", Path(place) / "out.json"
             paths[0].write_text(json.dumps(order))
@@ -419,7 +423,8 @@ def apart(order: dict[str, Any], out: Path) -> None:
     torch.set_num_threads(order["threads"])
     load, folder = Load(**order["load"]), Path(order["folder"])
     prompts = make_prompts(load.prompts, order["seed"])
-    peer = contestant(Peer(folder, PeerSetting(**order["peer"])), load, prompts)
+    device = join(order["device"]).device
+    peer = contestant(Peer(folder, PeerSetting(**order["peer"]), device), load, prompts)
     began = time.perf_counter()
     try:
         for _ in range(2):
@@ -428,7 +433,7 @@ def apart(order: dict[str, Any], out: Path) -> None:
         print(reason(error), file=sys.stderr, flush=True)
         os._exit(1)  # a broken generation may leave a thread behind that never ends
     seconds = time.perf_counter() - began
-    entries = [contestant(Ours(folder, order["ours"]), load, prompts), peer]
+    entries = [contestant(Ours(folder, order["ours"], device), load, prompts), peer]
     take_turns(entries, 5)
     rows = [entry.as_dict() for entry in entries]
     out.write_text(json.dumps({"first_runs_seconds": seconds, "contestants": rows, "ratio": ratio_of(*entries)}))
@@ -438,7 +443,7 @@ def apart(order: dict[str, Any], out: Path) -> None:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, device="auto")
     parser.add_argument("--budget", type=float, default=15.0, help="seconds of timed rounds for each load and layout")
     parser.add_argument("--compile", action="store_true", help="also the peer with a compiled static cache")
     parser.add_argument("--compile-limit", type=float, default=900.0, help="seconds before a compile is given up")
@@ -452,7 +457,9 @@ def main() -> None:
 
     began = time.perf_counter()
     torch.set_num_threads(options.threads)
-    limits = machine_limits(options.threads, options.quick)
+    here = place_of(options)
+    device = here.device
+    limits = machine_limits(here, options.threads, options.quick)
     show_limits(limits)
     loads = QUICK_LOADS if options.quick else LOADS
     results, ratios = [], []
@@ -461,9 +468,11 @@ def main() -> None:
         counts = count_parameters(make_folder(folder, options.seed).config)
         trial_load = loads[0]
         console.rule(f"{counts.total / 1e6:.2f}M parameters; settings tried on {trial_load}")
-        trials = Trials(folder, trial_load, make_prompts(trial_load.prompts, options.seed), options.quick)
+        trials = Trials(folder, trial_load, make_prompts(trial_load.prompts, options.seed), device, options.quick)
         chosen = choose(trials)
-        sides: list[Ours | Peer] = [Ours(folder, setting["ours"]) for setting in chosen.values() if "ours" in setting]
+        sides: list[Ours | Peer] = [
+            Ours(folder, setting["ours"], device) for setting in chosen.values() if "ours" in setting
+        ]
         profiles = {}
         for load in (loads[0],) if options.quick else (loads[0], loads[1]):
             entry = contestant(fastest_of(trials, sides), load, make_prompts(load.prompts, options.seed))
@@ -471,14 +480,14 @@ def main() -> None:
             show_profile(
                 f"Where our sampling goes, {load}, {entry.settings['precision']}, {options.threads} threads", rows
             )
-        sides += [Peer(folder, setting["peer"]) for setting in chosen.values() if "peer" in setting]
+        sides += [Peer(folder, setting["peer"], device) for setting in chosen.values() if "peer" in setting]
         for load in loads:
-            for threads in sorted({1, options.threads}):
+            for threads in [options.threads] if here.on_gpu else sorted({1, options.threads}):
                 result, found = run_load(load, threads, sides, options)
                 results.append(result)
                 ratios += found
         torch.set_num_threads(options.threads)
-        if options.threads > 1:
+        if options.threads > 1 and not here.on_gpu:
             result, found = run_several(loads[1], folder, chosen, options)
             results.append(result)
             ratios += found

@@ -28,6 +28,7 @@ from common import (
     arguments,
     best,
     console,
+    place_of,
     quiet_libraries,
     ratio_of,
     show_contestants,
@@ -64,9 +65,9 @@ def questions(count: int, prefix: int, vocab_size: int, seed: int) -> list[Quest
 class Ours:
     """`ziphius.engine.engine.Engine`, with a token drawn behind each sequence, as the harness asks for."""
 
-    def __init__(self, folder: Path, asked: Sequence[Question]) -> None:
+    def __init__(self, folder: Path, asked: Sequence[Question], device: torch.device) -> None:
         self.asked = asked
-        self.engine = Engine(load_model(folder), None, EngineSettings(max_rows=ROWS, speculation="off"))
+        self.engine = Engine(load_model(folder, device=device), None, EngineSettings(max_rows=ROWS, speculation="off"))
         self.found: list[float] = []
 
     def run(self) -> None:
@@ -89,13 +90,14 @@ class Ours:
 class Peer:
     """transformers' network, read as lm-evaluation-harness's `HFLM._loglikelihood_tokens` has it."""
 
-    def __init__(self, folder: Path, asked: Sequence[Question], batch: int) -> None:
+    def __init__(self, folder: Path, asked: Sequence[Question], batch: int, device: torch.device) -> None:
         from transformers import DeepseekV3ForCausalLM
 
         self.batch = batch
         self.model = DeepseekV3ForCausalLM.from_pretrained(
             folder, dtype=torch.float32, experts_implementation="grouped_mm"
-        ).eval()
+        )
+        self.model.eval().to(device)
         self.sequences = [([*prefix, *tokens], len(tokens)) for prefix, group in asked for tokens in group]
         self.found: list[float] = []
 
@@ -107,18 +109,22 @@ class Peer:
             places = order[first : first + self.batch]
             group = [self.sequences[place] for place in places]
             width = len(group[0][0]) - 1  # nothing follows the last token
-            ids = torch.tensor([tokens[:-1] + [0] * (width + 1 - len(tokens)) for tokens, _ in group])
+            ids = torch.tensor([tokens[:-1] + [0] * (width + 1 - len(tokens)) for tokens, _ in group]).to(
+                self.model.device
+            )
             logprobs = torch.log_softmax(self.model(ids, use_cache=False).logits.float(), -1)
             for place, (tokens, count), row in zip(places, group, logprobs, strict=True):
+                wanted = torch.tensor(tokens[-count:], device=row.device)
                 own = row[len(tokens) - 1 - count : len(tokens) - 1]
-                self.found[place] = float(own.gather(1, torch.tensor(tokens[-count:]).unsqueeze(1)).sum())
+                self.found[place] = float(own.gather(1, wanted.unsqueeze(1)).sum())
 
 
 def measure(folder: Path, options: argparse.Namespace) -> None:
     count, prefix, rounds = (2, 100, 2) if options.quick else (options.questions, PREFIX, options.rounds)
     asked = questions(count, prefix, SMALL_SHAPE["vocab_size"], options.seed)
     work = count * CONTINUATIONS
-    ours, peers = Ours(folder, asked), [Peer(folder, asked, batch) for batch in BATCHES]
+    device = place_of(options).device
+    ours, peers = Ours(folder, asked, device), [Peer(folder, asked, batch, device) for batch in BATCHES]
     contestants = [Contestant("ziphius engine", "ours", "fp32", ours.run, work, {"rows": ROWS})]
     contestants += [Contestant("transformers", "peer", "fp32", p.run, work, {"batch": p.batch}) for p in peers]
     take_turns(contestants, rounds)
@@ -139,7 +145,7 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, device="auto")
     parser.add_argument("--questions", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()

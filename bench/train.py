@@ -25,9 +25,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from common import (
     console,
     machine_limits,
     medium_error,
+    place_of,
     profile,
     quiet_libraries,
     ratio_of,
@@ -55,21 +57,25 @@ from common import (
 )
 
 from ziphius.checkpoint import load_model, save_model
+from ziphius.cost.data import Data
 from ziphius.cost.flops import count_parameters, train_flops_per_token
 from ziphius.model.config import ModelConfig
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
 from ziphius.train.balance import gates, update_bias
 from ziphius.train.batch import Batch
-from ziphius.train.distributed import World, join_world, leave_world
-from ziphius.train.flat import FlatParameters
 from ziphius.train.losses import next_token_loss
 from ziphius.train.optim import Optimizer
+from ziphius.train.place import Place, join, leave
 from ziphius.train.settings import LossSettings, OptimizerSettings
+from ziphius.train.speed import set_speed
+from ziphius.train.start import new_model
+from ziphius.train.weights import ReplicatedWeights
 
 LR, BETAS, DECAY, CLIP = 1e-5, (0.9, 0.95), 0.1, 1.0
 MEMORY_LIMIT = 4 * 2**30  # bytes of gathered expert weights that a peer's setting may hold until its backward
 _HOPELESS = 6  # a first step this many times slower than the best setting so far is not tried again
+PRECISIONS_OF_PEER = ("fp32", "medium", "bf16 autocast", "bf16 weights")
 TARGETS = {"fp32": 1.3, "bf16": 2.0}
 
 
@@ -81,14 +87,27 @@ class Size:
     depth: int
     rows: int
     length: int
-    layers: int | None = None
+    changes: dict[str, int] = field(default_factory=dict)  # of the rung's shape
 
     def config(self, mtp: int = 0) -> ModelConfig:
-        extra = {} if self.layers is None else {"num_hidden_layers": self.layers}
-        return ladder(self.depth, num_nextn_predict_layers=mtp, **extra)
+        return ladder(self.depth, num_nextn_predict_layers=mtp, **self.changes)
 
 
-SIZES = [Size("1M", 4, 16, 128), Size("10M", 8, 16, 128), Size("30M", 12, 8, 128, layers=8), Size("100M", 15, 4, 128)]
+SIZES = [
+    Size("1M", 4, 16, 128),
+    Size("10M", 8, 16, 128),
+    Size("30M", 12, 8, 128, {"num_hidden_layers": 8}),
+    Size("100M", 15, 4, 128),
+]
+# On a card: V3's heads and latents, 32 experts of which 4 and a shared one work, batches that fill it
+_HEADS = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "kv_lora_rank": 512}
+_SMALL = {"hidden_size": 512, "num_attention_heads": 4, "moe_intermediate_size": 192, "intermediate_size": 1536}
+_LARGE = {"hidden_size": 1536, "num_attention_heads": 12, "moe_intermediate_size": 384, "intermediate_size": 4608}
+_EXPERTS = {"n_routed_experts": 32, "num_experts_per_tok": 4, "max_position_embeddings": 4096}
+GPU_SIZES = [
+    Size("100M", 8, 32, 2048, {"vocab_size": 16384, **_SMALL, **_HEADS, **_EXPERTS}),
+    Size("1B", 16, 8, 4096, {"vocab_size": 32768, **_LARGE, **_HEADS, **_EXPERTS}),
+]
 QUICK_SIZES = [Size("1M", 4, 4, 64), Size("10M", 8, 2, 64)]
 
 
@@ -98,35 +117,37 @@ QUICK_SIZES = [Size("1M", 4, 4, 64), Size("10M", 8, 2, 64)]
 class Ours:
     """A full step as `ziphius.train.trainer` makes it: balance loss, clipping and bias update included."""
 
-    def __init__(self, model: Transformer, precision: str, batch: Batch, world: World) -> None:
-        self.model, self.batch, self.world = model, batch, world
+    def __init__(self, model: Transformer, precision: str, batch: Batch, place: Place) -> None:
+        self.model, self.batch, self.place = model, batch, place
         self.bf16, self.medium = precision == "bf16", precision == "medium"
-        self.flat = FlatParameters(model, self.bf16)
+        self.weights = ReplicatedWeights(model, self.bf16)
+        set_speed(model, "none", compiled=place.on_gpu and self.bf16)
         settings = OptimizerSettings(lr=LR, beta1=BETAS[0], beta2=BETAS[1], weight_decay=DECAY, clip=CLIP)
-        self.optimizer = Optimizer(self.flat, settings)
+        self.optimizer = Optimizer(self.weights, settings)
         self.gates = gates(model)
         self.loss = float("nan")
 
     def step(self) -> None:
-        self.flat.zero_grad()
-        norm = self.batch.norm * self.world.size
+        self.weights.zero()
+        norm = self.batch.norm * self.place.size
         with products("medium" if self.medium else "highest"):
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            with torch.autocast(self.place.device.type, torch.bfloat16, enabled=self.bf16):
                 parts = next_token_loss(self.model, self.batch, LossSettings(), norm)
             parts.total.backward()
-        grad = self.world.sum_(self.flat.collect_grad())
-        loads = self.world.sum_(torch.stack(parts.loads))
-        length = float(torch.linalg.vector_norm(grad))
+        self.weights.collect()
+        grad = self.weights.total(self.place.sum_)
+        loads = self.place.sum_(torch.stack(parts.loads))
+        length = float(self.weights.norm(grad))
         self.optimizer.step(grad.mul_(min(1.0, CLIP / (length + 1e-6))), LR)
         for gate, load in zip(self.gates, loads, strict=True):
             update_bias(gate, load, 1e-3, False)
-        self.loss = parts.sums["loss"] / self.batch.norm
+        self.loss = float(parts.sums["loss"]) / self.batch.norm
 
 
 class Peer:
     """transformers' DeepseekV3ForCausalLM with fused AdamW and clipping, as its Trainer would step it."""
 
-    def __init__(self, folder: Path, setting: PeerSetting, batch: Batch, world: World, compiled: bool = False) -> None:
+    def __init__(self, folder: Path, setting: PeerSetting, batch: Batch, place: Place, compiled: bool = False) -> None:
         from transformers import DeepseekV3ForCausalLM
 
         dtype = torch.bfloat16 if setting.precision == "bf16 weights" else torch.float32
@@ -134,11 +155,11 @@ class Peer:
         self.model = DeepseekV3ForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation=setting.attention, experts_implementation=setting.experts
         )
-        self.model.train()
+        self.model.train().to(place.device)
         self.setting, self.tokens = setting, batch.tokens
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, betas=BETAS, weight_decay=DECAY, fused=True)
         self.call: Any = self.model
-        if world.size > 1:
+        if place.size > 1:
             self.call = torch.nn.parallel.DistributedDataParallel(self.model)
         if compiled:
             self.call = torch.compile(self.call)
@@ -147,7 +168,8 @@ class Peer:
     def step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         with products("medium" if self.setting.precision == "medium" else "highest"):
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.setting.precision == "bf16 autocast"):
+            kind, on = self.tokens.device.type, self.setting.precision == "bf16 autocast"
+            with torch.autocast(kind, torch.bfloat16, enabled=on):
                 loss = self.call(input_ids=self.tokens, labels=self.tokens, use_cache=False).loss
             loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
@@ -172,54 +194,53 @@ def products(kind: str) -> Iterator[None]:
         torch.set_float32_matmul_precision("highest")
 
 
-def class_of(precision: str) -> str:
+def class_of(precision: str, place: Place) -> str:
     """The class that a precision is compared in; 'medium' belongs where its measured error puts it."""
     if precision == "medium":
-        return "fp32" if medium_error() < 1e-5 else "bf16"
+        return "fp32" if medium_error(place) < 1e-5 else "bf16"
     return "fp32" if precision == "fp32" else "bf16"
 
 
 def make_folder(size: Size, folder: Path, seed: int) -> None:
     """Random weights as a Hugging Face folder that both sides open."""
-    model = Transformer(size.config())
-    model.init_weights(torch.Generator().manual_seed(seed))
-    save_model(model, folder)
+    save_model(new_model(size.config(), seed, Place()), folder)
 
 
-def make_batch(size: Size, seed: int, world: World = World()) -> Batch:  # noqa: B008
-    """This rank's rows of random tokens."""
+def make_batch(size: Size, seed: int, place: Place) -> Batch:
+    """This rank's rows of random tokens, on its device."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, size.config().vocab_size, (size.rows, size.length), generator=generator)
-    tokens = tokens[world.rank :: world.size].contiguous()
-    return Batch(tokens, torch.ones(tokens.shape))
+    tokens = tokens[place.rank :: place.size].contiguous()
+    return place.put(Batch(tokens, torch.ones(tokens.shape)))
 
 
-def our_contestant(size: Size, folder: Path, precision: str, batch: Batch, world: World, mtp: int = 0) -> Contestant:
+def our_contestant(size: Size, folder: Path, precision: str, batch: Batch, place: Place, mtp: int = 0) -> Contestant:
     if mtp:
-        model = Transformer(size.config(mtp))
-        model.init_weights(torch.Generator().manual_seed(0))
+        model = new_model(size.config(mtp), 0, place)
     else:
-        model = load_model(folder)
-    side = Ours(model, precision, batch, world)
+        model = load_model(folder, device=place.device)
+    side = Ours(model, precision, batch, place)
     name = "ziphius" + (" with MTP" if mtp else "")
-    settings = {"precision": precision, "native kernels": "auto"}
-    return Contestant(name, "ours", class_of(precision), side.step, batch.tokens.numel() * world.size, settings)
+    settings: dict[str, Any] = {"precision": precision, "native kernels": "auto"}
+    if place.on_gpu:
+        settings = {"precision": precision, "torch.compile": True}
+    return Contestant(name, "ours", class_of(precision, place), side.step, batch.tokens.numel() * place.size, settings)
 
 
 def peer_contestant(
-    folder: Path, setting: PeerSetting, batch: Batch, world: World, compiled: bool = False
+    folder: Path, setting: PeerSetting, batch: Batch, place: Place, compiled: bool = False
 ) -> Contestant:
-    side = Peer(folder, setting, batch, world, compiled)
-    work = batch.tokens.numel() * world.size
+    side = Peer(folder, setting, batch, place, compiled)
+    work = batch.tokens.numel() * place.size
     settings = asdict(setting) | ({"torch.compile": True} if compiled else {})
-    return Contestant("transformers", "peer", class_of(setting.precision), side.step, work, settings)
+    return Contestant("transformers", "peer", class_of(setting.precision, place), side.step, work, settings)
 
 
 # --- the peer's best settings ----------------------------------------------------------------------------------------
 
 
 def try_peer_settings(
-    size: Size, folder: Path, batch: Batch, quick: bool
+    size: Size, folder: Path, batch: Batch, place: Place, quick: bool
 ) -> tuple[dict[str, PeerSetting], list[dict[str, Any]]]:
     """The fastest setting of each class, and what every trial gave (seconds a step, or why there is none)."""
     trials: list[dict[str, Any]] = []
@@ -232,7 +253,7 @@ def try_peer_settings(
             seconds = float("inf")
         else:
             try:
-                contestant = peer_contestant(folder, setting, batch, World())
+                contestant = peer_contestant(folder, setting, batch, place)
                 seconds = timed(contestant.run)
                 if seconds < _HOPELESS * min((t["seconds"] for t in trials if "seconds" in t), default=seconds):
                     seconds = min(timed(contestant.run) for _ in range(2))
@@ -244,14 +265,15 @@ def try_peer_settings(
         return seconds
 
     fastest: dict[str, tuple[float, PeerSetting]] = {}
-    experts_kinds = ("grouped_mm",) if quick else ("grouped_mm", "eager", "batched_mm")
-    for precision in ("fp32", "medium", "bf16 autocast", "bf16 weights"):
+    experts_kinds = ("grouped_mm",) if quick or place.on_gpu else ("grouped_mm", "eager", "batched_mm")
+    for precision in ("bf16 autocast", "bf16 weights") if place.on_gpu else PRECISIONS_OF_PEER:
         settings = [PeerSetting(precision, experts=experts) for experts in experts_kinds]
         ranked = [(attempt(setting), setting) for setting in settings]
-        other = PeerSetting(precision, "eager", min(ranked, key=lambda pair: pair[0])[1].experts)
-        ranked.append((attempt(other), other))
+        if not place.on_gpu:  # there nobody would take it
+            other = PeerSetting(precision, "eager", min(ranked, key=lambda pair: pair[0])[1].experts)
+            ranked.append((attempt(other), other))
         winner = min(ranked, key=lambda pair: pair[0])
-        kind = class_of(precision)
+        kind = class_of(precision, place)
         if kind not in fastest or winner[0] < fastest[kind][0]:
             fastest[kind] = winner
     return {kind: setting for kind, (seconds, setting) in fastest.items() if seconds < float("inf")}, trials
@@ -273,25 +295,26 @@ def _gathered_bytes(size: Size, setting: PeerSetting) -> float:
 
 def run_size(size: Size, options: argparse.Namespace, limits: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Trials, timed rounds in one process and in several, and our profile."""
+    place = place_of(options)
     make_folder(size, folder, options.seed)
-    batch = make_batch(size, options.seed)
+    batch = make_batch(size, options.seed, place)
     counts = count_parameters(size.config())
     console.rule(f"{size.name}: {counts.total / 1e6:.1f}M parameters, {counts.active / 1e6:.1f}M active, "
                  f"batch {size.rows} x {size.length}")  # fmt: skip
-    agreement = check_same_network(folder, batch)
-    chosen, trials = try_peer_settings(size, folder, batch, options.quick)
+    agreement = check_same_network(folder, batch, place)
+    chosen, trials = try_peer_settings(size, folder, batch, place, options.quick)
     show_trials(trials)
 
-    contestants = [our_contestant(size, folder, precision, batch, World()) for precision in ("fp32", "medium", "bf16")]
-    contestants += [peer_contestant(folder, setting, batch, World()) for setting in chosen.values()]
-    if not options.quick:
-        contestants.append(our_contestant(size, folder, "bf16", batch, World(), mtp=1))
+    precisions = ("bf16",) if place.on_gpu else ("fp32", "medium", "bf16")  # nobody trains in fp32 on a GPU
+    makers = [partial(our_contestant, size, folder, precision, batch, place) for precision in precisions]
+    makers += [partial(peer_contestant, folder, setting, batch, place) for setting in chosen.values()]
+    if not options.quick and not place.on_gpu:
+        makers.append(partial(our_contestant, size, folder, "bf16", batch, place, mtp=1))
+    contestants = [after_first_step(make, place) for make in makers]
     low, high = (3, 3) if options.quick else (5, 15)
-    for contestant in contestants:
-        contestant.run()
     rounds = rounds_within(options.budget, contestants, low, high)
     take_turns(contestants, rounds)
-    one = f"one process, {options.threads} threads"
+    one = place.device_name if place.on_gpu else f"one process, {options.threads} threads"
     show_contestants(f"{size.name}, {one}, {rounds} rounds", contestants, "tokens/s")
     ratios = [r | {"layout": one} for r in class_ratios(contestants)]
 
@@ -302,8 +325,12 @@ def run_size(size: Size, options: argparse.Namespace, limits: dict[str, Any], fo
     flops = train_flops_per_token(size.config(), size.length) * fastest.rate
     peak = limits["gemm_gflops"][str(options.threads)]["bf16"] * 1e9
     console.print(
-        f"Our bf16 step does {flops / 1e9:.0f} GFLOP/s: {flops / peak:.1%} of the measured bf16 GEMM speed.\n"
+        f"Our bf16 step does {flops / 1e9:.0f} GFLOP/s (causal, without the input embedding): {flops / peak:.1%} of "
+        "the measured bf16 GEMM speed."
     )
+    sheet = data_sheet_peak(place)
+    if sheet:
+        console.print(f"MFU {flops / sheet:.1%} of the data sheet's dense bf16 peak, {sheet / 1e12:.0f} TFLOP/s.")
     result = {
         "size": asdict(size),
         "parameters": counts.total,
@@ -314,10 +341,11 @@ def run_size(size: Size, options: argparse.Namespace, limits: dict[str, Any], fo
         "profile_ours": rows,
         "model_gflops_ours_bf16": flops / 1e9,
         "share_of_bf16_gemm": flops / peak,
+        "mfu_of_data_sheet": flops / sheet if sheet else None,
     }
     del contestants, fastest
     gc.collect()
-    if options.threads > 1:
+    if options.threads > 1 and not place.on_gpu:
         several, extra = run_several(size, folder, chosen, rounds, options)
         result["several_processes"] = several
         ratios += extra
@@ -327,15 +355,39 @@ def run_size(size: Size, options: argparse.Namespace, limits: dict[str, Any], fo
     return result
 
 
-def check_same_network(folder: Path, batch: Batch) -> dict[str, float]:
-    """fp32 losses of both sides on the first batch; raises when they are not the same network."""
+def after_first_step(make: Callable[[], Contestant], place: Place) -> Contestant:
+    """A contestant that has made its first step; on a card with the memory that it holds at most."""
+    before = torch.cuda.memory_allocated(place.device) if place.on_gpu else 0
+    place.forget_peak()
+    contestant = make()
+    contestant.run()
+    if place.on_gpu:
+        contestant.settings["peak GiB"] = round(place.peak_memory_gib() - before / 2**30, 1)
+    return contestant
+
+
+def data_sheet_peak(place: Place) -> float | None:
+    """Dense BF16 FLOP/s that the maker states for the card; None where it is not among those known."""
+    name = place.device_name.lower().replace("-", " ").split()
+    known = [row.bf16_tflops for key, row in Data().accelerators.items() if key in name]
+    return known[0] * 1e12 if known else None
+
+
+def check_same_network(folder: Path, batch: Batch, place: Place) -> dict[str, float]:
+    """fp32 losses of both sides on the first row; raises when they are not the same network."""
+    batch = Batch(batch.tokens[:1], batch.weights[:1])
     losses = {}
-    for name, side in (
-        ("ours", Ours(load_model(folder), "fp32", batch, World())),
-        ("peer", Peer(folder, PeerSetting("fp32"), batch, World())),
-    ):
+    for name in ("ours", "peer"):  # one after the other: two of them may be more than a card holds
+        ours = name == "ours"
+        side = (
+            Ours(load_model(folder, device=place.device), "fp32", batch, place)
+            if ours
+            else Peer(folder, PeerSetting("fp32"), batch, place)
+        )
         side.step()
         losses[name] = side.loss
+        del side
+        gc.collect()
     # Ours divides by all weights, of which the last of each row's has no next token
     losses["ours"] *= batch.tokens.shape[1] / (batch.tokens.shape[1] - 1)
     if abs(losses["ours"] - losses["peer"]) > 1e-3 * abs(losses["peer"]):
@@ -386,24 +438,24 @@ def run_several(
 def worker(order: dict[str, Any], out: Path) -> None:
     """One rank of `run_several`."""
     torch.set_num_threads(1)
-    world = join_world()
+    place = join("cpu")
     size, folder = Size(**order["size"]), Path(order["folder"])
-    batch = make_batch(size, order["seed"], world)
-    contestants = [our_contestant(size, folder, precision, batch, world) for precision in ("fp32", "bf16")]
-    contestants += [peer_contestant(folder, PeerSetting(**s), batch, world) for s in order["peers"].values()]
+    batch = make_batch(size, order["seed"], place)
+    contestants = [our_contestant(size, folder, precision, batch, place) for precision in ("fp32", "bf16")]
+    contestants += [peer_contestant(folder, PeerSetting(**s), batch, place) for s in order["peers"].values()]
     for contestant in contestants:
-        contestant.run = _in_step(contestant.run, world)
+        contestant.run = _in_step(contestant.run, place)
     take_turns(contestants, order["rounds"], warmups=2)
-    if world.is_main:
+    if place.is_main:
         out.write_text(json.dumps([c.as_dict() for c in contestants]))
-    leave_world()
+    leave()
 
 
-def _in_step(run: Any, world: World) -> Any:
+def _in_step(run: Any, place: Place) -> Any:
     def both() -> None:
-        world.barrier()
+        place.barrier()
         run()
-        world.barrier()
+        place.barrier()
 
     return both
 
@@ -416,6 +468,7 @@ def run_compile(
     for kind, setting in chosen.items():
         order = {"size": asdict(size), "folder": str(folder), "kind": kind, "peer": asdict(setting)}
         order |= {"seed": options.seed, "threads": options.threads, "budget": options.budget}
+        order["device"] = options.device
         content, problem = _child("--compiled", order, 1, options.compile_limit)
         if problem is not None:
             console.print(f"{size.name} {kind}, peer under torch.compile: {problem}")
@@ -432,13 +485,14 @@ def compiled(order: dict[str, Any], out: Path) -> None:
     """The child of `run_compile`."""
     torch.set_num_threads(order["threads"])
     size, folder = Size(**order["size"]), Path(order["folder"])
-    batch = make_batch(size, order["seed"])
-    peer = peer_contestant(folder, PeerSetting(**order["peer"]), batch, World(), compiled=True)
+    place = join(order["device"])
+    batch = make_batch(size, order["seed"], place)
+    peer = peer_contestant(folder, PeerSetting(**order["peer"]), batch, place, compiled=True)
     began = time.perf_counter()
     for _ in range(3):
         peer.run()
     compile_seconds = time.perf_counter() - began
-    contestants = [our_contestant(size, folder, order["kind"], batch, World()), peer]
+    contestants = [our_contestant(size, folder, order["kind"], batch, place), peer]
     contestants[0].run()
     take_turns(contestants, rounds_within(order["budget"] / 2, contestants, 5, 15))
     rows = [c.as_dict() for c in contestants]
@@ -458,8 +512,10 @@ def _child(flag: str, order: dict[str, Any], count: int, limit: float) -> tuple[
 
 
 def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--sizes", nargs="+", default=None, help="of 1M 10M 30M 100M (default: all)")
+    parser = arguments(__doc__, device="auto")
+    parser.add_argument(
+        "--sizes", nargs="+", default=None, help="of 1M 10M 30M 100M, on a GPU of 100M 1B (default: all)"
+    )
     parser.add_argument("--budget", type=float, default=30.0, help="seconds of timed rounds a size and layout")
     parser.add_argument("--compile", action="store_true", help="also the peer under torch.compile")
     parser.add_argument("--compile-limit", type=float, default=900.0, help="seconds before a compile is given up")
@@ -473,10 +529,11 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     began = time.perf_counter()
-    limits = machine_limits(options.threads, options.quick)
+    place = place_of(options)
+    limits = machine_limits(place, options.threads, options.quick)
     show_limits(limits)
     results, ratios = [], []
-    for size in QUICK_SIZES if options.quick else SIZES:
+    for size in QUICK_SIZES if options.quick else GPU_SIZES if place.on_gpu else SIZES:
         if options.sizes and size.name not in options.sizes:
             continue
         with tempfile.TemporaryDirectory() as folder:

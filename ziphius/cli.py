@@ -25,6 +25,8 @@ for verb in (serve, chat, key, export, claims):
     app.command()(verb)
 _debug = False
 
+DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, or cuda:1 for one of several.")]
+
 
 @app.callback()
 def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
@@ -41,6 +43,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Seed of weights, data and sampling.")] = None,
     until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
     control: Annotated[bool, typer.Option("--control", help="Also train the same without thinking.")] = False,
+    device: DeviceOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print recipe, size, memory, time and cost only.")] = False,
 ) -> None:
     """Run a recipe: tokenizer, pretraining, fine-tuning, reinforcement learning, evaluation.
@@ -55,7 +58,9 @@ def run(
     from ziphius.recipe.schema import RecipeError, load_recipe
     from ziphius.recipe.screen import show_summary
 
-    checked = load_recipe(recipe, [*(set_ or []), *([f"name={name}"] if name else [])], seed)
+    flags = {"name": name, "machine.device": device}
+    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    checked = load_recipe(recipe, [*(set_ or []), *given], seed)
     if until is not None and until not in checked.stages:
         raise RecipeError(f"--until {until}: the recipe has no such stage; it has {', '.join(checked.stages)}")
     if dry_run:
@@ -112,6 +117,7 @@ def evaluate_(
     split: Annotated[str, typer.Option(help="train, probe or test.")] = "test",
     seed: Annotated[int, typer.Option()] = 0,
     weights: WeightsOption = "auto",
+    device: DeviceOption = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Ask a model held-out problems: pass@1 sampled and greedy, pass@k, majority@k, with 95% intervals.
@@ -126,7 +132,9 @@ def evaluate_(
     settings = EvaluationSettings(
         split=split, n=n, samples=samples, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens
     )
-    found = evaluate_folder(folder, task, parse_settings(set_ or []), settings, thinking, seed, weights)
+    found = evaluate_folder(
+        folder, task, parse_settings(set_ or []), settings, thinking, seed, weights, device or "auto"
+    )
     show_evaluation(found, as_json=json_)
 
 

@@ -11,7 +11,7 @@ from ziphius.evaluate.runner import evaluate
 from ziphius.evaluate.settings import EvaluationSettings
 from ziphius.tasks.base import Family, Problem, TaskError, Verdict
 from ziphius.text.tokenizer import train_tokenizer
-from ziphius.train.distributed import World
+from ziphius.train.place import Place
 
 SETTINGS = EvaluationSettings(n=3, samples=4, temperature=0.7, top_p=0.9, max_new_tokens=9, show=2)
 
@@ -149,16 +149,16 @@ def test_an_answer_cut_off_neither_counts_nor_votes(answers, tokenizer):
 def test_ranks_share_the_problems_and_agree(answers, tokenizer, monkeypatch):
     """What two ranks find, put together, is in the problems' order."""
 
-    class Half(World):
+    class Half(Place):
         def gather(self, value):
             tallies.append(value)
             return [tallies[0], tallies[-1]]
 
     tallies: list = []
     answers([["0"] * 4, ["3"] * 4], ["0", "2"])
-    run(tokenizer, world=Half(0, 2))
+    run(tokenizer, place=Half(0, 2))
     answers([["1", "1", "0", "0"]], ["9"])
-    found = run(tokenizer, world=Half(1, 2))
+    found = run(tokenizer, place=Half(1, 2))
     assert found.pass_at_1 == pytest.approx((1 + 0.5 + 0) / 3)
     assert found.greedy == pytest.approx(2 / 3)
     assert [example["answer"] for example in found.examples] == ["0", "1"]

@@ -5,7 +5,7 @@ from ziphius.evaluate import skill
 from ziphius.evaluate.skill import worked_solution_accuracy
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
-from ziphius.train.distributed import World
+from ziphius.train.place import Place
 
 
 def test_it_equals_greedy_decoding(monkeypatch):
@@ -27,5 +27,5 @@ def test_it_equals_greedy_decoding(monkeypatch):
     tokens, weights = samples[2]
     samples[2] = (tokens, [0.0] * len(tokens))  # what weighs nothing cannot be wrong
     assert worked_solution_accuracy(model, samples, pad_id=2) == 9 / 11
-    assert worked_solution_accuracy(model, samples, pad_id=2, world=World()) == 9 / 11
+    assert worked_solution_accuracy(model, samples, pad_id=2, place=Place()) == 9 / 11
     assert worked_solution_accuracy(model, [], pad_id=2) == 0.0

@@ -10,41 +10,52 @@ from ziphius.ops.attention import causal_mask, segment_mask
 from .compare import agree, close, few, normal, seeds, sizes
 
 
-def qkv(seed, B, T, H, K, V, dtype=torch.float32):
-    shapes = (B, T, H, K), (B, T, H, K), (B, T, H, V)
+def qkv(seed, B, T, H, K, V, dtype=torch.float32, G=None):
+    shapes = (B, T, H, K), (B, T, G or H, K), (B, T, G or H, V)
     return [normal(seed + i, *shape, dtype=dtype) for i, shape in enumerate(shapes)]
 
 
-def run(scale, mask=None):
-    return lambda q, k, v: ops.causal_attention(q, k, v, scale, mask)
+def run(scale, segments=None):
+    return lambda q, k, v: ops.causal_attention(q, k, v, scale, segments)
+
+
+def random_segments(seed, B, T, changes=0.5):
+    """Numbers of packed samples, the last of some rows being padding."""
+    generator = torch.Generator().manual_seed(seed)
+    segments = (torch.rand(B, T, generator=generator) < changes).long().cumsum(1)
+    return torch.where((segments == segments[:, -1:]) & (torch.arange(B) % 2 == 1).unsqueeze(1), -1, segments)
 
 
 @few
 @given(
-    B=st.integers(1, 3), T=st.integers(1, 20), H=st.integers(1, 4), K=sizes, V=sizes, seed=seeds,
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]), packed=st.booleans(),
+    B=st.integers(1, 3), T=st.integers(1, 20), G=st.integers(1, 3), share=st.integers(1, 3), K=sizes, V=sizes,
+    seed=seeds, dtype=st.sampled_from([torch.float32, torch.bfloat16]), packed=st.booleans(),
 )  # fmt: skip
-def test_backends_equal_reference(B, T, H, K, V, seed, dtype, packed):
-    mask = None
-    if packed:
-        generator = torch.Generator().manual_seed(seed)
-        mask = segment_mask(torch.randint(0, 2, (B, T), generator=generator).cumsum(1))
-    agree(run(0.3, mask), *qkv(seed, B, T, H, K, V, dtype))
+def test_backends_equal_reference(B, T, G, share, K, V, seed, dtype, packed):
+    segments = random_segments(seed, B, T) if packed else None
+    agree(run(0.3, segments), *qkv(seed, B, T, G * share, K, V, dtype, G))
 
 
+def test_heads_that_share_keys_are_as_if_each_had_its_own():
+    q, k, v = qkv(0, 2, 7, 6, 5, 4, G=2)
+    own = run(0.3)(q, *(x[:, :, [0, 0, 0, 1, 1, 1]] for x in (k, v)))
+    close(run(0.3)(q, k, v), own)
+
+
+@pytest.mark.parametrize("G", [1, 3])
 @pytest.mark.parametrize("packed", [False, True])
-def test_the_flash_kernel_equals_reference(packed, monkeypatch):
+def test_the_flash_kernel_equals_reference(packed, G, monkeypatch):
     """What long sequences take on a CPU."""
     monkeypatch.setattr(attention, "_CPU_FLASH_LENGTH", 0)
-    mask = segment_mask(torch.tensor([[0] * 5 + [1] * 7, [0] * 12])) if packed else None
-    agree(run(0.3, mask), *qkv(0, 2, 12, 3, 6, 4))
+    segments = torch.tensor([[0] * 5 + [1] * 7, [0] * 12]) if packed else None
+    agree(run(0.3, segments), *qkv(0, 2, 12, 3, 6, 4, G=G))
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_gradient(packed):
-    mask = segment_mask(torch.tensor([[0, 0, 1, 1, 1]]), torch.float64) if packed else None
-    inputs = tuple(x.double().requires_grad_() for x in qkv(0, 1, 5, 2, 3, 2))
-    assert torch.autograd.gradcheck(run(0.5, mask), inputs)
+    segments = torch.tensor([[0, 0, 1, 1, 1]]) if packed else None
+    inputs = tuple(x.double().requires_grad_() for x in qkv(0, 1, 5, 2, 3, 2, G=1))
+    assert torch.autograd.gradcheck(run(0.5, segments), inputs)
 
 
 def test_first_token_sees_itself_only():
@@ -72,8 +83,7 @@ def test_autocast():
     dtype=st.sampled_from([torch.float32, torch.bfloat16]), packed=st.booleans(),
 )  # fmt: skip
 def test_latent_attention_equals_reference(B, T, H, N, pairs, V, seed, dtype, packed):
-    generator = torch.Generator().manual_seed(seed)
-    segments = torch.randint(0, 2, (B, T), generator=generator).cumsum(1) if packed else None
+    segments = random_segments(seed, B, T) if packed else None
     phase = normal(seed, 1, T, pairs)
     shapes = (B, T, H, N + 2 * pairs), (B, T, H, N + V), (B, T, 2 * pairs)
     inputs = [normal(seed + i, *shape, dtype=dtype) for i, shape in enumerate(shapes)]

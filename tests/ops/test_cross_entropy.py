@@ -32,6 +32,15 @@ def test_backends_equal_reference(N, D, W, seed, temperature, dtype):
     assert (results[0].entropy - results[1].entropy).abs().max() < 1e-4
 
 
+def test_a_frozen_head_gets_no_gradient():
+    x, head, targets = normal(0, 17, 6).requires_grad_(), normal(1, 20, 6).requires_grad_(), targets_of(2, 17, 20)
+    (with_head, _), frozen = (
+        torch.autograd.grad(ops.linear_cross_entropy(x, each, targets, 0.7).logprobs.sum(), inputs)
+        for each, inputs in ((head, (x, head)), (head.detach(), (x,)))
+    )
+    assert torch.equal(with_head, frozen[0])
+
+
 @pytest.mark.parametrize("elements", [1, 60, 10_000])
 def test_chunks_change_nothing(elements, monkeypatch):
     """One token a chunk, a few, all at once."""

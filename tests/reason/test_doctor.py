@@ -19,9 +19,9 @@ from ziphius.reason.settings import GRPOSettings
 from ziphius.reason.watch import Watch
 from ziphius.tasks.base import Family, Problem, Verdict
 from ziphius.text.tokenizer import train_tokenizer
-from ziphius.train.distributed import World
 from ziphius.train.losses import next_token_loss, policy_loss
 from ziphius.train.metrics import read_metrics
+from ziphius.train.place import Place
 from ziphius.train.schedule import Schedule
 from ziphius.train.settings import LossSettings, OptimizerSettings, PolicySettings, TrainSettings
 from ziphius.train.sources import SampleSource
@@ -266,12 +266,22 @@ class Clinic:
             prompt = prompt_tokens(self.tokenizer, Toy(None).draw(number), True)
             answer = [*self.tokenizer.encode(text(rng)), self.tokenizer.eos_id]
             samples.append((prompt + answer, [0.0] * len(prompt) + [1.0] * len(answer)))
-        source = SampleSource(samples, World(), 64, 8, 8, self.tokenizer.pad_id, 0)
+        source = SampleSource(samples, Place(), 64, 8, 8, self.tokenizer.pad_id, 0)
         loss = lambda model, batch, norm: next_token_loss(model, batch, LossSettings(), norm)
         train(model, source, loss, steps, 4e-3, self._folder(), BIAS_SPEED)
         return model
 
-    def treat(self, model, rule, steps, lr=3e-4, bias_update_speed=BIAS_SPEED, wrap=lambda source: source, **settings):
+    def treat(
+        self,
+        model,
+        rule,
+        steps,
+        lr=3e-4,
+        bias_update_speed=BIAS_SPEED,
+        wrap=lambda source: source,
+        trained_at=1.0,
+        **settings,
+    ):
         """Names of the findings after `steps` updates on a copy of `model`, and the rows."""
         chosen = GRPOSettings(**{"group_size": 8, "prompts_per_step": 4, "max_new_tokens": 12} | settings)
         model = copy.deepcopy(model)
@@ -280,12 +290,11 @@ class Clinic:
             self.tokenizer,
             TaskMix([(Toy(rule), 1.0)], 0),
             chosen,
-            World(),
+            Place(),
             seed=0,
             thinking=True,
-            bf16=False,
         )
-        loss = lambda model, batch, norm: policy_loss(model, batch, LossSettings(), chosen.policy, norm)
+        loss = lambda model, batch, norm: policy_loss(model, batch, LossSettings(), chosen.policy, norm, trained_at)
         rows = train(model, wrap(source), loss, steps, lr, self._folder(), bias_update_speed)
         config = model.config
         findings = diagnose(rows, Context(0.1, config.n_routed_experts / config.num_experts_per_tok - 1))
@@ -348,8 +357,7 @@ def test_real_learning_rate_far_too_high(clinic, undecided_between_a_and_b):
 
 
 def test_real_sampler_at_another_temperature(clinic, undecided_between_a_and_b):
-    policy = PolicySettings(temperature=3.0)
-    found, _ = clinic.treat(undecided_between_a_and_b, says_a, 8, policy=policy)
+    found, _ = clinic.treat(undecided_between_a_and_b, says_a, 8, trained_at=3.0)
     assert found == {"sampler and trainer differ": "ill"}
 
 

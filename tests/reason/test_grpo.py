@@ -11,9 +11,9 @@ from ziphius.reason.rewards import Reward
 from ziphius.reason.rollout import Group, Rollout, TaskMix
 from ziphius.reason.settings import GRPOSettings
 from ziphius.tasks.base import Problem
-from ziphius.train.distributed import World
 from ziphius.train.losses import batch_logprobs, next_token_loss, policy_loss
 from ziphius.train.metrics import read_metrics
+from ziphius.train.place import Place
 from ziphius.train.settings import LossSettings, PolicySettings, TrainSettings
 from ziphius.train.sources import SampleSource
 from ziphius.train.trainer import Trainer
@@ -33,10 +33,10 @@ def group(*rollouts, prompt=PROMPT):
     return Group(Problem("bandit", "q", "a"), prompt, list(rollouts))
 
 
-def make(model, tokenizer, tasks=None, world=None, **settings):
+def make(model, tokenizer, tasks=None, place=None, **settings):
     settings = GRPOSettings(**({"group_size": 4, "prompts_per_step": 6, "max_new_tokens": 8} | settings))
     tasks = tasks or TaskMix([(Bandit(), 1.0)], 0)
-    return GRPOSource(model, tokenizer, tasks, settings, world or World(), seed=0, thinking=False, bf16=False)
+    return GRPOSource(model, tokenizer, tasks, settings, place or Place(), seed=0, thinking=False)
 
 
 # --- advantages ------------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def test_without_it_one_round_is_taken_as_it_is(model, tokenizer):
 def test_ranks_share_the_prompts(model, tokenizer):
     asked = []
     for rank in range(4):
-        source = make(model, tokenizer, world=World(rank, 4))
+        source = make(model, tokenizer, place=Place(rank, 4))
         its = scripted(source, lambda index: (1.0, 0.0))
         assert len(source._collect(0)) == len(its[0])
         asked += its[0]
@@ -292,7 +292,7 @@ def imitate_letters(model, tokenizer, folder):
     """Teach the form: any letter, then the end."""
     problems = [Problem("bandit", question, letter) for question in QUESTIONS for letter in LETTERS]
     samples = [demonstration(tokenizer, problem, None) for problem in problems]
-    source = SampleSource(samples, World(), 16, 12, 12, tokenizer.pad_id, 0)
+    source = SampleSource(samples, Place(), 16, 12, 12, tokenizer.pad_id, 0)
     loss = lambda m, batch, norm: next_token_loss(m, batch, LossSettings(), norm)
     settings = TrainSettings(steps=40, precision="fp32", optimizer={"lr": 1e-2})
     Trainer(model, source, loss, settings, folder).run()
@@ -319,7 +319,7 @@ def test_undecided_answers_do_not_teach(model, tokenizer, tmp_path):
     source._collect = lambda step: [group(rollout(None), rollout(None))]
     loss = lambda m, batch, norm: policy_loss(m, batch, LossSettings(), PolicySettings(), norm)
     trainer = Trainer(model, source, loss, TrainSettings(steps=3, precision="fp32"), tmp_path)
-    before = trainer.flat.master.clone()
+    before = trainer.weights.master.clone()
     row = trainer.step()
     assert (row["undecided"], row["reward"], row["tokens"], row["skipped"]) == (1.0, 0.0, 0, 0)
-    assert torch.equal(trainer.flat.master, before)
+    assert torch.equal(trainer.weights.master, before)

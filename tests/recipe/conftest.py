@@ -64,6 +64,7 @@ dollars_per_hour = 0.36
 what = "a test"
 
 [machine]
+device = "cpu"
 processes = 1
 """
 

@@ -6,7 +6,7 @@ import torch
 from ziphius.cost.energy import Counter
 from ziphius.recipe import bills
 from ziphius.recipe.bills import measured_energy, stage_energy
-from ziphius.train.distributed import World
+from ziphius.train.place import Place
 
 
 @pytest.fixture
@@ -19,27 +19,26 @@ def counter(monkeypatch):
 
 def test_energy_of_a_stage_that_was_stopped_and_went_on(tmp_path, counter):
     def stopped():
-        with measured_energy(tmp_path, World()):
+        with measured_energy(tmp_path, Place()):
             counter["joules"] += 7.2e6
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         stopped()
-    with measured_energy(tmp_path, World()) as meter:
+    with measured_energy(tmp_path, Place()) as meter:
         counter["joules"] += 3.6e6
     assert stage_energy(tmp_path, meter, resumed=True) == pytest.approx(3.0)
 
 
 def test_energy_is_unknown_where_a_kill_left_no_figure(tmp_path, counter):
-    with measured_energy(tmp_path, World()) as meter:
+    with measured_energy(tmp_path, Place()) as meter:
         counter["joules"] += 3.6e6
     assert stage_energy(tmp_path, meter, resumed=True) is None
     assert stage_energy(tmp_path, meter, resumed=False) == pytest.approx(1.0)
 
 
 def test_bills_name_the_devices(monkeypatch):
-    assert (bills.bill(World(), "a", "sft", 1.0).device, bills.bill(World(), "a", "sft", 1.0).devices) == ("cpu", 1)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
-    row = bills.bill(World(rank=0, size=8), "a", "sft", 1.0)
+    assert (bills.bill(Place(), "a", "sft", 1.0).device, bills.bill(Place(), "a", "sft", 1.0).devices) == ("cpu", 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    row = bills.bill(Place(0, 8, torch.device("cuda", 0)), "a", "sft", 1.0)
     assert (row.device, row.devices) == ("H100", 8)

@@ -21,9 +21,17 @@ def test_the_recipe_runs_dry(ziphius, tmp_path):
     assert recipe.stages["tokenizer"].vocab_size == chosen["config"]["vocab_size"]
     pretrain = recipe.stages["pretrain"]
     assert (pretrain.rows, pretrain.train.steps) == (chosen["rows"], chosen["steps"])
+    assert (recipe.machine.device, pretrain.train.precision) == ("cuda", "bf16")
+    assert pretrain.rows % recipe.machine.processes == 0  # one process a GPU, each with as many rows
     code, out, said = ziphius("run", path, "--dry-run")
     assert code == 0, said
     assert "Plan of budget-20-h100 (training at" in " ".join(out.split())
+
+
+def test_processors_of_the_tables_are_no_gpus(ziphius, tmp_path):
+    path = tmp_path / "b.toml"
+    assert ziphius("plan", "budget", "--dollars", 5, "--gpu", "epyc-9755", "--rate", 3, "--out", path)[0] == 0
+    assert (load_recipe(path).machine.device, load_recipe(path).machine.processes) == ("cpu", 0)
 
 
 def test_the_plan_of_the_recipe_spends_the_money(ziphius, tmp_path):
@@ -54,6 +62,7 @@ def test_the_cpu_is_measured_twice(tmp_path, capsys):
     per_token = train_flops_per_token(load_recipe(tmp_path / "cpu.toml").model.config(2048), 256, mtp=True)
     assert chosen["tokens_per_second"]["point"] * per_token == pytest.approx(9e10, rel=0.2)
     assert found["dollars"]["point"] == pytest.approx(1.0)
+    assert load_recipe(tmp_path / "cpu.toml").machine.device == "cpu"
 
 
 def test_the_probe_measures_training():

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ziphius.recipe import launch, process
+from ziphius.recipe import gpus, launch, process
 from ziphius.recipe.ending import LOST_PEERS, killed, memory_needed, out_of_memory
-from ziphius.recipe.schema import load_recipe
+from ziphius.recipe.schema import RecipeError, load_recipe
 from ziphius.recipe.screen import one_line
 from ziphius.train.trainer import Interrupted
 
@@ -100,6 +100,110 @@ def test_asked_to_stop_before_it_listens(played, number):
     assert (code, lines) == (130, [])
 
 
+# --- one process a GPU -----------------------------------------------------------------------------------------------
+
+
+SHOW = """
+import json, os, sys
+order = json.load(sys.stdin)
+seen = {key: os.environ.get(key) for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+open(f"{order['run']}-{seen['RANK']}.json", "w").write(json.dumps(seen))
+"""
+
+
+@pytest.fixture
+def on_gpus(recipe, tmp_path, monkeypatch):
+    """`on_gpus(2, "machine.device=cuda")`: what the processes of a start find in their environment."""
+    monkeypatch.setattr(launch, "_COMMAND", [sys.executable, "-S", "-c", SHOW])
+    run = tmp_path / "run"
+
+    def start(gpus, *overrides, before=None):
+        for left in tmp_path.glob("run-*.json"):
+            left.unlink()
+        if before is not None:
+            run.mkdir(exist_ok=True)
+            (run / "machine.json").write_text(json.dumps(before))
+        checked = load_recipe(recipe, ["machine.device=auto", "machine.processes=0", *overrides])
+        assert launch.launch(checked, run, None, False, count_gpus=lambda: gpus) == 0
+        return [json.loads(path.read_text()) for path in sorted(tmp_path.glob("run-*.json"))]
+
+    return start
+
+
+CORES = min(os.cpu_count() or 1, 8)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "processes"),
+    [
+        (0, [], CORES),
+        (1, [], 1),
+        (2, [], 2),
+        (2, ["machine.device=cuda"], 2),
+        (2, ["machine.device=cuda:1"], 1),
+        (2, ["machine.device=cpu"], CORES),
+        (2, ["machine.processes=1"], 1),
+    ],
+)
+def test_one_process_a_gpu_or_a_core(on_gpus, gpus, overrides, processes):
+    started = on_gpus(gpus, *overrides)
+    assert [each["LOCAL_RANK"] for each in started] == [str(rank) for rank in range(processes)]
+    assert {each["WORLD_SIZE"] for each in started} == {str(processes)}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "said"),
+    [
+        (
+            0,
+            ["machine.device=cuda"],
+            "machine.device is 'cuda', but torch sees 0 GPUs here; use auto",
+        ),
+        (2, ["machine.device=cuda:2"], "machine.device is 'cuda:2', but torch sees 2 GPUs here"),
+        (
+            2,
+            ["machine.processes=3"],
+            "machine.processes is 3, but there is one process a GPU and 'auto' has 2 here",
+        ),
+        (2, ["machine.device=cuda:1", "machine.processes=2"], "'cuda:1' has 1 here; lower it to 1, leave it out"),
+    ],
+)
+def test_more_than_the_gpus_there_are(on_gpus, gpus, overrides, said):
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        on_gpus(gpus, *overrides)
+
+
+def test_how_many_there_were_counts_for_the_same_kind_of_device_only(on_gpus):
+    one = {"device": "cpu", "processes": 1}
+    assert len(on_gpus(0, before=one)) == 1
+    assert len(on_gpus(2, before=one)) == 2
+    assert len(on_gpus(0, before={"device": "cuda", "processes": 1})) == CORES
+
+
+@pytest.mark.parametrize(("gpus", "processes"), [(0, CORES), (1, 1), (2, 2)])
+def test_make_run_with_and_without_gpus(ziphius, tmp_path, monkeypatch, gpus, processes):
+    """The command of `make run`, with torch's answer in a child and the work of the processes stood in for."""
+    monkeypatch.setattr(launch, "_COMMAND", [sys.executable, "-S", "-c", SHOW])
+    monkeypatch.setattr("ziphius.recipe.gpus._DRIVERS", ("/no/such/driver", __file__) if gpus else ())
+    monkeypatch.setattr("ziphius.recipe.gpus._ASK", f"print({gpus})")
+    monkeypatch.setattr("ziphius.recipe.screen.show_summary", lambda run: None)
+    recipe = Path(__file__).parents[2] / "recipes" / "r1-cpu.toml"
+    code, _, said = ziphius("run", recipe, "--out", tmp_path / "run")
+    assert code == 0, said
+    assert len(list(tmp_path.glob("run-*.json"))) == processes
+    code, _, said = ziphius("run", recipe, "--out", tmp_path / "other", "--device", "cuda:7")
+    assert (code, said) == (1, f"ziphius: machine.device is 'cuda:7', but torch sees {gpus} GPUs here; use auto, or "
+                               "install a CUDA build of it\n")  # fmt: skip
+
+
+def test_gpus_are_counted_by_a_child(monkeypatch):
+    monkeypatch.setattr(gpus, "_DRIVERS", (__file__,))
+    monkeypatch.setattr(gpus, "_ASK", "import sys; sys.exit(3)")  # a torch that does not load
+    assert gpus.count_gpus() == 0
+    monkeypatch.setattr(gpus, "_ASK", "print(4)")
+    assert gpus.count_gpus() == 4
+
+
 # --- what is said ----------------------------------------------------------------------------------------------------
 
 
@@ -132,6 +236,7 @@ def test_one_line_of_the_disk():
     [
         (Interrupted("sft stopped at step 3"), 130, "sft stopped at step 3; the same command goes on from there"),
         (MemoryError(), 1, "memory ran out: this run needs about"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 1, "the memory of the GPU ran out: use a smaller micro_rows"),
         (
             RuntimeError("[/gloo/pair.cc:553] Connection closed by peer"),
             LOST_PEERS,

@@ -193,7 +193,8 @@ def test_a_changed_stage_begins_beside_the_old_one(recipe, copy, capfd):
 @pytest.mark.parametrize(
     "override",
     [
-        "rl.train.save_every=2", "evaluation.show=1", "price.dollars_per_hour=9.0", "evaluation.n=3",
+        "rl.train.save_every=2", "rl.train.recompute=selective", "evaluation.show=1", "evaluation.n=3",
+        "price.dollars_per_hour=9.0",
         'tasks.unused={family="gcd"}', 'corpora.none={task="sums",weight=0}', "name=other",
     ],
 )  # fmt: skip
@@ -435,6 +436,9 @@ def test_eval(finished, ziphius):
     code, out, _ = ziphius("eval", finished, *options, "--json")  # of a run: its last stage
     assert code == 0
     assert json.loads(out)["n"] == 3
+    code, _, said = ziphius("eval", finished, *options, "--device", "cuda:63")
+    assert code == 1
+    assert said.startswith("ziphius: device is 'cuda:63', but torch sees ")
 
 
 def test_chat(finished, ziphius):

@@ -95,7 +95,7 @@ WRONG = [
     ("pretrain.first_rows=2", "first_rows and rows_warmup_steps only work together; give both, or neither"),
     ("pretrain.rows_warmup_steps=2", "first_rows and rows_warmup_steps only work together; give both, or neither"),
     ("rl.grpo.mini_batches=3", "mini_batches (3) exceeds prompts_per_step (2), so that some updates would have no"),
-    ("rl.grpo.policy.temperature=0.5", "grpo.policy.temperature (0.5) must be the temperature that answers are"),
+    ("rl.grpo.policy.temperature=0.5", "rl.grpo.policy.temperature is no setting here; remove it"),
     ("evaluation.max_new_tokens=251", "evaluation.max_new_tokens is 251 but the model reaches 256 tokens, of which a"),
     ("rl.grpo.max_new_tokens=251", "stages.rl.grpo.max_new_tokens is 251 but the model reaches 256 tokens, of which"),
     # what the tasks cannot give

@@ -13,7 +13,6 @@ import torch
 
 from ziphius.engine.complete import complete  # noqa: F401  (the server of processes loads it once)
 from ziphius.model.presets import ladder
-from ziphius.model.transformer import Transformer
 from ziphius.reason.grpo import GRPOSource
 from ziphius.reason.rollout import TaskMix
 from ziphius.reason.settings import GRPOSettings
@@ -21,10 +20,11 @@ from ziphius.tasks.base import Family, Problem, Verdict
 from ziphius.text.corpora import GeneratedSource, Mixture
 from ziphius.text.packing import PackedStream
 from ziphius.text.tokenizer import Tokenizer
-from ziphius.train.distributed import World, join_world, leave_world
 from ziphius.train.losses import next_token_loss, policy_loss
+from ziphius.train.place import Place, join, leave
 from ziphius.train.settings import LossSettings, PolicySettings, TrainSettings
 from ziphius.train.sources import PretrainSource, SampleSource
+from ziphius.train.start import new_model
 from ziphius.train.trainer import Interrupted, Trainer
 
 STEPS = 10
@@ -42,22 +42,23 @@ class Letters(Family):
         return Verdict(0.0, "wrong")
 
 
-def make(kind: str, folder: Path, tokenizer: Tokenizer, world: World, **options) -> Trainer:
+def make(kind: str, folder: Path, tokenizer: Tokenizer, place: Place, **options) -> Trainer:
     precision = options.get("precision", "bf16")
     shape = {"hidden_size": 32, "n_routed_experts": 4, "initializer_range": 0.1}
-    model = Transformer(ladder(2, tokenizer.vocab_size, **shape))
-    model.init_weights(torch.Generator().manual_seed(0))
-    settings = TrainSettings(steps=STEPS, save_every=3, precision=precision, optimizer={"lr": 5e-3})
+    model = new_model(ladder(2, tokenizer.vocab_size, **shape), 0, place)
+    settings = TrainSettings(
+        steps=options.get("steps", STEPS), save_every=3, precision=precision, optimizer={"lr": 5e-3}
+    )
     loss = lambda m, batch, norm: next_token_loss(m, batch, LossSettings(), norm)
     if kind == "pretrain":
         write = lambda rng: " ".join(rng.choice(["whale", "dives", "deep", "1", "2"]) for _ in range(rng.randint(1, 9)))
         mixture = Mixture({"a": GeneratedSource(write, 1)}, {"a": 1.0}, 1)
-        source = PretrainSource(PackedStream(mixture, tokenizer, 24), world, 6, 2, first_rows=3, warmup_steps=5)
+        source = PretrainSource(PackedStream(mixture, tokenizer, 24), place, 6, 2, first_rows=3, warmup_steps=5)
     elif kind == "sft":
         rng = Random(0)
         words = [tokenizer.encode(" ".join(rng.choices(["whale", "dives"], k=rng.randint(2, 5)))) for _ in range(20)]
         samples = [(ids, [0.0] + [1.0] * (len(ids) - 1)) for ids in words]
-        source = SampleSource(samples, world, 32, 5, 2, tokenizer.pad_id, 0)
+        source = SampleSource(samples, place, 32, 5, 2, tokenizer.pad_id, 0)
     else:
         policy = PolicySettings(kl_weight=0.05)
         grpo = GRPOSettings(
@@ -65,10 +66,9 @@ def make(kind: str, folder: Path, tokenizer: Tokenizer, world: World, **options)
             dynamic_sampling=True, max_rounds=2, policy=policy, rewards={"language": 1.0}, micro_tokens=100,
         )  # fmt: skip
         tasks = TaskMix([(Letters(), 1.0)], 0)
-        bf16 = precision == "bf16"
-        source = GRPOSource(model, tokenizer, tasks, grpo, world, seed=0, thinking=True, bf16=bf16)
+        source = GRPOSource(model, tokenizer, tasks, grpo, place.computing(precision), seed=0, thinking=True)
         loss = lambda m, batch, norm: policy_loss(m, batch, LossSettings(mtp_weight=0.1), policy, norm)
-    return Trainer(model, source, loss, settings, folder, world=world)
+    return Trainer(model, source, loss, settings, folder, place=place)
 
 
 def work(kind: str, folder: Path, tokenizer_folder: Path, rank: int, size: int, port: int, options: dict) -> None:
@@ -76,28 +76,28 @@ def work(kind: str, folder: Path, tokenizer_folder: Path, rank: int, size: int, 
     torch.set_num_threads(1)
     os.environ |= {"WORLD_SIZE": str(size), "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    world = join_world()
-    trainer = make(kind, folder, Tokenizer.load(tokenizer_folder), world, **options)
+    place = join("cpu")
+    trainer = make(kind, folder, Tokenizer.load(tokenizer_folder), place, **options)
     if "stop" in options and options["stop"][0] == rank:
         _signal_itself(trainer, options["stop"][1])
     try:
         trainer.run()
-        torch.save(trainer.flat.master, folder / f"master{rank}.pt")
+        torch.save(trainer.weights.master, folder / f"master{rank}.pt")
     except Interrupted:
         raise SystemExit(3) from None
     finally:
-        leave_world()
+        leave()
 
 
 def _signal_itself(trainer: Trainer, step: int) -> None:
-    collect = trainer.flat.collect_grad
+    collect = trainer.weights.collect
 
     def and_signal():
         if trainer.progress.step == step:  # in the middle of a step: the ranks have agreed already to go on
             os.kill(os.getpid(), 15)
         return collect()
 
-    trainer.flat.collect_grad = and_signal
+    trainer.weights.collect = and_signal
 
 
 class Job:

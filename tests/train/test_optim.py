@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from ziphius.train.flat import FlatParameters
 from ziphius.train.optim import Optimizer, orthogonalise
 from ziphius.train.settings import OptimizerSettings
+from ziphius.train.weights import ReplicatedWeights
 
 
 def random_grads(flat, steps):
@@ -15,7 +15,7 @@ def random_grads(flat, steps):
 def test_adamw_equals_torch(build, tied):
     """Over several steps and rates, with decay on the matrices only."""
     model, twin = build(tie_word_embeddings=tied), build(tie_word_embeddings=tied)
-    flat = FlatParameters(model, False)
+    flat = ReplicatedWeights(model, False)
     settings = OptimizerSettings(lr=1e-2, beta1=0.8, beta2=0.9, eps=1e-7, weight_decay=0.3)
     ours = Optimizer(flat, settings)
     matrices = [p for p in twin.parameters() if p.ndim > 1]
@@ -33,14 +33,14 @@ def test_adamw_equals_torch(build, tied):
         theirs.step()
         ours.step(grad, rate)
     for name, p in twin.named_parameters():
-        assert torch.allclose(flat.full_state()[name], p, rtol=1e-5, atol=1e-6), name
-        assert torch.equal(model.get_parameter(name), flat.full_state()[name])
+        assert torch.allclose(flat.state()[name], p, rtol=1e-5, atol=1e-6), name
+        assert torch.equal(model.get_parameter(name), flat.state()[name])
 
 
 @pytest.mark.parametrize(("kind", "bf16", "most"), [("adamw", False, 2), ("adamw", True, 3), ("muon", True, 2)])
 def test_few_spans(build, kind, bf16, most):
     """One fused call for what lies together, not one a tensor."""
-    flat = FlatParameters(build(), bf16)
+    flat = ReplicatedWeights(build(), bf16)
     optimizer = Optimizer(flat, OptimizerSettings(kind=kind))
     covered = sum(span.stop - span.start for span, _ in optimizer.adam_spans)
     muon = [slot for slots in optimizer.muon_groups for slot in slots]
@@ -50,7 +50,7 @@ def test_few_spans(build, kind, bf16, most):
 
 def test_bf16_weights_follow_the_master(build):
     model = build()
-    flat = FlatParameters(model, True)
+    flat = ReplicatedWeights(model, True)
     optimizer = Optimizer(flat, OptimizerSettings(weight_decay=0.0))
     before = flat.master.clone()
     for grad in random_grads(flat, 3):
@@ -73,7 +73,7 @@ def test_orthogonalise(shape):
 
 def test_muon_moves_block_matrices_by_its_scale_and_the_rest_by_adamw(build):
     model = build()
-    flat = FlatParameters(model, False)
+    flat = ReplicatedWeights(model, False)
     settings = OptimizerSettings(kind="muon", weight_decay=0.5)
     optimizer = Optimizer(flat, settings)
     names = {slot.name for slots in optimizer.muon_groups for slot in slots}
@@ -81,8 +81,8 @@ def test_muon_moves_block_matrices_by_its_scale_and_the_rest_by_adamw(build):
     assert "model.embed_tokens.weight" not in names
     assert "lm_head.weight" not in names
     assert any(name.endswith("experts.gate_up_proj") for name in names)
-    assert not any(flat.full_state()[name].ndim == 1 for name in names)
-    twin = FlatParameters(build(), False)
+    assert not any(flat.state()[name].ndim == 1 for name in names)
+    twin = ReplicatedWeights(build(), False)
     adamw = Optimizer(twin, settings.model_copy(update={"kind": "adamw"}))
     grad, before = random_grads(flat, 1)[0], flat.master.clone()
     optimizer.step(grad, 0.01)
@@ -100,12 +100,12 @@ def test_muon_moves_block_matrices_by_its_scale_and_the_rest_by_adamw(build):
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_state_continues_exactly(build, kind):
     settings = OptimizerSettings(kind=kind)
-    flat = FlatParameters(build(), True)
+    flat = ReplicatedWeights(build(), True)
     optimizer = Optimizer(flat, settings)
     first, second, third = random_grads(flat, 3)
     optimizer.step(first, 1e-2)
     optimizer.step(second, 1e-2)
-    other = FlatParameters(build(5), True)
+    other = ReplicatedWeights(build(5), True)
     resumed = Optimizer(other, settings)
     resumed.load_state_dict({key: value.clone() for key, value in optimizer.state_dict().items()})
     other.master.copy_(flat.master)

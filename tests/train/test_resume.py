@@ -7,8 +7,8 @@ import torch
 
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.train import resume
-from ziphius.train.distributed import World
 from ziphius.train.metrics import read_metrics
+from ziphius.train.place import Place
 from ziphius.train.resume import newest_state
 from ziphius.train.state import find_state
 
@@ -120,12 +120,12 @@ def test_grpo_writes_what_a_user_looks_for(undisturbed):
 def test_another_processor_or_other_kernels_are_told(tokenizer_folder, undisturbed, monkeypatch, capfd):
     """What rounds otherwise is no failure, but nobody shall take the result for the same bits."""
     folder = undisturbed("pretrain", 1)
-    flat = make("pretrain", folder, Tokenizer.load(tokenizer_folder), World()).flat
-    newest_state(folder, flat, World(), "pretrain")
+    flat = make("pretrain", folder, Tokenizer.load(tokenizer_folder), Place()).weights
+    newest_state(folder, flat, Place(), "pretrain")
     assert capfd.readouterr().err == ""
-    before = resume.what_rounds(flat)
-    monkeypatch.setattr(resume, "what_rounds", lambda flat: "an abacus")
-    newest_state(folder, flat, World(), "pretrain")
+    before = resume.what_rounds(Place())
+    monkeypatch.setattr(resume, "what_rounds", lambda place: "an abacus")
+    newest_state(folder, flat, Place(), "pretrain")
     assert capfd.readouterr().err == (
         f"pretrain: begun with {before}, goes on with an abacus: its result will be the same up to rounding\n"
     )

@@ -171,7 +171,7 @@ def whole(tmp_path_factory):
 
     trainer = trainer_in(make_model, tmp_path_factory.mktemp("whole"))
     trainer.run()
-    return trainer.flat.master.clone()
+    return trainer.weights.master.clone()
 
 
 def test_from_the_state_before_a_damaged_one_it_ends_with_the_same_bits(build, stopped, whole, capsys):
@@ -179,7 +179,7 @@ def test_from_the_state_before_a_damaged_one_it_ends_with_the_same_bits(build, s
     damage(state / "step-00000007.pt", "a bit")
     trainer = trainer_in(build, stopped)
     trainer.run()
-    assert torch.equal(trainer.flat.master, whole)
+    assert torch.equal(trainer.weights.master, whole)
     line = next(line for line in capsys.readouterr().err.splitlines() if "damaged" in line)
     assert f"train: {state / 'step-00000007.pt'} is damaged (its checksum differs): going on from {state}" in line
     assert (state / "step-00000007.pt.bad").exists(), "what was trained is kept"
@@ -200,9 +200,9 @@ def test_another_network_is_refused(stopped, build):
     trainer = make(build(n_routed_experts=8), Fixed([[batch_of(2)]]), stopped)
     with pytest.raises(StateError, match="is of another network"):
         trainer.run()
-    network = network_of(trainer.flat)
-    assert network["parameters"] == trainer.flat.master.numel()
-    assert network["layout"] != network_of(trainer_in(build, stopped).flat)["layout"]
+    network = network_of(trainer.weights)
+    assert network["parameters"] == trainer.weights.master.numel()
+    assert network["layout"] != network_of(trainer_in(build, stopped).weights)["layout"]
 
 
 def test_what_a_killed_writer_left_is_swept(build, stopped):
@@ -251,7 +251,7 @@ def test_a_full_disk_at_every_write_in_turn(build, tmp_path, monkeypatch, whole)
                 assert not list(tmp_path.rglob(".*.tmp")), said
     assert len(said) > 50
     assert all("is full" in line and "\n" not in line for line in said)
-    assert torch.equal(trainer.flat.master, whole)
+    assert torch.equal(trainer.weights.master, whole)
 
 
 def test_a_failed_save_says_from_where_it_goes_on(build, tmp_path, monkeypatch):

@@ -11,10 +11,10 @@ from ziphius.cost.flops import train_flops_per_token
 from ziphius.text.packing import pad_samples
 from ziphius.train.balance import load_violation
 from ziphius.train.batch import Batch, stack_rows
-from ziphius.train.distributed import World
 from ziphius.train.guard import SPIKE_HISTORY, Diverged, Guard
 from ziphius.train.losses import LossParts, next_token_loss
 from ziphius.train.metrics import read_metrics
+from ziphius.train.place import Place
 from ziphius.train.resume import network_of
 from ziphius.train.settings import LossSettings, TrainSettings
 from ziphius.train.sources import share_rows
@@ -69,7 +69,7 @@ def test_micro_batches_add_up(build, tmp_path, precision):
             start += size
         trainer = make(build(), Fixed([parts]), tmp_path, loss_with(balance_weight=0.01), precision=precision)
         losses.append([trainer.step()["loss"] for _ in range(3)])
-        masters.append(trainer.flat.master.clone())
+        masters.append(trainer.weights.master.clone())
     close = {"rtol": 1e-3, "atol": 2e-4} if precision == "fp32" else {"rtol": 0.1, "atol": 6e-3}
     for master, loss in zip(masters[1:], losses[1:], strict=True):
         assert loss == pytest.approx(losses[0], rel=1e-4 if precision == "fp32" else 1e-2)
@@ -98,14 +98,14 @@ def test_losses_that_are_not_finite_are_skipped_and_counted(build, tmp_path):
     poison.tokens[0, 0] = 0
     trainer = make(build(), Fixed([[batch_of(2)], [poison]]), tmp_path, loss)
     trainer.step()
-    before, bias = trainer.flat.master.clone(), trainer.gates[0].e_score_correction_bias.clone()
+    before, bias = trainer.weights.master.clone(), trainer.gates[0].e_score_correction_bias.clone()
     assert trainer.step()["skipped"] == 1
-    assert torch.equal(trainer.flat.master, before)
+    assert torch.equal(trainer.weights.master, before)
     assert torch.equal(trainer.gates[0].e_score_correction_bias, bias)
     assert trainer.optimizer.updates == 1
     assert trainer.step()["skipped"] == 1
-    assert not torch.equal(trainer.flat.master, before)
-    assert trainer.flat.master.isfinite().all()
+    assert not torch.equal(trainer.weights.master, before)
+    assert trainer.weights.master.isfinite().all()
 
 
 def test_spikes_are_skipped(build, tmp_path):
@@ -128,11 +128,11 @@ def test_steps_without_anything_to_learn_change_nothing_and_do_not_spoil_the_spi
     idle.normaliser = 10.0
     source = Fixed([[idle]])
     trainer = make(build(), source, tmp_path, loss_with(balance_weight=0.1), steps=99)
-    before = trainer.flat.master.clone()
+    before = trainer.weights.master.clone()
     for _ in range(40):
         row = trainer.step()
     assert row["skipped"] == 0
-    assert torch.equal(trainer.flat.master, before)
+    assert torch.equal(trainer.weights.master, before)
     assert trainer.optimizer.updates == 0
     source.steps = [[batch_of(2)]]
     assert [trainer.step()["skipped"] for _ in range(5)] == [0] * 5
@@ -248,8 +248,8 @@ def test_a_short_stage_that_learned_nothing_does_not_end_well(build, tmp_path):
 def test_weights_that_are_not_finite_do_not_end_well(build, tmp_path):
     trainer = make(build(), Fixed([[batch_of(2)]]), tmp_path, steps=3)
     step = trainer.optimizer.step
-    trainer.optimizer.step = lambda grad, lr: (step(grad, lr), trainer.flat.master[:2].fill_(math.inf))
-    count = trainer.flat.master.numel()
+    trainer.optimizer.step = lambda grad, lr: (step(grad, lr), trainer.weights.master[:2].fill_(math.inf))
+    count = trainer.weights.master.numel()
     assert f"at lr 0.002: 2 of its {count:,} weights are not finite; lower this stage's" in diverged(trainer)
 
 
@@ -333,7 +333,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(build, tmp_path, precision, name
         assert signal.getsignal(number) is handler
     resumed = make(build(9), Fixed(steps), tmp_path / "stopped", **settings)
     result = resumed.run()
-    assert torch.equal(resumed.flat.master, whole.flat.master)
+    assert torch.equal(resumed.weights.master, whole.weights.master)
     assert torch.equal(resumed.optimizer.second, whole.optimizer.second)
     for ours, theirs in zip(resumed.model.buffers(), whole.model.buffers(), strict=True):
         assert torch.equal(ours, theirs)
@@ -366,7 +366,7 @@ def test_metrics_after_the_saved_step_are_dropped_and_a_torn_line_is_forgiven(bu
 
 def test_another_number_of_processes_is_refused(build, tmp_path):
     trainer = make(build(), Fixed([[batch_of(2)]]), tmp_path)
-    save_state(tmp_path / "state", trainer.state_dict() | {"world_size": 2}, network_of(trainer.flat))
+    save_state(tmp_path / "state", trainer.state_dict() | {"world_size": 2}, network_of(trainer.weights))
     with pytest.raises(ValueError, match=r"begun with 2 processes .* with 1; start it with 2, or remove its folder"):
         trainer._resume()
 
@@ -377,7 +377,7 @@ def test_another_number_of_processes_is_refused(build, tmp_path):
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_ranks_share_every_row_once(size):
     rows = random_rows(4)
-    batches = [share_rows(rows, World(rank, size), 2, masked=False) for rank in range(size)]
+    batches = [share_rows(rows, Place(rank, size), 2, masked=False) for rank in range(size)]
     assert sum(batch.token_count for part in batches for batch in part) == 48
     assert sum(batch.norm for part in batches for batch in part) == 44
     assert all(part for part in batches)

@@ -22,10 +22,12 @@ def evaluate_folder(
     thinking: bool,
     seed: int,
     weights: Weights = "auto",
+    device: str = "auto",
 ) -> dict[str, Any]:
-    """Load the model and tokenizer of `folder` (of a run folder: its last stage) and ask problems of family `task`."""
+    """Load the model and tokenizer of `folder` (of a run folder: its last stage) on `device` ('auto', 'cpu', 'cuda' or
+    'cuda:1') and ask problems of family `task`."""
     family = make_family(task, **task_settings)
     folder = model_folder(folder)
     tokenizer = Tokenizer.load(folder)
-    model = load_on(folder, pick_device("auto"), weights)
+    model = load_on(folder, pick_device(device), weights)
     return evaluate(model, tokenizer, family, settings, thinking=thinking, seed=seed).as_dict()

@@ -17,7 +17,7 @@ from ziphius.reason.rollout import Group, Rollout, roll_out, rollout_engine
 from ziphius.tasks import extract_answer
 from ziphius.tasks.base import Family, Problem
 from ziphius.text.tokenizer import Tokenizer
-from ziphius.train.distributed import World
+from ziphius.train.place import Place
 
 
 @dataclass
@@ -59,17 +59,17 @@ def evaluate(
     *,
     thinking: bool,
     seed: int,
-    world: World | None = None,
+    place: Place | None = None,
 ) -> Evaluation:
     """Ask the model `settings.n` problems, shared among the ranks; every rank gets the same result."""
-    world = world or World()
+    place = place or Place()
     problems = family.problems(settings.split, settings.n)
-    mine = problems[world.rank :: world.size]
+    mine = problems[place.rank :: place.size]
     engine = rollout_engine(model, tokenizer)
-    sampled = _ask(engine, tokenizer, family, mine, settings, thinking, seed * world.size + world.rank)
+    sampled = _ask(engine, tokenizer, family, mine, settings, thinking, seed * place.size + place.rank)
     greedy = _ask(engine, tokenizer, family, mine, settings, thinking, seed, greedy=True)
-    parts = world.gather([_tally(s, g, thinking) for s, g in zip(sampled, greedy, strict=True)])
-    rows = [parts[i % world.size][i // world.size] for i in range(len(problems))]
+    parts = place.gather([_tally(s, g, thinking) for s, g in zip(sampled, greedy, strict=True)])
+    rows = [parts[i % place.size][i // place.size] for i in range(len(problems))]
     return _summarise(rows, family.name, settings)
 
 

@@ -9,24 +9,27 @@ import torch
 from ziphius.model.transformer import Transformer
 from ziphius.text.packing import Sample, pad_samples
 from ziphius.train.batch import stack_rows
-from ziphius.train.distributed import World
+from ziphius.train.place import Place
 
 _ROWS = 32
 
 
 @torch.no_grad()
 def worked_solution_accuracy(
-    model: Transformer, samples: Sequence[Sample], pad_id: int, world: World | None = None
+    model: Transformer, samples: Sequence[Sample], pad_id: int, place: Place | None = None
 ) -> float:
-    """Share of samples whose weighted tokens are all the model's first choice, in one forward pass.
+    """Share of samples whose weighted tokens are all the model's first choice, in one forward pass of the precision
+    and on the device of `place`.
 
     Equal to the share that greedy decoding would reproduce, since a prefix of first choices leads to the next.
     """
-    world = world or World()
-    mine = samples[world.rank :: world.size]
+    place = place or Place()
+    mine = samples[place.rank :: place.size]
     right = 0.0
     for start in range(0, len(mine), _ROWS):
-        batch = stack_rows(pad_samples(mine[start : start + _ROWS], pad_id, multiple=8), masked=False)
-        chosen = model(batch.tokens).logits[:, :-1].argmax(-1)
+        rows = pad_samples(mine[start : start + _ROWS], pad_id, multiple=8)
+        batch = place.put(stack_rows(rows, masked=False))
+        with place.autocast():
+            chosen = model(batch.tokens).logits[:, :-1].argmax(-1)
         right += float(((chosen == batch.tokens[:, 1:]) | (batch.weights[:, 1:] == 0)).all(1).sum())
-    return world.sum_numbers({"right": right})["right"] / max(len(samples), 1)
+    return place.sum_numbers({"right": right})["right"] / max(len(samples), 1)

@@ -40,8 +40,8 @@ class RouterStats:
 
     def observe(self, scores_NE: Tensor, indices_NK: Tensor, shape: tuple[int, int]) -> None:
         valid_BT = None if self.valid_BT is None else self.valid_BT[:, : shape[1]]  # MTP rows are shorter
-        chosen = indices_NK if valid_BT is None else indices_NK[valid_BT.reshape(-1)]
-        self.loads.append(torch.bincount(chosen.reshape(-1), minlength=scores_NE.shape[1]))
+        valid_N = None if valid_BT is None else valid_BT.reshape(-1)
+        self.loads.append(ops.expert_loads(indices_NK, scores_NE.shape[1], valid_N))
         self.balance_losses.append(ops.sequence_balance_loss(scores_NE, indices_NK, shape, valid_BT))
 
 

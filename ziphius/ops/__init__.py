@@ -13,6 +13,7 @@ from ziphius.ops.loss import linear_cross_entropy
 from ziphius.ops.norm import add_rms_norm, rms_norm
 from ziphius.ops.rope import apply_rope
 from ziphius.ops.router import route, sequence_balance_loss
+from ziphius.ops.sorted_experts import expert_loads
 from ziphius.ops.swiglu import swiglu
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "causal_attention",
     "current_backend",
     "draw_tokens",
+    "expert_loads",
     "grouped_attention",
     "grouped_experts",
     "latent_attention",

@@ -1,6 +1,7 @@
 """Causal attention over expanded keys and values, and the latent form around it, with packed samples kept apart.
 
-B batch, T time, H heads, K query/key head, N its no-position part, R its rope part, V value head, X = N + V.
+B batch, T time, H heads, G key/value heads, K query/key head, N its no-position part, R its rope part, V value head,
+X = N + V.
 """
 
 from __future__ import annotations
@@ -49,8 +50,7 @@ def latent_attention(
     k_nope, v = kv.split([q.shape[-1] - R, kv.shape[-1] - q.shape[-1] + R], dim=-1)
     k_rope = rope(k_rope, cos, sin).unsqueeze(2).expand(-1, -1, q.shape[2], -1)
     q = torch.cat([q_nope, rope(q_rope, cos.unsqueeze(2), sin.unsqueeze(2))], dim=-1)
-    mask = None if segments_BT is None else segment_mask(segments_BT)
-    return attention(q, torch.cat([k_nope, k_rope], dim=-1), v, scale, mask)
+    return attention(q, torch.cat([k_nope, k_rope], dim=-1), v, scale, segments_BT)
 
 
 def _is_small(q: Tensor, kv: Tensor) -> bool:
@@ -58,30 +58,47 @@ def _is_small(q: Tensor, kv: Tensor) -> bool:
 
 
 def causal_attention(
-    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, scale: float, mask_BTT: Tensor | None = None
+    q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor, scale: float, segments_BT: Tensor | None = None
 ) -> Tensor:
     """softmax(q·kᵀ·scale + causal mask)·v -> [B, T, H, V].
 
-    `mask_BTT` (from `segment_mask`) replaces the plain causal mask: additive, 0 where a query may look, −inf where not.
+    Where there are fewer key/value heads than heads, H/G neighbouring heads share one (grouped queries, Ainslie et al.
+    2023, arXiv 2305.13245). With `segments_BT`, the samples' numbers in packed rows (a sample is a run of one number),
+    a token sees earlier tokens of its own sample only; on a card that costs what the samples cost, without a T×T mask.
     """
-    if current_backend() == "reference":
-        return causal_attention_reference(q_BTHK, k_BTHK, v_BTHV, scale, mask_BTT)
-    q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTHK, v_BTHV))
-    on_cpu = q.device.type == "cpu"
-    if on_cpu and (q.dtype == torch.bfloat16 or q.shape[2] < _CPU_FLASH_LENGTH):
-        return _matrix_products(q, k, v, scale, mask_BTT)
-    mask = None if mask_BTT is None else mask_BTT.unsqueeze(1).to(q.dtype)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
-    return out.transpose(1, 2)
+    name = backend_for(q_BTHK, k_BTGK, v_BTGV)
+    if name == "reference":
+        return causal_attention_reference(q_BTHK, k_BTGK, v_BTGV, scale, segments_BT)
+    if name == "triton" and segments_BT is not None:
+        from ziphius.ops.triton.segments import segment_attention
+
+        return segment_attention(q_BTHK, k_BTGK, v_BTGV, segments_BT, scale)
+    if q_BTHK.is_cpu and (q_BTHK.dtype == torch.bfloat16 or q_BTHK.shape[1] < _CPU_FLASH_LENGTH):
+        return _matrix_products(q_BTHK, k_BTGK, v_BTGV, scale, segments_BT)
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGV))
+    mask = None if segments_BT is None else segment_mask(segments_BT, q.dtype).unsqueeze(1)
+    V, missing = v.shape[-1], k.shape[-1] - v.shape[-1]
+    if q.is_cuda and q.dtype == torch.bfloat16 and missing > 0:  # torch's flash kernel wants heads of one width
+        v = F.pad(v, (0, missing))
+    grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=grouped)
+    return out[..., :V].transpose(1, 2)
 
 
 def causal_attention_reference(
-    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, scale: float, mask_BTT: Tensor | None = None
+    q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor, scale: float, segments_BT: Tensor | None = None
 ) -> Tensor:
+    k_BTHK, v_BTHV = _each_head(q_BTHK, k_BTGK, v_BTGV)
     scores = torch.einsum("bthk,bshk->bhts", q_BTHK.float(), k_BTHK.float()) * scale
-    mask = causal_mask(q_BTHK.shape[1], scores) if mask_BTT is None else mask_BTT.unsqueeze(1)
+    mask = causal_mask(q_BTHK.shape[1], scores) if segments_BT is None else segment_mask(segments_BT).unsqueeze(1)
     weights = torch.softmax(scores + mask, dim=-1)
     return torch.einsum("bhts,bshv->bthv", weights, v_BTHV.float()).to(v_BTHV.dtype)
+
+
+def _each_head(q_BTHK: Tensor, *shared: Tensor) -> list[Tensor]:
+    """Keys and values [B, T, G, ·] repeated for the heads that share them: [B, T, H, ·]."""
+    repeats = q_BTHK.shape[2] // shared[0].shape[2]
+    return [x if repeats == 1 else x.repeat_interleave(repeats, dim=2) for x in shared]
 
 
 def causal_mask(length: int, like: Tensor) -> Tensor:
@@ -102,14 +119,17 @@ def segment_mask(segments_BT: Tensor, dtype: torch.dtype = torch.float32) -> Ten
     return blocked.masked_fill_(~(same & causal), float("-inf"))
 
 
-def _matrix_products(q: Tensor, k: Tensor, v: Tensor, scale: float, mask_BTT: Tensor | None) -> Tensor:
-    """Two batched products around a softmax, [B, H, T, ·] in, [B, T, H, V] out."""
-    B, H, T, _ = q.shape
-    q, k, v = (x.reshape(B * H, T, -1) for x in (q, k, v))
-    if mask_BTT is None:
+def _matrix_products(
+    q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor, scale: float, segments_BT: Tensor | None
+) -> Tensor:
+    """Two batched products around a softmax."""
+    B, T, H, _ = q_BTHK.shape
+    k_BTHK, v_BTHV = _each_head(q_BTHK, k_BTGK, v_BTGV)
+    q, k, v = (x.transpose(1, 2).reshape(B * H, T, -1) for x in (q_BTHK, k_BTHK, v_BTHV))
+    if segments_BT is None:
         scores = torch.baddbmm(causal_mask(T, q).expand(B * H, T, T), q, k.transpose(1, 2), alpha=scale)
     else:
         scores = torch.bmm(q * scale, k.transpose(1, 2)).view(B, H, T, T)
-        scores = (scores + mask_BTT.unsqueeze(1).to(q.dtype)).view(B * H, T, T)
+        scores = (scores + segment_mask(segments_BT, q.dtype).unsqueeze(1)).view(B * H, T, T)
     out = torch.bmm(torch.softmax(scores, dim=-1), v)
     return out.view(B, H, T, -1).transpose(1, 2)

@@ -5,6 +5,9 @@
 - `native`: C kernels (`ops.native`) for fp32 and bf16 tensors on a CPU. What has no kernel runs as `torch`.
 - `triton`: GPU kernels (`ops.triton`) for fp32 and bf16 tensors on a CUDA device. What has no kernel runs as `torch`.
 - `auto` (the default): `native` or `triton` where the tensors allow it and the kernels can be had, else `torch`.
+
+What `torch.compile` traces takes `triton` or `torch` by its tensors alone, whatever was asked for; operations on single
+elements leave their formula to the compiler, which fuses it with what stands around it.
 """
 
 from __future__ import annotations
@@ -53,6 +56,8 @@ def backend_for(*tensors: Tensor) -> str:
 
     Raises RuntimeError where kernels were asked for by name and a tensor is no plain fp32 or bf16 one on their device.
     """
+    if torch.compiler.is_compiling():
+        return "triton" if all(_fits(x, "cuda") for x in tensors) and _has_triton() else "torch"
     name = _backend.get()
     if name in ("reference", "torch"):
         return name
@@ -72,6 +77,17 @@ def backend_for(*tensors: Tensor) -> str:
             f"{wrong.dtype} on {wrong.device}; use 'auto'"
         )
     return "torch"
+
+
+def leaves_formula() -> bool:
+    """Whether an operation on single elements is best left as its formula: where the reference is asked for, and where
+    a compiler is at work."""
+    return torch.compiler.is_compiling() or _backend.get() == "reference"
+
+
+@torch.compiler.assume_constant_result
+def _has_triton() -> bool:
+    return triton.why_not() is None
 
 
 def kernels_of_cpu() -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ziphius.ops.backend import backend_for, compute_dtype
 from ziphius.ops.native import experts as native
+from ziphius.ops.sorted_experts import SortedExperts, expert_loads, gather_sum, takes_sorted
 from ziphius.ops.swiglu import swiglu_grad, swiglu_reference
 
 # A GPU reads a matrix for as long as it multiplies some 300 rows by it (H100: 989 TFLOP/s, 3.35 TB/s, two FLOP and two
@@ -40,7 +41,7 @@ def grouped_experts(
     if name == "triton" and len(x_ND) <= UNCOUNTED_TOKENS and not torch.is_grad_enabled():
         chosen = _GATHER_COST * indices_NK.numel() <= len(gate_up_E2FD)
         return chosen_experts(*args) if chosen else every_expert(*args)
-    return _GroupedExperts.apply(*args)
+    return (SortedExperts if takes_sorted(x_ND, down_EDF) else _GroupedExperts).apply(*args)
 
 
 def grouped_experts_reference(
@@ -72,7 +73,7 @@ class _GroupedExperts(torch.autograd.Function):
         hidden = swiglu_reference(pre)
         y = torch.bmm(hidden * w_EC1, down.transpose(1, 2)).flatten(0, 1)
         ctx.save_for_backward(x_ECD, w_EC1, pre, hidden, gate_up, down, token_of_row, place_NK)
-        return _gather_sum(y, place_NK)
+        return gather_sum(y, place_NK)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor, Tensor, Tensor]:
@@ -83,15 +84,18 @@ class _GroupedExperts(torch.autograd.Function):
         grad_weights = torch.linalg.vecdot(grad_scaled, hidden).flatten()[place_NK]
         grad_pre = swiglu_grad(pre, grad_scaled.mul_(w_EC1))
         grad_gate_up = torch.bmm(grad_pre.transpose(1, 2), x_ECD)
-        grad_x = _gather_sum(torch.bmm(grad_pre, gate_up).flatten(0, 1), place_NK)
+        grad_x = gather_sum(torch.bmm(grad_pre, gate_up).flatten(0, 1), place_NK)
         return grad_x, None, grad_weights, grad_gate_up, grad_down
 
 
 def _lay_out(indices_NK: Tensor, experts: int) -> tuple[Tensor, Tensor]:
-    """Row of each token–expert pair [N, K], and the token of each row [E·C] (token 0 on rows that are padding)."""
+    """Row of each token–expert pair [N, K], and the token of each row [E·C] (token 0 on rows that are padding).
+
+    The capacity C must be known here: where the loads lie on a device, this waits for it.
+    """
     flat = indices_NK.reshape(-1)
     order = torch.argsort(flat, stable=True)
-    counts = torch.bincount(flat, minlength=experts)
+    counts = expert_loads(indices_NK, experts)
     step = 1 << max(3, (flat.numel() // (4 * experts)).bit_length() - 1)
     capacity = -(-int(counts.max()) // step) * step
     sorted_expert = flat[order]
@@ -112,7 +116,7 @@ def every_expert(x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, gate_up: 
     pre = torch.bmm(x_ND.expand(E, -1, -1), gate_up.transpose(1, 2))
     y_END = torch.bmm(swiglu_reference(pre) * w_EN.unsqueeze(2), down.transpose(1, 2))
     place_NK = indices_NK * N + torch.arange(N, device=x_ND.device).unsqueeze(1)
-    return _gather_sum(y_END.flatten(0, 1), place_NK)
+    return gather_sum(y_END.flatten(0, 1), place_NK)
 
 
 def chosen_experts(x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -124,7 +128,7 @@ def chosen_experts(x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, gate_up
     pre = torch.bmm(gate_up[pairs], x_PD1).squeeze(2)
     hidden = swiglu_reference(pre) * weights_NK.reshape(-1, 1)
     y_PD = torch.bmm(down[pairs], hidden.unsqueeze(2)).squeeze(2)
-    return _gather_sum(y_PD, torch.arange(N * K, device=x_ND.device).view(N, K))
+    return gather_sum(y_PD, torch.arange(N * K, device=x_ND.device).view(N, K))
 
 
 def _capacity_step(pairs: int, experts: int, dtype: torch.dtype) -> int:
@@ -132,11 +136,3 @@ def _capacity_step(pairs: int, experts: int, dtype: torch.dtype) -> int:
     matrix library, which on a CPU compiles a kernel for each new one; in fp32 it compiles none."""
     quarter = pairs // (4 * experts) if dtype == torch.bfloat16 else 0
     return max(8, 1 << max(quarter.bit_length() - 1, 0))
-
-
-def _gather_sum(rows: Tensor, place_NK: Tensor) -> Tensor:
-    """Σ_k rows[place[n, k]] -> [N, D]: a fixed order of additions, unlike a scatter."""
-    total = rows[place_NK[:, 0]]
-    for k in range(1, place_NK.shape[1]):
-        total = total + rows[place_NK[:, k]]
-    return total

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ziphius.ops.attention import causal_attention, segment_mask
+from ziphius.ops.attention import causal_attention
 from ziphius.ops.backend import backend_for, compute_dtype, current_backend
 from ziphius.ops.native import gqa as native
 from ziphius.ops.rope import apply_rope
@@ -35,9 +35,7 @@ def grouped_attention(
     if backend_for(q, k, v) == "native" and (current_backend() == "native" or _is_small(q)):
         return native.GroupedAttention.apply(q, k, v, cos, sin, scale, segments_BT)
     q, k = (apply_rope(x, cos.unsqueeze(2), sin.unsqueeze(2), interleaved=False) for x in (q, k))
-    sharing = q.shape[2] // k.shape[2]
-    k, v = (x.repeat_interleave(sharing, dim=2) for x in (k, v))
-    return causal_attention(q, k, v, scale, None if segments_BT is None else segment_mask(segments_BT))
+    return causal_attention(q, k, v, scale, segments_BT)
 
 
 def _is_small(q: Tensor) -> bool:

@@ -15,6 +15,7 @@ from ziphius.ops.backend import backend_for, compute_dtype
 from ziphius.ops.native import loss as native
 
 _CHUNK_ELEMENTS = 1 << 22  # logits held at a time, in elements
+_CHUNK_ELEMENTS_OF_GPU = 1 << 26  # 512 tokens of 128K words: a product that fills it, and 256 MiB of fp32
 
 
 class TokenStats(NamedTuple):
@@ -51,7 +52,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, x: Tensor, head: Tensor, targets: Tensor, temperature: float, use_native: bool
     ) -> tuple[Tensor, Tensor]:
         targets = targets.contiguous()
-        chunk = max(1, _CHUNK_ELEMENTS // head.shape[0])
+        chunk = max(1, (_CHUNK_ELEMENTS_OF_GPU if x.is_cuda else _CHUNK_ELEMENTS) // head.shape[0])
         logprobs, entropy, log_sums = (x.new_empty(x.shape[0], dtype=torch.float32) for _ in range(3))
         for start in range(0, x.shape[0], chunk):
             part = slice(start, start + chunk)
@@ -72,11 +73,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         x, head, targets, log_sums = ctx.saved_tensors
         grad = grads[0].contiguous()
         grad_x = torch.empty_like(x)
-        grad_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
+        trains_head = ctx.needs_input_grad[1]
+        grad_head = torch.zeros(head.shape if trains_head else 0, dtype=torch.float32, device=head.device)
         for start in range(0, x.shape[0], ctx.chunk):
             part = slice(start, start + ctx.chunk)
             logits = F.linear(x[part], head)
@@ -88,5 +90,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 factor = logits.sub_(log_sums[part].unsqueeze(1)).exp_().mul_(-scaled)
                 factor = factor.scatter_add_(1, targets[part].unsqueeze(1), scaled).to(x.dtype)
             torch.mm(factor, head, out=grad_x[part])
-            grad_head += factor.t() @ x[part]
-        return grad_x, grad_head.to(head.dtype), None, None, None
+            if trains_head:
+                grad_head += factor.t() @ x[part]
+        return grad_x, grad_head.to(head.dtype) if trains_head else None, None, None, None

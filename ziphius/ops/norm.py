@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ziphius.ops.backend import backend_for, compute_dtype
+from ziphius.ops.backend import backend_for, compute_dtype, leaves_formula
 from ziphius.ops.native import norm as native
 
 
@@ -17,10 +17,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Returns x's shape in the compute dtype (autocast's where it is on).
     """
     dtype = compute_dtype(x)
-    name = backend_for(x, weight)
-    if name == "reference":
+    if leaves_formula():
         return rms_norm_reference(x, weight, eps).to(dtype)
-    if name == "native":
+    if backend_for(x, weight) == "native":
         return native.RmsNorm.apply(x, weight, eps, dtype)
     return _RmsNorm.apply(x, weight, eps, dtype)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ziphius.ops.backend import current_backend
+from ziphius.ops.backend import leaves_formula
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = True) -> Tensor:
@@ -17,7 +17,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = True) ->
     Qwen). The result lists all first elements, then all second ones: the same permutation for queries and keys leaves
     their dot product as it is, and saves interleaving again.
     """
-    if current_backend() == "reference":
+    if leaves_formula():
         return apply_rope_reference(x, cos, sin, interleaved)
     return _Rope.apply(x, cos, sin, interleaved)
 

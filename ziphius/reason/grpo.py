@@ -17,8 +17,8 @@ from ziphius.reason.settings import GRPOSettings
 from ziphius.text.packing import pad_samples
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.batch import Batch, stack_rows
-from ziphius.train.distributed import World
 from ziphius.train.losses import batch_logprobs
+from ziphius.train.place import Place
 from ziphius.train.trainer import StepData
 
 # Sizes of batches are kept at multiples of these: a CPU library compiles a kernel for each new shape.
@@ -26,7 +26,10 @@ _ROWS, _TOKENS = 8, 32
 
 
 class GRPOSource:
-    """Rolls out the live model and hands the loop its own answers with their advantages."""
+    """Rolls out the live model and hands the loop its own answers with their advantages.
+
+    It samples and weighs in the precision and on the device of `place`; its batches stay in the processor's memory.
+    """
 
     def __init__(
         self,
@@ -34,14 +37,13 @@ class GRPOSource:
         tokenizer: Tokenizer,
         tasks: TaskMix,
         settings: GRPOSettings,
-        world: World,
+        place: Place,
         *,
         seed: int,
         thinking: bool,
-        bf16: bool,
     ) -> None:
         self.model, self.tokenizer, self.tasks, self.settings = model, tokenizer, tasks, settings
-        self.world, self.seed, self.thinking, self.bf16 = world, seed, thinking, bf16
+        self.place, self.seed, self.thinking = place, seed, thinking
         self.reference = copy.deepcopy(model).requires_grad_(False) if settings.policy.kl_weight else None
         self._pending: list[list[Batch]] = []
         self._engine: Engine | None = None
@@ -62,10 +64,10 @@ class GRPOSource:
     def state_dict(self) -> dict[str, Any]:
         pending = [[vars(batch) for batch in batches] for batches in self._pending]
         reference = None if self.reference is None else self.reference.state_dict()
-        return {"pending": self.world.gather(pending), "reference": reference}
+        return {"pending": self.place.gather(pending), "reference": reference}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._pending = [[Batch(**fields) for fields in batches] for batches in state["pending"][self.world.rank]]
+        self._pending = [[Batch(**fields) for fields in batches] for batches in state["pending"][self.place.rank]]
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])
 
@@ -74,15 +76,15 @@ class GRPOSource:
     def _collect(self, step: int) -> list[Group]:
         """This rank's groups: `prompts_per_step` over all ranks, with dynamic sampling as many as still wanted."""
         s = self.settings
-        wanted = len(range(self.world.rank, s.prompts_per_step, self.world.size))
+        wanted = len(range(self.place.rank, s.prompts_per_step, self.place.size))
         rounds = s.max_rounds if s.dynamic_sampling else 1
         first = (step // s.mini_batches) * s.max_rounds * s.prompts_per_step
         kept: list[Group] = []
         spare: list[Group] = []
         for number in range(rounds):
-            start = first + number * s.prompts_per_step + self.world.rank
-            indices = range(start, first + (number + 1) * s.prompts_per_step, self.world.size)
-            seed = hash_seed(self.seed, step, number, self.world.rank)
+            start = first + number * s.prompts_per_step + self.place.rank
+            indices = range(start, first + (number + 1) * s.prompts_per_step, self.place.size)
+            seed = hash_seed(self.seed, step, number, self.place.rank)
             groups = self._roll_out([self.tasks.problem("train", index) for index in indices], seed)
             for group in groups:
                 (kept if group.is_mixed or not s.dynamic_sampling else spare).append(group)
@@ -93,7 +95,7 @@ class GRPOSource:
     def _roll_out(self, drawn: list, seed: int) -> list[Group]:
         s = self.settings
         sampling = SamplingSettings(temperature=s.temperature, max_new_tokens=s.max_new_tokens)
-        with torch.autocast(self.model.lm_head.weight.device.type, torch.bfloat16, enabled=self.bf16):
+        with self.place.autocast():
             if self._engine is None:
                 self._engine = rollout_engine(self.model, self.tokenizer)
             self._engine.weights_changed()
@@ -120,9 +122,8 @@ class GRPOSource:
         count = self.settings.mini_batches
         result = [self._batches(groups[part::count]) for part in range(count)]
         if count > 1:  # the policy moves between the updates: remember where it was
-            with torch.autocast(self.model.lm_head.weight.device.type, torch.bfloat16, enabled=self.bf16):
-                for batch in (batch for batches in result for batch in batches):
-                    batch.old_logprobs = batch_logprobs(self.model, batch, self.settings.temperature)
+            for batch in (batch for batches in result for batch in batches):
+                batch.old_logprobs = self._logprobs(self.model, batch)
         return result
 
     def _batches(self, groups: list[Group]) -> list[Batch]:
@@ -168,9 +169,12 @@ class GRPOSource:
             batch.advantages[row, span] = advantage
             batch.sampler_logprobs[row, span] = torch.tensor(rollout.completion.logprobs)
         if self.reference is not None:
-            with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=self.bf16):
-                batch.reference_logprobs = batch_logprobs(self.reference, batch, self.settings.temperature)
+            batch.reference_logprobs = self._logprobs(self.reference, batch)
         return batch
+
+    def _logprobs(self, model: Transformer, batch: Batch) -> torch.Tensor:
+        with self.place.autocast():
+            return batch_logprobs(model, self.place.put(batch), self.settings.temperature).cpu()
 
     def _token_weight(self, length: int) -> float:
         match self.settings.mean:
@@ -198,7 +202,7 @@ class GRPOSource:
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         lengths = [len(r.completion.tokens) for r in rollouts]
         decided = [r.reward for r in rollouts if r.reward.total is not None]
-        sums = self.world.sum_numbers(
+        sums = self.place.sum_numbers(
             {
                 "rollouts": len(rollouts),
                 "decided": len(decided),
@@ -221,7 +225,7 @@ class GRPOSource:
             report[key] = sums[key] / max(sums["groups"], 1)
         report["undecided"] = 1 - sums["decided"] / count
         report["rollout_tokens"] = sums["response_length"]
-        report["response_length_max"] = float(max(self.world.gather(max(lengths, default=0))))
+        report["response_length_max"] = float(max(self.place.gather(max(lengths, default=0))))
         return report
 
 

@@ -6,31 +6,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from ziphius.cost.energy import EnergyMeter
 from ziphius.cost.ledger import LedgerRow
 from ziphius.ledger.folder import read_json, write_json
-from ziphius.train.distributed import World
+from ziphius.train.place import Place
 
 _ENERGY = "energy.json"
 
 
-def bill(world: World, name: str, kind: str, seconds: float, tokens: int = 0) -> LedgerRow:
+def bill(place: Place, name: str, kind: str, seconds: float, tokens: int = 0) -> LedgerRow:
     """A row for this run's devices: its GPUs, one a process, or the machine's CPU as one device."""
-    device, devices = devices_of(world)
+    device, devices = devices_of(place)
     return LedgerRow(name, kind, seconds, tokens, device, devices)
 
 
-def devices_of(world: World) -> tuple[str, int]:
+def devices_of(place: Place) -> tuple[str, int]:
     """What a run is billed for, and how many of it."""
-    return (torch.cuda.get_device_name(), world.size) if torch.cuda.is_available() else ("cpu", 1)
+    return place.device_name, place.size if place.on_gpu else 1
 
 
 @contextmanager
-def measured_energy(folder: Path, world: World) -> Iterator[EnergyMeter]:
+def measured_energy(folder: Path, place: Place) -> Iterator[EnergyMeter]:
     """Count a stage's energy; what was counted before it was stopped waits in its folder for the next start."""
-    with EnergyMeter(None if world.is_main else []) as meter:
+    with EnergyMeter(None if place.is_main else []) as meter:
         try:
             yield meter
         except BaseException:

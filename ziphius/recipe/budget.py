@@ -63,15 +63,17 @@ def run_budget(
         rate = _cpu_rate(options, data)
         money = split_money(options.dollars, rate, options.hours, most=1)
         speed, how = _speed_of_this_machine(money, options.seq, measure or _probe)
+        device = "cpu"
     else:
         accelerator = data.accelerator(options.gpu)
         rate = rental_rate(accelerator, data, options.rate, options.market)
         money = split_money(options.dollars, rate, options.hours)
         speed = planned_speed(accelerator, money.devices, data, rate)
+        device = "cpu" if accelerator.architecture == "cpu" else "cuda"
         how = f"speed planned for {money.devices} × {accelerator.title}, PyTorch run eagerly in BF16"
     choices = choose(money, speed, options.seq)
     best = chosen(choices)
-    write_recipe(options, money, best)
+    write_recipe(options, money, best, device)
     if html is not None:
         curve = ladder_of_losses(money, speed, options.seq, best)
         write_budget_page(money, choices, best, curve, how, html)
@@ -117,9 +119,9 @@ def _probe(config: Any, seq_len: int, seconds: float) -> float:
 # --- the recipe ------------------------------------------------------------------------------------------------------
 
 
-def write_recipe(options: BudgetOptions, money: Money, choice: Choice) -> None:
+def write_recipe(options: BudgetOptions, money: Money, choice: Choice, device: str) -> None:
     """Write the recipe of `choice` to `options.out` (aside, then renamed), checked as `ziphius run` checks it."""
-    raw = recipe_of(options, money, choice)
+    raw = recipe_of(options, money, choice, device)
     check_recipe(raw, "the recipe of this budget")
     text = f"""\
 # What ${options.dollars:g} buys on {options.gpu}: written by `ziphius plan budget`, to be read and changed.
@@ -132,8 +134,8 @@ def write_recipe(options: BudgetOptions, money: Money, choice: Choice) -> None:
     write_text(options.out, text)
 
 
-def recipe_of(options: BudgetOptions, money: Money, choice: Choice) -> dict[str, Any]:
-    """The recipe as a table: a tokenizer and pretraining."""
+def recipe_of(options: BudgetOptions, money: Money, choice: Choice, device: str) -> dict[str, Any]:
+    """The recipe as a table: a tokenizer and pretraining, on GPUs with one process each or on a CPU."""
     model: dict[str, Any] = {"depth": choice.depth}
     if options.seq > 1024:
         model["overrides"] = {"max_position_embeddings": options.seq}
@@ -144,6 +146,7 @@ def recipe_of(options: BudgetOptions, money: Money, choice: Choice) -> dict[str,
     warm_up = min(2000, max(10, choice.steps // 50), choice.steps // 2)
     train = {
         "steps": choice.steps,
+        "precision": "bf16",
         "save_every": max(10, choice.steps // 50),
         "optimizer": {"kind": "adamw", "lr": float(f"{choice.learning_rate:.2e}")},
         "schedule": {"kind": "wsd", "warmup_steps": warm_up, "decay": 0.2},
@@ -163,7 +166,8 @@ def recipe_of(options: BudgetOptions, money: Money, choice: Choice) -> dict[str,
         "stages": {"tokenizer": {"kind": "tokenizer", "vocab_size": choice.config.vocab_size}, "pretrain": pretrain},
         "price": {"dollars_per_hour": round(money.rate.dollars.point * money.devices, 4), "what": money.rate.what},
         "machine": {
-            "processes": 0 if options.gpu.lower() == "cpu" else money.devices,
+            "device": device,
+            "processes": 0 if device == "cpu" else money.devices,
             "train_flops_per_second": float(f"{choice.model_flops / seconds:.3g}"),
         },
     }

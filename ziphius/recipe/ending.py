@@ -12,6 +12,7 @@ from ziphius.recipe.schema import Recipe, RecipeError
 LOST_PEERS = 75  # the exit code of a process that ended because another had: it has nothing to say of its own
 LIBRARIES_GIB = 0.6  # what a process holds before it has a network
 _AGAIN = "run the same command again: it goes on from its last save"
+_SMALLER = "a smaller micro_rows or micro_tokens, with which the stage begins anew"
 _NO_MEMORY = (  # as torch's allocator, oneDNN, C++ and the system's threads say it
     "can't allocate memory",
     "could not create a primitive",
@@ -53,10 +54,13 @@ def memory_needed(recipe: Recipe, processes: int) -> str:
     need = memory_gib(recipe, recipe.model.config(vocabulary(recipe))) + LIBRARIES_GIB
     fewer = "fewer processes (--set machine.processes=1) or " if processes > 1 else ""
     each = f"{need:.2g} GiB in each of {processes} processes" if processes > 1 else f"{need:.2g} GiB"
-    return (
-        f"this run needs about {each}, and {free_gib():.2g} GiB are free; make room and {_AGAIN}, or use {fewer}a "
-        "smaller micro_rows or micro_tokens, with which the stage begins anew"
-    )
+    free = f"{free_gib():.2g} GiB are free"
+    return f"this run needs about {each}, and {free}; make room and {_AGAIN}, or use {fewer}{_SMALLER}"
+
+
+def smaller_batches() -> str:
+    """The mend where the memory of a GPU ran out."""
+    return f"use {_SMALLER}; a GPU that others leave alone has more room"
 
 
 def refuse_too_many(recipe: Recipe, processes: int) -> None:

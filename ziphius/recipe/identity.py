@@ -1,7 +1,8 @@
 """What a stage's result depends on, and nothing else: by this its folder is found again. Imports no torch.
 
-Left out on purpose: how often a state is saved, prices, names, and everything about evaluation, which has an identity
-of its own. The contents of files stand beside (`Identity.files`): a file may change where a stage has not read it.
+Left out on purpose: how often a state is saved, which blocks are recomputed or compiled, prices, names, and everything
+about evaluation, which has an identity of its own. The contents of files stand beside (`Identity.files`): a file may
+change where a stage has not read it.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Identity:
 
 def stage_identity(recipe: Recipe, stage: Stage, previous: str, thinking: bool, digests: Digests) -> Identity:
     """Of a stage that begins from `previous`: the digest of the tokenizer, or the print of the stage before."""
-    settings: dict[str, Any] = {"stage": _without_saving(stage), "seed": recipe.seed, "previous": previous}
+    settings: dict[str, Any] = {"stage": _what_is_learned(stage), "seed": recipe.seed, "previous": previous}
     paths: list[str] = []
     tasks: list[str] = []
     match stage:
@@ -98,10 +99,10 @@ def differences(old: Identity, new: Identity) -> str:
     return ", ".join(changed[:4]) + more
 
 
-def _without_saving(stage: Stage) -> dict[str, Any]:
+def _what_is_learned(stage: Stage) -> dict[str, Any]:
     settings = _without_path(stage)
-    if "train" in settings:
-        del settings["train"]["save_every"]
+    for manner in ("save_every", "recompute", "compile") if "train" in settings else ():
+        del settings["train"][manner]
     return settings
 
 

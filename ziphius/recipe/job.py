@@ -9,7 +9,7 @@ from ziphius.ledger.clock import Clock
 from ziphius.recipe.schema import PretrainStage, Recipe
 from ziphius.tasks.base import Family
 from ziphius.tasks.registry import make_family
-from ziphius.train.distributed import World
+from ziphius.train.place import Place
 
 
 @dataclass
@@ -17,14 +17,14 @@ class Job:
     """A run, or its control: the same without thinking."""
 
     recipe: Recipe
-    world: World
+    place: Place
     thinking: bool
     peak_flops: dict[str, float]
     clock: Clock
 
     def say(self, text: str) -> None:
         """A line for the person at the terminal, once."""
-        if self.world.is_main:
+        if self.place.is_main:
             print(text, file=sys.stderr, flush=True)
 
     def family(self, task: str) -> Family:

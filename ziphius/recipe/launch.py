@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from ziphius.disk.memory import oom_kills
 from ziphius.ledger.folder import read_json
 from ziphius.recipe.ending import LOST_PEERS, exited, killed, refuse_too_many
+from ziphius.recipe.gpus import count_gpus
 from ziphius.recipe.lock import Lock
 from ziphius.recipe.schema import Recipe, RecipeError
 
@@ -23,12 +25,19 @@ _MOMENT_SECONDS = 3.0  # for the others of one that failed
 _COMMAND = [sys.executable, "-m", "ziphius.recipe.process"]
 
 
-def launch(recipe: Recipe, run: Path, until: str | None, control: bool, debug: bool = False) -> int:
+def launch(
+    recipe: Recipe,
+    run: Path,
+    until: str | None,
+    control: bool,
+    debug: bool = False,
+    count_gpus: Callable[[], int] = count_gpus,
+) -> int:
     """Run `recipe` in the folder `run` and return the exit code; 130 where it was asked to stop.
 
-    Under torchrun (its environment is set) this process joins; otherwise it starts one process per core, or as many
-    as the recipe's `machine.processes` says, and passes SIGTERM and Ctrl-C on to them. What ended a process that did
-    not end well is said on stderr.
+    Under torchrun (its environment is set) this process joins; otherwise it starts one process a GPU (`count_gpus` says
+    how many there are), or one per core, or as many as the recipe's `machine.processes` says, and passes SIGTERM and
+    Ctrl-C on to them. What ended a process that did not end well is said on stderr.
     """
     began = time.time()
     if os.environ.get("RANK", "0") == "0":
@@ -43,7 +52,7 @@ def launch(recipe: Recipe, run: Path, until: str | None, control: bool, debug: b
     }
     environments = [dict(os.environ)]
     if "WORLD_SIZE" not in os.environ:
-        count = _process_count(recipe, run)
+        count = _process_count(recipe, run, count_gpus)
         refuse_too_many(recipe, count)
         environments = _environments(count, dict(os.environ))
     kills = oom_kills()
@@ -129,12 +138,33 @@ def _last_words(workers: list[_Worker], recipe: Recipe, by_kernel: bool) -> list
     return [f"rank {rank}: {line}" if rank else line for line, rank in (said or lost).items()]
 
 
-def _process_count(recipe: Recipe, run: Path) -> int:
-    """As many as the recipe asks for, or an earlier start of this run settled on, or one a core up to 8 to be tried."""
-    settled = None if recipe.machine.processes else read_json(run / "machine.json")
-    if settled is not None:
+def _process_count(recipe: Recipe, run: Path, count_gpus: Callable[[], int]) -> int:
+    """As many as the recipe asks for, or an earlier start of this run settled on, or one a GPU, or one a core up to 8
+    to be tried. Raises RecipeError for more than there are GPUs."""
+    device, asked = recipe.machine.device, recipe.machine.processes
+    gpus = 0 if device == "cpu" else count_gpus()
+    if gpus or device not in ("auto", "cpu"):
+        return _one_a_gpu(device, asked, gpus)
+    settled = None if asked else read_json(run / "machine.json")
+    if settled is not None and settled.get("device", "cpu") == "cpu":
         return int(settled["processes"])
-    return recipe.machine.processes or min(os.cpu_count() or 1, 8)
+    return asked or min(os.cpu_count() or 1, 8)
+
+
+def _one_a_gpu(device: str, asked: int, gpus: int) -> int:
+    """How many processes share `gpus` GPUs, `asked` of them where that is not 0."""
+    number = int(device.partition(":")[2] or 0)
+    if number >= gpus:
+        raise RecipeError(
+            f"machine.device is {device!r}, but torch sees {gpus} GPUs here; use auto, or install a CUDA build of it"
+        )
+    room = 1 if ":" in device else gpus
+    if asked > room:
+        raise RecipeError(
+            f"machine.processes is {asked}, but there is one process a GPU and {device!r} has {room} here; lower it to "
+            f"{room}, leave it out, set machine.device to 'cpu', or let torchrun start it on several machines"
+        )
+    return asked or room
 
 
 def _environments(count: int, environment: dict[str, str]) -> list[dict[str, str]]:

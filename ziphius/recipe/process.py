@@ -15,11 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ziphius.recipe.ending import LOST_PEERS, memory_needed, out_of_memory
+from ziphius.recipe.ending import LOST_PEERS, memory_needed, out_of_memory, smaller_batches
 from ziphius.recipe.run import run_recipe
 from ziphius.recipe.schema import Recipe
 from ziphius.recipe.screen import one_line
-from ziphius.train.distributed import lost_peers
+from ziphius.train.place import lost_peers
 from ziphius.train.trainer import Interrupted
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     """Entry of each process that `ziphius run` starts: the checked recipe comes by stdin, the last words go by a pipe.
 
     It ends without Python's own ending once all is written and closed: what native libraries still do in their threads
-    and destructors then could turn a run that is done into a failed one (see train/distributed.py for one that did).
+    and destructors then could turn a run that is done into a failed one (see train/place.py for one that did).
     """
     _die_with_parent()
     order = json.load(sys.stdin)
@@ -61,6 +61,8 @@ def _obey(order: dict[str, Any]) -> tuple[int, str]:
             traceback.print_exc()
         if lost_peers(error):
             return LOST_PEERS, "another process of this run ended first, and says why"
+        if type(error).__name__ == "OutOfMemoryError":  # torch's name for a device's, which the machine's does not help
+            return 1, f"the memory of the GPU ran out: {smaller_batches()}"
         if out_of_memory(error):
             processes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
             return 1, f"memory ran out: {memory_needed(recipe, processes)}"

@@ -5,6 +5,7 @@ Run by every process of the group; rank 0 writes and speaks.
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -26,17 +27,17 @@ from ziphius.recipe.identity import Identity, evaluation_identity, stage_identit
 from ziphius.recipe.inputs import check_inputs
 from ziphius.recipe.job import Job
 from ziphius.recipe.lock import Lock
-from ziphius.recipe.places import Place, find_evaluation, find_place, open_place
 from ziphius.recipe.plan import plan_stages
 from ziphius.recipe.schema import GRPOStage, PretrainStage, Recipe, RecipeError, SFTStage, Stage, TokenizerStage
 from ziphius.recipe.screen import undecided_answers
+from ziphius.recipe.stage_folder import StageFolder, find_evaluation, find_stage_folder, open_stage_folder
 from ziphius.recipe.summary import summarise
 from ziphius.recipe.texts import files_unread, not_held_out
 from ziphius.report import write_report
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.choose import processes_are_faster
-from ziphius.train.distributed import World, join_world, leave_world
-from ziphius.train.machine import describe, measure_gemm, peak_memory_gib
+from ziphius.train.machine import describe, measure_gemm
+from ziphius.train.place import Place, join, leave
 from ziphius.train.trainer import TrainResult
 
 
@@ -51,33 +52,33 @@ def run_recipe(
 
     Raises RecipeError where another process works in `run`.
     """
-    world = join_world()
+    place = join(recipe.machine.device)
     lock = Lock(run)
     try:
-        if refusal := world.on_main(lock.take):
+        if refusal := place.on_main(lock.take):
             raise RecipeError(refusal)
-        return _run(recipe, run, until, control, began or time.time(), world)
+        return _run(recipe, run, until, control, began or time.time(), place)
     finally:
         lock.release()
-        leave_world()
+        leave()
 
 
 def _run(
-    recipe: Recipe, run: Path, until: str | None, control: bool, began: float, world: World
+    recipe: Recipe, run: Path, until: str | None, control: bool, began: float, place: Place
 ) -> dict[str, Any] | None:
-    settled, machine = _settle_machine(recipe, run, world)
+    settled, machine = _settle_machine(recipe, run, place)
     if settled is None:
         return None
-    world = settled
-    peaks = {"fp32": measure_gemm("fp32") * world.size, "bf16": measure_gemm("bf16") * world.size}
-    peaks = dict(world.broadcast(peaks))  # type: ignore[call-overload]
-    world.on_main(lambda: _open_run(recipe, run))
+    place = settled
+    peaks = {precision: measure_gemm(precision, place) * place.size for precision in ("fp32", "bf16")}
+    peaks = dict(place.broadcast(peaks))  # type: ignore[call-overload]
+    place.on_main(lambda: _open_run(recipe, run))
     digests = Digests(run)
-    world.on_main(lambda: check_inputs(recipe, digests.inspect))
-    bases = _run_part(recipe, run, until, world, peaks, began, digests)
+    place.on_main(lambda: check_inputs(recipe, digests.inspect))
+    bases = _run_part(recipe, run, until, place, peaks, began, digests)
     if control:
-        _run_part(recipe, run / "control", until, world, peaks, time.time(), digests, bases)
-    if not world.is_main:
+        _run_part(recipe, run / "control", until, place, peaks, time.time(), digests, bases)
+    if not place.is_main:
         return None
     summary = summarise(recipe, run, machine | {"gemm_flops": peaks})
     write_json(run / "summary.json", summary)
@@ -92,33 +93,40 @@ def _open_run(recipe: Recipe, run: Path) -> None:
     sweep(run)
 
 
-def _settle_machine(recipe: Recipe, run: Path, world: World) -> tuple[World | None, dict[str, Any]]:
-    """Processes or threads, decided once per run folder so that a resumed run has the same shape.
+def _settle_machine(recipe: Recipe, run: Path, place: Place) -> tuple[Place | None, dict[str, Any]]:
+    """Processes or threads, decided once per run folder so that a resumed run has the same shape. GPUs have one each.
 
-    Returns no world to a process that is not needed.
+    Returns no place to a process that is not needed.
     """
     path = run / "machine.json"
-    machine: Any = world.on_main(lambda: read_json(path))
-    if machine is None or recipe.machine.processes not in (0, machine["processes"]):
-        chosen = world.size
-        if world.size > 1 and recipe.machine.processes == 0:
-            stage = next((s for s in recipe.stages.values() if isinstance(s, PretrainStage)), None)
-            if stage is not None:
-                shape = recipe.model.config(1024)
-                together = processes_are_faster(shape, stage.train, stage.rows, stage.seq_len, world)
-                chosen = world.size if together else 1
-        threads = torch.get_num_threads() * world.size // chosen
-        machine = describe() | {"processes": chosen, "threads_per_process": threads}
-        world.on_main(lambda: write_json(path, machine))
+    machine: Any = place.on_main(lambda: read_json(path))
+    moved = machine is not None and machine.get("device", "cpu") != place.device.type
+    if moved and place.is_main:
+        before = f"{machine.get('gpu') or machine['cpu']} with {machine['processes']} processes"
+        now = f"{place.device_name} with {place.size}"
+        print(f"{run.name}: begun on {before}, goes on on {now}", file=sys.stderr, flush=True)
+    if machine is None or moved or place.on_gpu or recipe.machine.processes not in (0, machine["processes"]):
+        chosen = _settle_processes(recipe, place)
+        threads = torch.get_num_threads() * place.size // chosen
+        machine = describe(place) | {"processes": chosen, "threads_per_process": threads}
+        place.on_main(lambda: write_json(path, machine))
     assert isinstance(machine, dict)
-    if machine["processes"] < world.size:
-        rank = world.rank
-        leave_world()
-        if rank:
+    if machine["processes"] < place.size:
+        leave()
+        if place.rank:
             return None, machine
-        world = World()
+        place = place.alone()
     torch.set_num_threads(machine["threads_per_process"])
-    return world, machine
+    return place, machine
+
+
+def _settle_processes(recipe: Recipe, place: Place) -> int:
+    """All that were started, or on a CPU one, where a trial of the recipe's pretraining says so."""
+    stage = next((stage for stage in recipe.stages.values() if isinstance(stage, PretrainStage)), None)
+    if place.size == 1 or place.on_gpu or recipe.machine.processes or stage is None:
+        return place.size
+    shape = recipe.model.config(1024)
+    return place.size if processes_are_faster(shape, stage.train, stage.rows, stage.seq_len, place) else 1
 
 
 # --- stages ----------------------------------------------------------------------------------------------------------
@@ -128,93 +136,96 @@ def _run_part(
     recipe: Recipe,
     run: Path,
     until: str | None,
-    world: World,
+    place: Place,
     peaks: dict[str, float],
     began: float,
     digests: Digests,
-    bases: dict[str, Place] | None = None,
-) -> dict[str, Place]:
+    bases: dict[str, StageFolder] | None = None,
+) -> dict[str, StageFolder]:
     """All stages into `run`; the tokenizer and the pretraining it did, by name.
 
     With `bases`, those are taken from there and the rest learns without thinking.
     """
-    device, devices = devices_of(world)
+    device, devices = devices_of(place)
     about = {"device": device, "devices": devices, "dollars_per_hour": recipe.price.dollars_per_hour}
-    clock = Clock(run if world.is_main else None, about, began)
-    job = Job(recipe, world, thinking=bases is None, peak_flops=peaks, clock=clock)
+    clock = Clock(run if place.is_main else None, about, began)
+    job = Job(recipe, place, thinking=bases is None, peak_flops=peaks, clock=clock)
     try:
         return _run_stages(job, run, until, digests, bases or {})
     finally:
         clock.close()
 
 
-def _run_stages(job: Job, run: Path, until: str | None, digests: Digests, bases: dict[str, Place]) -> dict[str, Place]:
+def _run_stages(
+    job: Job, run: Path, until: str | None, digests: Digests, bases: dict[str, StageFolder]
+) -> dict[str, StageFolder]:
     """Every stage up to `until`; later ones are taken up where they are finished, and not run."""
     tokenizer: Tokenizer | None = None
     previous, before, base, running = "", Path(), Path(), True
     listed: list[str] = []
-    made: dict[str, Place] = {}
+    made: dict[str, StageFolder] = {}
     for number, (name, stage) in enumerate(job.recipe.stages.items(), start=1):
-        place = bases.get(name)
-        if place is None:
-            place = _find(job, run, number, name, stage, previous, digests)
-            if not (running or place.done):
+        home = bases.get(name)
+        if home is None:
+            home = _find(job, run, number, name, stage, previous, digests)
+            if not (running or home.done):
                 break
-            listed.append(place.folder.name)
-            job.world.on_main(lambda: write_json(run / LISTED, listed))
-            _run_stage(job, name, stage, place, before, tokenizer)
+            listed.append(home.folder.name)
+            job.place.on_main(lambda: write_json(run / LISTED, listed))
+            _run_stage(job, name, stage, home, before, tokenizer)
             if running and isinstance(stage, SFTStage | GRPOStage) and job.recipe.evaluation.tasks:
                 assert tokenizer is not None
-                _evaluate(job, name, place, tokenizer, digests, base)
+                _evaluate(job, name, home, tokenizer, digests, base)
         if isinstance(stage, TokenizerStage):
-            tokenizer = Tokenizer.load(place.folder)
+            tokenizer = Tokenizer.load(home.folder)
             previous = tokenizer.digest
         else:
-            previous = place.of.print
+            previous = home.of.print
         if isinstance(stage, TokenizerStage | PretrainStage):
-            made[name] = place
-            base = place.folder
-        before, running = place.folder, running and name != until
+            made[name] = home
+            base = home.folder
+        before, running = home.folder, running and name != until
     return made
 
 
-def _find(job: Job, run: Path, number: int, name: str, stage: Stage, previous: str, digests: Digests) -> Place:
+def _find(job: Job, run: Path, number: int, name: str, stage: Stage, previous: str, digests: Digests) -> StageFolder:
     """Where the stage is or shall be; says what is done before, and why something is begun beside it."""
 
-    def find() -> Place:
+    def find() -> StageFolder:
         of = stage_identity(job.recipe, stage, previous, job.thinking, digests)
-        return find_place(run, number, name, of, lambda folder: files_unread(job, stage, folder))
+        return find_stage_folder(run, number, name, of, lambda folder: files_unread(job, stage, folder))
 
-    place = job.world.on_main(find)
-    if place.why:
-        job.say(place.why)
-    if place.done:
-        job.say(f"{name}: done before, {read_json(place.folder / DONE)['seconds']:.0f} s")
-    return place
+    home = job.place.on_main(find)
+    if home.why:
+        job.say(home.why)
+    if home.done:
+        job.say(f"{name}: done before, {read_json(home.folder / DONE)['seconds']:.0f} s")
+    return home
 
 
-def _run_stage(job: Job, name: str, stage: Stage, place: Place, before: Path, tokenizer: Tokenizer | None) -> None:
+def _run_stage(job: Job, name: str, stage: Stage, home: StageFolder, before: Path, tokenizer: Tokenizer | None) -> None:
     """One stage, unless its folder holds it finished."""
-    if place.done:
+    if home.done:
         return
-    folder = place.folder
-    job.world.on_main(lambda: _refuse_damage(before))
-    job.world.on_main(lambda: open_place(place))
+    folder = home.folder
+    job.place.on_main(lambda: _refuse_damage(before))
+    job.place.on_main(lambda: open_stage_folder(home))
     with job.clock.during(stage_key(folder)):
         began = time.perf_counter()
-        with measured_energy(folder, job.world) as meter:
+        job.place.forget_peak()
+        with measured_energy(folder, job.place) as meter:
             result = _train(job, stage, folder, before, tokenizer, _title(job, name))
-        row = bill(job.world, name, stage.kind, time.perf_counter() - began + result.earlier_seconds, result.tokens)
+        row = bill(job.place, name, stage.kind, time.perf_counter() - began + result.earlier_seconds, result.tokens)
         row.steps, row.skipped, row.gate, row.model_flops = (
             result.steps, result.skipped, result.gate, result.model_flops
         )  # fmt: skip
-        row.peak_memory_gib = sum(job.world.gather(peak_memory_gib()))
+        row.peak_memory_gib = sum(job.place.gather(job.place.peak_memory_gib()))
         row.energy_kwh = stage_energy(folder, meter, result.earlier_seconds > 0)
         if result.model_flops and not isinstance(stage, TokenizerStage):
             row.mfu = result.model_flops / row.seconds / job.peak_flops[stage.train.precision]
         rows = row.without_data(result.batch_seconds) if isinstance(stage, PretrainStage | SFTStage) else [row]
         priced = [each.priced(job.recipe.price.dollars_per_hour) for each in rows]
-        job.world.on_main(lambda: _finish(folder, row, priced))
+        job.place.on_main(lambda: _finish(folder, row, priced))
 
 
 def _finish(folder: Path, row: LedgerRow, rows: list[LedgerRow]) -> None:
@@ -235,35 +246,35 @@ def _refuse_damage(folder: Path) -> None:
             )
 
 
-def _evaluate(job: Job, name: str, place: Place, tokenizer: Tokenizer, digests: Digests, base: Path) -> None:
+def _evaluate(job: Job, name: str, home: StageFolder, tokenizer: Tokenizer, digests: Digests, base: Path) -> None:
     """Ask the recipe's problems, unless the folder holds what they gave, and write what was found with its bill.
 
     `base`: the folder of the pretraining that the stage began from.
     """
 
     def find() -> tuple[Identity, bool, str]:
-        of = evaluation_identity(job.recipe, place.of, job.thinking, digests)
-        return of, *find_evaluation(place.folder, of)
+        of = evaluation_identity(job.recipe, home.of, job.thinking, digests)
+        return of, *find_evaluation(home.folder, of)
 
-    of, done, why = job.world.on_main(find)
+    of, done, why = job.place.on_main(find)
     if done:
         return
     title = _title(job, name)
     job.say(f"{title}: asking {job.recipe.evaluation.n} held-out problems" + (f" again ({why})" if why else ""))
-    if unheld := job.world.on_main(lambda: not_held_out(job, base)):
+    if unheld := job.place.on_main(lambda: not_held_out(job, base)):
         job.say(
             f"{title}: {unheld} of the questions are others than {base.name}'s text was kept free of; under another "
             "--name the text is held to these"
         )
-    with job.clock.during(evaluation_key(place.folder, of.print)):
+    with job.clock.during(evaluation_key(home.folder, of.print)):
         began = time.perf_counter()
-        with EnergyMeter(None if job.world.is_main else []) as meter:
-            found = work.run_evaluation(job, place.folder, name, tokenizer)
-        row = bill(job.world, f"evaluate {name}", "evaluation", time.perf_counter() - began)
+        with EnergyMeter(None if job.place.is_main else []) as meter:
+            found = work.run_evaluation(job, home.folder, name, tokenizer)
+        row = bill(job.place, f"evaluate {name}", "evaluation", time.perf_counter() - began)
         row.energy_kwh = meter.kwh
         row.priced(job.recipe.price.dollars_per_hour)
         written = {"of": of.as_dict(), "bill": asdict(row), "results": found, "not_held_out": unheld}
-        job.world.on_main(lambda: write_json(place.folder / EVALUATION, written))
+        job.place.on_main(lambda: write_json(home.folder / EVALUATION, written))
     for entry in found:
         undecided = undecided_answers(entry)
         shares = f"pass@1 {entry['pass_at_1']:.1%}, greedy {entry['greedy']:.1%}"

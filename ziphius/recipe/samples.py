@@ -20,7 +20,7 @@ def look_ahead(job: Job, tokenizer: Tokenizer) -> None:
 
     Likewise TaskError, where a task cannot give them.
     """
-    job.world.on_main(lambda: _check_lengths(job, tokenizer))
+    job.place.on_main(lambda: _check_lengths(job, tokenizer))
 
 
 def _check_lengths(job: Job, tokenizer: Tokenizer) -> None:

@@ -24,7 +24,6 @@ from ziphius.text.paths import CHATS, expand
 from ziphius.train.settings import (
     LoopSettings,
     LossSettings,
-    PolicySettings,
     RLTrainSettings,
     SFTTrainSettings,
     TrainSettings,
@@ -204,12 +203,6 @@ class GRPOStage(_Strict):
         if not sum(self.tasks.values()):
             raise ValueError("tasks names nothing to learn; give at least one task a weight above 0")
         _refuse_gate(self.train)
-        given, temperature = self.grpo.policy.temperature, self.grpo.temperature
-        if given not in (temperature, PolicySettings().temperature):
-            raise ValueError(
-                f"grpo.policy.temperature ({given:g}) must be the temperature that answers are sampled at, "
-                f"grpo.temperature ({temperature:g}); leave it out"
-            )
         return self
 
 
@@ -234,12 +227,19 @@ class PriceSettings(_Strict):
     what: str = ""
 
 
+DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
+
+
 class MachineSettings(_Strict):
-    """`processes`: how many share the data (0: try processes against threads and take the faster).
+    """`device`: 'auto' (the GPUs where there are any, else the CPU), 'cpu', 'cuda' (all GPUs) or 'cuda:1' (that one).
+
+    `processes`: how many share the data (0: on GPUs one each; on a CPU try processes against threads and take the
+    faster).
 
     `train_flops_per_second`: what training reaches on the whole machine, for the plan (left out: two CPU cores).
     """
 
+    device: str = Field("auto", pattern=DEVICE)
     processes: int = Field(0, ge=0)
     train_flops_per_second: float | None = Field(None, gt=0)
 
@@ -333,6 +333,8 @@ def what_is_wrong(error: Mapping[str, Any]) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "string_pattern_mismatch":
         message = "a name is made of letters, digits, '_', '-' and '.'"
+        if error["ctx"]["pattern"] == DEVICE:
+            message = "it must be auto, cpu, cuda, or cuda:NUMBER for one of several GPUs"
     shown = f" (got {error['input']!r})" if isinstance(error["input"], (str, int, float, bool)) else ""
     return f"{key}: {message}{shown}" if key else f"{message}{shown}"
 

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ziphius.checkpoint.folder import load_model
 from ziphius.checkpoint.folder import save_state as save_folder
 from ziphius.evaluate.runner import evaluate
@@ -33,6 +31,7 @@ from ziphius.text.tokenizer import Tokenizer, train_tokenizer
 from ziphius.train.losses import next_token_loss, policy_loss
 from ziphius.train.settings import TrainSettings
 from ziphius.train.sources import PretrainSource, SampleSource
+from ziphius.train.start import new_model
 from ziphius.train.trainer import BatchSource, LossFunction, Trainer, TrainResult
 
 # --- tokenizer -------------------------------------------------------------------------------------------------------
@@ -40,7 +39,7 @@ from ziphius.train.trainer import BatchSource, LossFunction, Trainer, TrainResul
 
 def run_tokenizer(job: Job, stage: TokenizerStage, folder: Path) -> TrainResult:
     """Train the tokenizer on a sample of the corpora, drawn by weight, and write it to `folder`. Rank 0 does it."""
-    job.world.on_main(lambda: _train_tokenizer(job, stage, folder))
+    job.place.on_main(lambda: _train_tokenizer(job, stage, folder))
     return TrainResult(steps=0, tokens=0, seconds=0.0, skipped=0, model_flops=0.0, gate=None)
 
 
@@ -57,16 +56,14 @@ def _train_tokenizer(job: Job, stage: TokenizerStage, folder: Path) -> None:
 def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokenizer, title: str) -> TrainResult:
     """From random weights to a base model."""
     look_ahead(job, tokenizer)
-    model = Transformer(job.recipe.model.config(tokenizer.vocab_size))
-    model.init_weights(torch.Generator().manual_seed(job.recipe.seed))
+    model = new_model(job.recipe.model.config(tokenizer.vocab_size), job.recipe.seed, job.place)
     mixture = make_mixture(job)
     stream = PackedStream(mixture, tokenizer, stage.seq_len, stage.fim_rate, job.recipe.seed)
-    source = PretrainSource(stream, job.world, stage.rows, stage.micro_rows, stage.first_rows, stage.rows_warmup_steps)
+    source = PretrainSource(stream, job.place, stage.rows, stage.micro_rows, stage.first_rows, stage.rows_warmup_steps)
     samples = [] if stage.probe is None else probe_samples(job.family(stage.probe), tokenizer, stage.probe_n)
 
     def probe() -> float:
-        with trainer.autocast():
-            return worked_solution_accuracy(model, samples, tokenizer.pad_id, job.world)
+        return worked_solution_accuracy(model, samples, tokenizer.pad_id, trainer.place)
 
     loss: LossFunction = lambda model, batch, norm: next_token_loss(model, batch, stage.loss, norm)
     trainer = _trainer(job, stage.train, model, source, loss, folder, title, probe if stage.probe else None)
@@ -74,7 +71,7 @@ def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokeni
     _write(trainer, folder, tokenizer, job)
     filtered = {name: s for name, s in mixture.sources.items() if isinstance(s, Decontaminated)}
     dropped = {name: source.decontaminator.dropped[name] for name, source in filtered.items()}
-    if job.world.is_main:
+    if job.place.is_main:
         files = [name for name, corpus in job.recipe.corpora.items() if corpus.task is None]  # lessons have no end
         counts: dict[str, Any] = {"documents": dict(stream.documents), "tokens": dict(stream.tokens)}
         counts |= {"dropped": dropped, "epochs": {name: round(stream.epochs[name], 6) for name in files}}
@@ -88,10 +85,10 @@ def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokeni
 def run_sft(job: Job, stage: SFTStage, folder: Path, before: Path, tokenizer: Tokenizer, title: str) -> TrainResult:
     """Imitate worked answers, for as many epochs or steps as are asked for."""
     look_ahead(job, tokenizer)
-    model = load_model(before)
+    model = load_model(before, device=job.place.device)
     samples, left_out = fitting_samples(job, stage, tokenizer, "seq_len")
     source = SampleSource(
-        samples, job.world, stage.seq_len, stage.rows, stage.micro_rows, tokenizer.pad_id, job.recipe.seed
+        samples, job.place, stage.seq_len, stage.rows, stage.micro_rows, tokenizer.pad_id, job.recipe.seed
     )
     settings = stage.train.within(stage.epochs * source.steps_per_epoch)
     for sentence in (left_out, _what_binds(stage, source.steps_per_epoch, settings.steps)):
@@ -101,7 +98,7 @@ def run_sft(job: Job, stage: SFTStage, folder: Path, before: Path, tokenizer: To
     trainer = _trainer(job, settings, model, source, loss, folder, title)
     result = trainer.run()
     _write(trainer, folder, tokenizer, job)
-    if job.world.is_main:
+    if job.place.is_main:
         data = {
             "samples": len(samples),
             "steps": result.steps,
@@ -128,12 +125,10 @@ def _what_binds(stage: SFTStage, steps_per_epoch: int, steps: int) -> str:
 def run_grpo(job: Job, stage: GRPOStage, folder: Path, before: Path, tokenizer: Tokenizer, title: str) -> TrainResult:
     """Learn from rewards alone."""
     look_ahead(job, tokenizer)
-    model = load_model(before)
+    model = load_model(before, device=job.place.device)
     tasks = TaskMix([(job.family(name), weight) for name, weight in sorted(stage.tasks.items())], job.recipe.seed)
-    bf16 = stage.train.precision == "bf16"
-    source = GRPOSource(
-        model, tokenizer, tasks, stage.grpo, job.world, seed=job.recipe.seed, thinking=job.thinking, bf16=bf16
-    )
+    place = job.place.computing(stage.train.precision)
+    source = GRPOSource(model, tokenizer, tasks, stage.grpo, place, seed=job.recipe.seed, thinking=job.thinking)
     watch = Watch(model.config, folder)
     trainer = _trainer(job, stage.train, model, source, _policy(stage), folder, title, watch=watch)
     result = trainer.run()
@@ -142,8 +137,8 @@ def run_grpo(job: Job, stage: GRPOStage, folder: Path, before: Path, tokenizer: 
 
 
 def _policy(stage: GRPOStage) -> LossFunction:
-    policy = stage.grpo.policy.model_copy(update={"temperature": stage.grpo.temperature})
-    return lambda model, batch, norm: policy_loss(model, batch, stage.loss, policy, norm)
+    grpo = stage.grpo
+    return lambda model, batch, norm: policy_loss(model, batch, stage.loss, grpo.policy, norm, grpo.temperature)
 
 
 def _trainer(
@@ -163,7 +158,7 @@ def _trainer(
         loss,
         settings,
         folder,
-        world=job.world,
+        place=job.place,
         title=title,
         probe=probe,
         watch=watch,
@@ -176,13 +171,10 @@ def _write(trainer: Trainer, folder: Path, tokenizer: Tokenizer, job: Job) -> No
     """The stage's model as a folder that others open, in fp32 from the master weights."""
 
     def write() -> None:
-        state = dict(trainer.model.state_dict()) | trainer.flat.full_state()
-        if trainer.model.config.tie_word_embeddings:
-            state["lm_head.weight"] = state["model.embed_tokens.weight"]
-        save_folder(trainer.model.config, state, folder)
+        save_folder(trainer.model.config, trainer.weights.state(), folder)
         tokenizer.save(folder)
 
-    job.world.on_main(write)
+    job.place.on_main(write)
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------
@@ -190,13 +182,13 @@ def _write(trainer: Trainer, folder: Path, tokenizer: Tokenizer, job: Job) -> No
 
 def run_evaluation(job: Job, folder: Path, after: str, tokenizer: Tokenizer) -> list[dict]:
     """Ask the model in `folder` the recipe's evaluation problems."""
-    model = load_model(folder)
+    model = load_model(folder, device=job.place.device)
     asked = job.recipe.evaluation
     settings = asked.model_copy(update={"show": asked.n})  # how many are shown is the report's to say, and may change
     results = []
     for task in settings.tasks:
         found = evaluate(
-            model, tokenizer, job.family(task), settings, thinking=job.thinking, seed=job.recipe.seed, world=job.world
+            model, tokenizer, job.family(task), settings, thinking=job.thinking, seed=job.recipe.seed, place=job.place
         )
         results.append({"after": after, "task": task, **found.as_dict()})
     return results

@@ -26,7 +26,10 @@ def update_bias(gate: Gate, load_E: Tensor, gamma: float, mean_centred: bool) ->
     gate.e_score_correction_bias += gamma * sign
 
 
-def load_violation(load_E: Tensor) -> float:
-    """MaxVio: how far the busiest expert is above an even share, max load / mean load − 1 (arXiv 2408.15664)."""
-    load = load_E.float()
-    return float(load.max() / load.mean().clamp(min=1e-9) - 1)
+def load_violation(loads_GE: Tensor) -> Tensor:
+    """MaxVio: how far the busiest expert is above an even share, max load / mean load − 1 (arXiv 2408.15664), of the
+    gate where it is worst; 0 where there is no gate. A number on the loads' device."""
+    if not loads_GE.numel():
+        return loads_GE.new_zeros((), dtype=torch.float32)
+    loads = loads_GE.float()
+    return (loads.amax(-1) / loads.mean(-1).clamp(min=1e-9) - 1).max()

@@ -21,11 +21,12 @@ from ziphius.train.settings import LossSettings, PolicySettings
 
 @dataclass
 class LossParts:
-    """`total` is what backward runs on; `sums` are plain numbers to log, summed over tokens (or micro-batches)."""
+    """`total` is what backward runs on; `sums` are numbers to log, summed over tokens (or micro-batches). They stay on
+    their device, so that nobody waits for them here."""
 
     total: Tensor
     loads: list[Tensor]
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
 
 
 def token_stats(model: Transformer, hidden_BTD: Tensor, tokens_BT: Tensor, shift: int, temperature: float = 1.0):
@@ -41,22 +42,28 @@ def next_token_loss(model: Transformer, batch: Batch, settings: LossSettings, no
     hidden, router = _run(model, batch)
     weights = batch.weights[:, 1:]
     nll = -(token_stats(model, hidden, batch.tokens, 1).logprobs * weights).sum()
-    mtp, mtp_sum = _mtp_loss(model, batch, hidden, router, settings)
+    mtp = _mtp_loss(model, batch, hidden, router, settings)
     total = (nll + settings.mtp_weight * mtp) / norm + _balance(router, settings, norm, batch)
-    return LossParts(total, router.loads, {"loss": nll.item(), "mtp_loss": mtp_sum})
+    return LossParts(total, router.loads, {"loss": nll.detach(), "mtp_loss": mtp.detach()})
 
 
 def policy_loss(
-    model: Transformer, batch: Batch, settings: LossSettings, policy: PolicySettings, norm: float
+    model: Transformer,
+    batch: Batch,
+    settings: LossSettings,
+    policy: PolicySettings,
+    norm: float,
+    temperature: float = 1.0,
 ) -> LossParts:
     """GRPO's objective on the response tokens; `weights` carry the chosen mean over tokens or sequences.
 
+    The policy is the model at the `temperature` that its answers were sampled at.
     The MTP modules go on learning from the sampled tokens, on detached states and with embedding and head held: they
     must follow the policy and not steer it.
     """
     assert batch.advantages is not None
     hidden, router = _run(model, batch)
-    stats = token_stats(model, hidden, batch.tokens, 1, policy.temperature)
+    stats = token_stats(model, hidden, batch.tokens, 1, temperature)
     weights = batch.weights[:, 1:]
     old = stats.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs[:, 1:]
     advantages = batch.advantages[:, 1:]
@@ -68,22 +75,18 @@ def policy_loss(
         objective = objective * torch.exp(old - batch.sampler_logprobs[:, 1:]).clamp(max=policy.importance_cap)
     loss = -(objective * weights).sum()
     on = weights > 0
-    sums = {
-        "entropy": float(stats.entropy[on].sum()),
-        "clipped": float((bound & on).sum()),
-    }
+    sums = {"on": on.sum(), "entropy": _sum(stats.entropy, on), "clipped": (bound & on).sum()}
     if policy.kl_weight and batch.reference_logprobs is not None:
         gap = batch.reference_logprobs[:, 1:] - stats.logprobs
         kl = torch.exp(gap) - gap - 1
         loss = loss + policy.kl_weight * (kl * weights).sum()
-        sums["kl"] = float(kl.detach()[on].sum())
+        sums["kl"] = _sum(kl, on)
     if batch.sampler_logprobs is not None:
-        difference = (old - batch.sampler_logprobs[:, 1:])[on].abs()
-        sums["mismatch"] = float(difference.sum())
+        sums["mismatch"] = _sum((old - batch.sampler_logprobs[:, 1:]).abs(), on)
     with _held(model.model.embed_tokens.weight, model.lm_head.weight):
-        mtp, mtp_sum = _mtp_loss(model, batch, hidden.detach(), router, settings)
+        mtp = _mtp_loss(model, batch, hidden.detach(), router, settings)
     total = (loss + settings.mtp_weight * mtp) / norm + _balance(router, settings, norm, batch)
-    return LossParts(total, router.loads, sums | {"loss": loss.item(), "mtp_loss": mtp_sum, "on": float(on.sum())})
+    return LossParts(total, router.loads, sums | {"loss": loss.detach(), "mtp_loss": mtp.detach()})
 
 
 @torch.no_grad()
@@ -99,21 +102,23 @@ def _run(model: Transformer, batch: Batch) -> tuple[Tensor, RouterStats]:
     return model.hidden(batch.tokens, batch.positions, batch.segments, stats=router), router
 
 
-def _mtp_loss(
-    model: Transformer, batch: Batch, hidden: Tensor, router: RouterStats, settings: LossSettings
-) -> tuple[Tensor | float, float]:
-    """Mean over depths of the summed cross-entropy, and the same as a number. Samples do not predict each other."""
+def _mtp_loss(model: Transformer, batch: Batch, hidden: Tensor, router: RouterStats, settings: LossSettings) -> Tensor:
+    """Mean over depths of the summed cross-entropy. Samples do not predict each other."""
+    total = hidden.new_zeros((), dtype=torch.float32)
     if not model.mtp or not settings.mtp_weight:
-        return 0.0, 0.0
-    total = hidden.new_zeros(())
+        return total
     states = model.mtp_hidden(hidden, batch.tokens, batch.positions, batch.segments, router)
     for depth, state in enumerate(states, start=1):
         weights = batch.weights[:, depth + 1 :]
         if batch.segments is not None:
             weights = weights * (batch.segments[:, depth + 1 :] == batch.segments[:, : -depth - 1])
         total = total - (token_stats(model, state, batch.tokens[:, depth:], 1).logprobs * weights).sum()
-    total = total / len(states)
-    return total, float(total.detach())
+    return total / len(states)
+
+
+def _sum(values: Tensor, on: Tensor) -> Tensor:
+    """Sum of those `values` that are `on`; picking them out would ask the device how many they are."""
+    return torch.where(on, values.detach(), 0.0).sum()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What this machine can do: measured, because MFU and choices rest on it."""
+"""What this machine, or a device of it, can do: measured, because MFU and choices rest on it."""
 
 from __future__ import annotations
 
@@ -11,53 +11,47 @@ from statistics import median
 
 import torch
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from ziphius.train.place import Place
+
+_GEMM = {"cpu": 1024, "cuda": 8192}  # sizes at which a product shows the device's peak and not its start
 
 
-def measure_gemm(precision: str, size: int = 1024, repeats: int = 5) -> float:
-    """FLOP/s of a square matrix product in `precision` ('fp32', 'bf16') with this process's threads, median."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a, b = (torch.randn(size, size, device=device).to(_DTYPES[precision]) for _ in range(2))
-    return 2 * size**3 / median_seconds(lambda: a @ b, repeats)
+def measure_gemm(precision: str, place: Place, size: int | None = None, repeats: int = 5) -> float:
+    """FLOP/s of a square matrix product in `precision` ('fp32', 'bf16') on this process's device, median."""
+    size = size or _GEMM.get(place.device.type, _GEMM["cpu"])
+    dtype = place.computing(precision).dtype
+    a, b = (torch.randn(size, size, device=place.device).to(dtype) for _ in range(2))
+    return 2 * size**3 / median_seconds(lambda: a @ b, repeats, place)
 
 
-def measure_bandwidth(mebibytes: int = 256, repeats: int = 5) -> float:
+def measure_bandwidth(place: Place, mebibytes: int = 256, repeats: int = 5) -> float:
     """Bytes/s of a large copy (read plus write), median: the memory's speed, beyond any cache."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    source = torch.ones(mebibytes << 18, device=device)
+    source = torch.ones(mebibytes << 18, device=place.device)
     target = torch.empty_like(source)
-    return 2 * source.numel() * 4 / median_seconds(lambda: target.copy_(source), repeats)
+    return 2 * source.numel() * 4 / median_seconds(lambda: target.copy_(source), repeats, place)
 
 
-def median_seconds(work: Callable[[], object], repeats: int) -> float:
-    """Median wall time of `work`, after one warm-up."""
+def median_seconds(work: Callable[[], object], repeats: int, place: Place) -> float:
+    """Median wall time of `work` on the device of `place`, after one warm-up."""
     times = []
     for _ in range(repeats + 1):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        place.wait()
         began = time.perf_counter()
         work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        place.wait()
         times.append(time.perf_counter() - began)
     return median(times[1:])
 
 
-def peak_memory_gib() -> float:
-    """The most memory this process has held at once, in GiB."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def describe() -> dict[str, object]:
-    """The machine in a few plain values, for reports."""
+def describe(place: Place) -> dict[str, object]:
+    """The machine in a few plain values, for reports; `gpu` is the card that does the work, if one does."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "memory_gib": round(memory, 1),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "device": place.device.type,
+        "gpu": place.device_name if place.on_gpu else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
     }

@@ -1,26 +1,26 @@
-"""AdamW (V3 §4.2's values) and Muon, both over the flat master weights."""
+"""AdamW (V3 §4.2's values; torch's fused kernel, on a CPU and on a card) and Muon, over the flat master weights."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ziphius.train.flat import FlatParameters, Slot
 from ziphius.train.settings import OptimizerSettings
+from ziphius.train.weights import Slot, Weights
 
 
 class Optimizer:
     """One step on the flat weights. State: two moments as long as the master, and the number of updates."""
 
-    def __init__(self, flat: FlatParameters, settings: OptimizerSettings) -> None:
-        self.flat, self.settings = flat, settings
-        self.first = torch.zeros_like(flat.master)
-        self.second = torch.zeros_like(flat.master)
+    def __init__(self, weights: Weights, settings: OptimizerSettings) -> None:
+        self.weights, self.settings = weights, settings
+        self.first = torch.zeros_like(weights.master)
+        self.second = torch.zeros_like(weights.master)
         self.updates = 0
-        muon = [slot for slot in flat.slots if settings.kind == "muon" and _is_block_matrix(slot)]
+        muon = [slot for slot in weights.slots if settings.kind == "muon" and _is_block_matrix(slot)]
         self.muon_groups = _by_shape(muon)
         names = {slot.name for slot in muon}
-        self.adam_spans = _spans([slot for slot in flat.slots if slot.name not in names])
+        self.adam_spans = _spans([slot for slot in weights.slots if slot.name not in names])
 
     @torch.no_grad()
     def step(self, grad: Tensor, lr: float) -> None:
@@ -30,17 +30,18 @@ class Optimizer:
             self._adam(span, grad, lr, self.settings.weight_decay if decayed else 0.0)
         for slots in self.muon_groups:
             self._muon(slots, grad, lr)
-        self.flat.publish()
+        self.weights.publish()
 
     def _adam(self, span: slice, grad: Tensor, lr: float, weight_decay: float) -> None:
         s = self.settings
+        updates = torch.full((), float(self.updates), device=grad.device)  # filled there: no copy to wait for
         torch._fused_adamw_(
-            [self.flat.master[span]],
+            [self.weights.master[span]],
             [grad[span]],
             [self.first[span]],
             [self.second[span]],
             [],
-            [torch.tensor(float(self.updates), device=self.flat.master.device)],
+            [updates],
             lr=lr,
             beta1=s.beta1,
             beta2=s.beta2,
@@ -60,7 +61,7 @@ class Optimizer:
         updates = orthogonalise(torch.cat(momenta)).split([len(m) for m in momenta])
         scale = 0.2 * max(slots[0].shape[-2:]) ** 0.5
         for slot, update in zip(slots, updates, strict=True):
-            weight = self.flat.master[slot.part]
+            weight = self.weights.master[slot.part]
             weight.mul_(1 - lr * s.weight_decay).add_(update.reshape(-1), alpha=-lr * scale)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -45,11 +45,12 @@ def measure_training(config: ModelConfig, seq_len: int, seconds: float) -> float
 
 def measure_alone(config: ModelConfig, seq_len: int, seconds: float) -> float:
     """The same in this process alone."""
+    from ziphius.train.place import Place
     from ziphius.train.trial import step_seconds, trial
 
     length = min(seq_len, _TOKENS)
     rows = max(1, _TOKENS // length)
-    with trial(config, TrainSettings(steps=1), rows, length) as trainer:
+    with trial(config, TrainSettings(steps=1), rows, length, Place()) as trainer:
         times = step_seconds(trainer, count=1000, limit=seconds)
     return rows * length * train_flops_per_token(config, length, mtp=True) / median(times)
 

@@ -12,31 +12,31 @@ import torch
 from ziphius.checkpoint.commit import sweep
 from ziphius.disk.errors import AGAIN, DiskError, free_bytes, size
 from ziphius.ops.backend import kernels_of_cpu
-from ziphius.train.distributed import World
-from ziphius.train.flat import FlatParameters
 from ziphius.train.machine import describe
+from ziphius.train.place import Place
 from ziphius.train.state import KEEP, StateError, find_state, read_state, saved_bytes, set_aside, tensor_bytes
+from ziphius.train.weights import Weights
 
 
-def newest_state(folder: Path, flat: FlatParameters, world: World, title: str) -> dict[str, Any] | None:
+def newest_state(folder: Path, weights: Weights, place: Place, title: str) -> dict[str, Any] | None:
     """The newest good state of the stage in `folder`, the same on all ranks; None where nothing was saved.
 
     What a killed writer left is swept. Newer states that are bad are named on stderr and kept under another name.
     Raises StateError where none is good, or where it is another number of processes'.
     """
     states = folder / "state"
-    name = world.on_main(lambda: _find(folder, states, network_of(flat), title))
+    name = place.on_main(lambda: _find(folder, states, network_of(weights), title))
     if name is None:
         return None
     state = read_state(states / name)
-    before, now = state.get("made_by"), what_rounds(flat)
-    if before not in (None, now) and world.is_main:
+    before, now = state.get("made_by"), what_rounds(place)
+    if before not in (None, now) and place.is_main:
         same = "its result will be the same up to rounding"
         print(f"{title}: begun with {before}, goes on with {now}: {same}", file=sys.stderr, flush=True)
-    if state["world_size"] != world.size:
+    if state["world_size"] != place.size:
         raise StateError(
             f"{folder} was begun with {state['world_size']} processes and cannot go on to the same result "
-            f"with {world.size}; start it with {state['world_size']}, or remove its folder to begin anew"
+            f"with {place.size}; start it with {state['world_size']}, or remove its folder to begin anew"
         )
     return state
 
@@ -50,27 +50,26 @@ def _find(folder: Path, states: Path, network: dict[str, int | str], title: str)
     return None if found.path is None else found.path.name
 
 
-def network_of(flat: FlatParameters) -> dict[str, int | str]:
+def network_of(weights: Weights) -> dict[str, int | str]:
     """What a saved state is known by to be of this network, laid out as here."""
-    slots = ";".join(f"{slot.name}{tuple(slot.shape)}" for slot in flat.slots)
-    return {"parameters": flat.master.numel(), "layout": f"{zlib.crc32(slots.encode()):08x}"}
+    slots = ";".join(f"{slot.name}{tuple(slot.shape)}" for slot in weights.slots)
+    return {"parameters": weights.master.numel(), "layout": f"{zlib.crc32(slots.encode()):08x}"}
 
 
-def what_rounds(flat: FlatParameters) -> str:
-    """What the last bits of a result depend on beside the recipe: processor, kernels, torch."""
-    device = flat.master.device
-    if device.type == "cpu":
-        return f"{describe()['cpu']}, {kernels_of_cpu()} kernels, torch {torch.__version__}"
-    return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+def what_rounds(place: Place) -> str:
+    """What the last bits of a result depend on beside the recipe: processor and kernels, or the card, and torch."""
+    if place.device.type == "cpu":
+        return f"{describe(place)['cpu']}, {kernels_of_cpu()} kernels, torch {torch.__version__}"
+    return f"{place.device_name}, torch {torch.__version__}"
 
 
-def need_room(folder: Path, state: dict[str, Any], finished: bool, world: World, title: str) -> None:
+def need_room(folder: Path, state: dict[str, Any], finished: bool, place: Place, title: str) -> None:
     """Refuse before the first step what a save would fail at after hours. Raises DiskError, on all ranks.
 
     `state` is what a save would write now. A stage that is `finished` only has its model to write.
     """
     one, model = tensor_bytes(state), tensor_bytes(state["master"])
-    world.on_main(lambda: _weigh(folder, 0 if finished else one, model, title))
+    place.on_main(lambda: _weigh(folder, 0 if finished else one, model, title))
 
 
 def _weigh(folder: Path, state: int, model: int, title: str) -> None:

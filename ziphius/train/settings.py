@@ -49,6 +49,9 @@ class LoopSettings(BaseModel):
 
     `max_skipped`: share of the last 50 updates that may be left out (spikes, losses that are not finite) before the
     stage stops as diverged. `loss_is_entropy`: whether the loss is a cross-entropy, whose size means something.
+    `recompute`: what the backward pass computes again instead of keeping it: nothing, what is cheap, or whole blocks.
+    `compile`: whether torch.compile makes a program of each block; 'auto' does so on a GPU
+    for all but small networks.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -58,6 +61,8 @@ class LoopSettings(BaseModel):
     precision: Literal["bf16", "fp32"] = "bf16"
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: Schedule = Schedule()
+    recompute: Literal["none", "selective", "full"] = "none"
+    compile: Literal["auto"] | bool = "auto"
     bias_update_speed: float = Field(1e-3, ge=0)
     bias_mean_centred: bool = False
     spike_factor: float = Field(10.0, gt=1)
@@ -135,4 +140,3 @@ class PolicySettings(BaseModel):
     clip_high: float = Field(0.28, gt=0)
     kl_weight: float = Field(0.0, ge=0)
     importance_cap: float | None = Field(2.0, gt=1)
-    temperature: float = Field(1.0, gt=0)

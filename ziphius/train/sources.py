@@ -10,14 +10,14 @@ import torch
 
 from ziphius.text.packing import PackedStream, Row, Sample, pack_samples
 from ziphius.train.batch import Batch, stack_rows
-from ziphius.train.distributed import World
+from ziphius.train.place import Place
 from ziphius.train.schedule import batch_rows
 from ziphius.train.trainer import StepData
 
 
-def share_rows(rows: Sequence[Row], world: World, micro_rows: int, masked: bool) -> list[Batch]:
+def share_rows(rows: Sequence[Row], place: Place, micro_rows: int, masked: bool) -> list[Batch]:
     """This rank's rows in micro-batches of at most `micro_rows`; a rank left without rows gets one that weighs 0."""
-    mine = list(rows[world.rank :: world.size])
+    mine = list(rows[place.rank :: place.size])
     if not mine:
         empty = stack_rows(rows[:1], masked)
         empty.weights = empty.weights * 0
@@ -32,18 +32,18 @@ class PretrainSource:
     def __init__(
         self,
         stream: PackedStream,
-        world: World,
+        place: Place,
         rows: int,
         micro_rows: int,
         first_rows: int | None = None,
         warmup_steps: int = 0,
     ) -> None:
-        self.stream, self.world, self.rows, self.micro_rows = stream, world, rows, micro_rows
+        self.stream, self.place, self.rows, self.micro_rows = stream, place, rows, micro_rows
         self.first_rows, self.warmup_steps = first_rows, warmup_steps
 
     def next_step(self, step: int) -> StepData:
         rows = self.stream.next_rows(batch_rows(step, self.rows, self.first_rows, self.warmup_steps))
-        return StepData(share_rows(rows, self.world, self.micro_rows, masked=False))
+        return StepData(share_rows(rows, self.place, self.micro_rows, masked=False))
 
     def state_dict(self) -> dict[str, Any]:
         return self.stream.state_dict()
@@ -59,18 +59,18 @@ class SampleSource:
     """
 
     def __init__(
-        self, samples: Sequence[Sample], world: World, seq_len: int, rows: int, micro_rows: int, pad_id: int, seed: int
+        self, samples: Sequence[Sample], place: Place, seq_len: int, rows: int, micro_rows: int, pad_id: int, seed: int
     ) -> None:
-        self.samples, self.world, self.seq_len, self.rows = list(samples), world, seq_len, rows
+        self.samples, self.place, self.seq_len, self.rows = list(samples), place, seq_len, rows
         self.micro_rows, self.pad_id, self.seed = micro_rows, pad_id, seed
         self._epoch = -1
         self._packed: list[Row] = []
         self.steps_per_epoch = -(-len(self._pack(0)) // rows)
 
     def next_step(self, step: int) -> StepData:
-        epoch, place = divmod(step, self.steps_per_epoch)
-        rows = self._pack(epoch)[place * self.rows : (place + 1) * self.rows]
-        return StepData(share_rows(rows or self._pack(epoch)[-1:], self.world, self.micro_rows, masked=True))
+        epoch, number = divmod(step, self.steps_per_epoch)
+        rows = self._pack(epoch)[number * self.rows : (number + 1) * self.rows]
+        return StepData(share_rows(rows or self._pack(epoch)[-1:], self.place, self.micro_rows, masked=True))
 
     def _pack(self, epoch: int) -> list[Row]:
         if epoch != self._epoch:

@@ -44,6 +44,7 @@ def save_state(
 ) -> None:
     """Write `state` (tensors, numbers, strings, lists, dicts; `progress` with its `step`) into `folder`.
 
+    Which device its tensors are on is not written: it can be read where there is no such one.
     `network` (plain values) is what `find_state` holds against its own. Raises DiskError, with the bytes needed, what
     is free and what to do `then`; the earlier saves are still there.
     """
@@ -52,7 +53,7 @@ def save_state(
         with replacing(path, tensor_bytes(state), then) as aside:
             with aside.open("wb") as file:
                 checked = _Checked(file)
-                checked.save(state)
+                checked.save(_on_cpu(state))
             flush(aside)
             about = {
                 "format": _FORMAT,
@@ -86,8 +87,8 @@ def find_state(folder: Path, network: Mapping[str, Any] | None = None) -> Found:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The state in one file. Only tensors and plain values are read, never code."""
-    return torch.load(path, weights_only=True)
+    """The state in one file, on the processor. Only tensors and plain values are read, never code."""
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def set_aside(path: Path) -> Path:
@@ -107,6 +108,15 @@ def tensor_bytes(value: Any) -> int:
     elif not isinstance(value, (list, tuple)):
         return 0
     return sum(map(tensor_bytes, value))
+
+
+def _on_cpu(value: Any) -> Any:
+    """Nested dicts and lists with all tensors in the processor's memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(part) for key, part in value.items()}
+    return type(value)(map(_on_cpu, value)) if isinstance(value, list | tuple) else value
 
 
 def saved_bytes(folder: Path) -> int:

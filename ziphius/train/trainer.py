@@ -12,21 +12,23 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from ziphius.cost.flops import train_flops_per_token
 from ziphius.disk.errors import AGAIN
 from ziphius.model.transformer import Transformer
 from ziphius.train.balance import gates, load_violation, update_bias
 from ziphius.train.batch import Batch
-from ziphius.train.distributed import World
-from ziphius.train.flat import FlatParameters
 from ziphius.train.guard import Diverged, Guard
 from ziphius.train.losses import LossParts
 from ziphius.train.metrics import MetricLog, ProgressLine
 from ziphius.train.optim import Optimizer
+from ziphius.train.place import Place
 from ziphius.train.resume import need_room, network_of, newest_state, what_rounds
 from ziphius.train.settings import TrainSettings
+from ziphius.train.speed import compiling_pays, set_speed
 from ziphius.train.state import save_state
+from ziphius.train.weights import ReplicatedWeights
 
 
 class Interrupted(Exception):
@@ -35,7 +37,7 @@ class Interrupted(Exception):
 
 @dataclass
 class StepData:
-    """This rank's micro-batches of one step, and what their making had to report."""
+    """This rank's micro-batches of one step, in the processor's memory, and what their making had to report."""
 
     micro_batches: list[Batch]
     metrics: dict[str, float] = field(default_factory=dict)
@@ -89,6 +91,8 @@ class Progress:
 class Trainer:
     """Runs `settings.steps` updates of `model` on the batches of `source`, resumable at every save to the same bits.
 
+    `model` is on the device of `place`, which the batches are put on; the precision is that of the `settings`.
+
     `probe`, where given with `settings.gate_target`, measures the skill every `gate_every` steps; once it reaches the
     target a `wsd` schedule begins its decay and the stage ends after it, other schedules end at once. `watch` sees
     every step's row of metrics and returns what is to be said of it.
@@ -102,7 +106,7 @@ class Trainer:
         settings: TrainSettings,
         folder: Path,
         *,
-        world: World | None = None,
+        place: Place | None = None,
         title: str = "train",
         probe: Callable[[], float] | None = None,
         watch: Callable[[dict[str, Any]], Sequence[str]] | None = None,
@@ -110,11 +114,14 @@ class Trainer:
         dollars_per_hour: float = 0.0,
     ) -> None:
         self.model, self.source, self.loss, self.settings = model, source, loss, settings
-        self.folder, self.world, self.title = folder, world or World(), title
+        self.folder, self.title = folder, title
+        self.place = (place or Place()).computing(settings.precision)
         self.probe, self.watch = probe, watch
         self.peak_flops, self.dollars_per_hour = peak_flops, dollars_per_hour
-        self.flat = FlatParameters(model, settings.precision == "bf16")
-        self.optimizer = Optimizer(self.flat, settings.optimizer)
+        self.weights = ReplicatedWeights(model, settings.precision == "bf16")
+        self.optimizer = Optimizer(self.weights, settings.optimizer)
+        compiled = compiling_pays(model, self.place) if settings.compile == "auto" else settings.compile
+        set_speed(model, settings.recompute, compiled)
         self.progress = Progress()
         guessing = math.log(model.config.vocab_size) if settings.loss_is_entropy else None
         self.guard = Guard(settings.spike_factor, settings.max_skipped, guessing)
@@ -133,8 +140,8 @@ class Trainer:
         the state of the last save is kept, and going on from it with the same settings ends in the same place.
         """
         self._resume()
-        log = MetricLog(self.folder, self.progress.step) if self.world.is_main else None
-        line = ProgressLine(self.title, self.last_step, self.world.is_main)
+        log = MetricLog(self.folder, self.progress.step) if self.place.is_main else None
+        line = ProgressLine(self.title, self.last_step, self.place.is_main)
         earlier = self.progress.seconds
         try:
             with self._listening():
@@ -176,7 +183,7 @@ class Trainer:
         p, s = self.progress, self.settings
         data = self.source.next_step(p.step)
         p.batch_seconds += time.perf_counter() - began
-        counts = self.world.sum_numbers(
+        counts = self.place.sum_numbers(
             {
                 "weight": sum(b.norm for b in data.micro_batches),
                 "tokens": sum(b.token_count for b in data.micro_batches),
@@ -185,10 +192,9 @@ class Trainer:
             }
         )
         self._stop = counts["stop"] > 0
-        sums, loads = self._forward_backward(data.micro_batches, max(counts["weight"], 1e-9))
-        sums = self.world.sum_numbers(sums)
-        grad = self.world.sum_(self.flat.grad)
-        norm = float(torch.linalg.vector_norm(grad))
+        parts, loads = self._forward_backward(data.micro_batches, max(counts["weight"], 1e-9))
+        grad = self.weights.total(self.place.sum_)
+        sums, norm, violation = self._read(parts, self.weights.norm(grad), load_violation(loads))
         lr = s.optimizer.lr * s.schedule.factor(p.step, s.steps, p.decay_from)
         if not counts["trained"]:
             pass  # nothing to learn in this step, as when all answers of every group earned the same
@@ -211,7 +217,7 @@ class Trainer:
             "grad_norm": norm,
             "skipped": p.skipped,
             "tokens_per_second": counts["tokens"] / seconds,
-            "load_violation": max((load_violation(load) for load in loads), default=0.0),
+            "load_violation": violation,
             **_means(sums, counts["weight"]),
             **data.metrics,
         }
@@ -219,34 +225,38 @@ class Trainer:
             row["mfu"] = flops / seconds / self.peak_flops
         return row
 
-    def _forward_backward(self, batches: list[Batch], norm: float) -> tuple[dict[str, float], list[torch.Tensor]]:
-        """Gradients of all micro-batches; the logged sums; the expert loads, summed over ranks."""
-        self.flat.zero_grad()
-        sums: dict[str, float] = {}
+    def _forward_backward(self, batches: list[Batch], norm: float) -> tuple[dict[str, Tensor], Tensor]:
+        """Gradients of all micro-batches; this rank's logged sums; the experts' loads [gates, E] over all ranks."""
+        self.weights.zero()
+        sums: dict[str, Tensor] = {}
         experts = 0 if self.model.config.routing is None else self.model.config.routing.experts
-        loads = torch.zeros(len(self.gates), experts, dtype=torch.int64, device=self.flat.master.device)
-        for batch in batches:
-            with self.autocast():
+        loads = torch.zeros(len(self.gates), experts, dtype=torch.int64, device=self.place.device)
+        for batch in [self.place.put(batch) for batch in batches]:
+            with self.place.autocast():
                 parts = self.loss(self.model, batch, norm)
             parts.total.backward()
-            self.flat.collect_grad()
+            self.weights.collect()
             for name, value in parts.sums.items():
-                sums[name] = sums.get(name, 0.0) + value
+                sums[name] = sums.get(name, 0.0) + value.double()
             if parts.loads:
                 loads += torch.stack(parts.loads)
-        return sums, list(self.world.sum_(loads))
+        return sums, self.place.sum_(loads)
 
-    def autocast(self):
-        """The precision of forward passes, for whoever runs the model beside the loop."""
-        on = self.settings.precision == "bf16"
-        return torch.autocast(self.flat.master.device.type, torch.bfloat16, enabled=on)
+    def _read(self, sums: dict[str, Tensor], *alike: Tensor) -> tuple[dict[str, float], float, float]:
+        """`sums` added up over the ranks, and numbers that are `alike` on all: the only place where the host waits for
+        what a step computed."""
+        numbers = [number.double().view(1) for number in alike]
+        if sums:
+            numbers.insert(0, self.place.sum_(torch.stack(list(sums.values()))))
+        *totals, norm, violation = torch.cat(numbers).tolist()
+        return dict(zip(sums, totals, strict=True)), norm, violation
 
     def _complaint(self, finished: bool) -> str | None:
         """Why the stage must not go on, or must not end as if it were well: alike on every rank."""
         complaint = self.guard.complaint(finished)
-        if complaint is None and finished and not self.flat.master.isfinite().all():
-            bad = int((~self.flat.master.isfinite()).sum())
-            complaint = f"{bad:,} of its {self.flat.master.numel():,} weights are not finite"
+        if complaint is None and finished and not self.weights.master.isfinite().all():
+            bad = int((~self.weights.master.isfinite()).sum())
+            complaint = f"{bad:,} of its {self.weights.master.numel():,} weights are not finite"
         return complaint
 
     def _divergence(self, complaint: str, lr: float) -> Diverged:
@@ -258,7 +268,7 @@ class Trainer:
             f"lower this stage's train.optimizer.lr from {s.optimizer.lr:g}{precision}{kept}"
         )
 
-    def _balance(self, loads: list[torch.Tensor]) -> None:
+    def _balance(self, loads: Tensor) -> None:
         rule = self.model.config.routing
         if not self.settings.bias_update_speed or rule is None or not rule.selection_bias:
             return
@@ -298,11 +308,11 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "world_size": self.world.size,
-            "made_by": what_rounds(self.flat),
+            "world_size": self.place.size,
+            "made_by": what_rounds(self.place),
             "progress": vars(self.progress),
             "guard": self.guard.state_dict(),
-            "master": self.flat.master,
+            "master": self.weights.master,
             "optimizer": self.optimizer.state_dict(),
             "buffers": dict(self.model.named_buffers()),
             "source": self.source.state_dict(),
@@ -311,7 +321,7 @@ class Trainer:
     def _save(self) -> None:
         """Rank 0 writes: weights, moments and batch order are the same on every rank."""
         state = self.state_dict()
-        self.world.on_main(lambda: save_state(self.folder / "state", state, network_of(self.flat), self._then))
+        self.place.on_main(lambda: save_state(self.folder / "state", state, network_of(self.weights), self._then))
         self._saved = self.progress.step
 
     @property
@@ -320,18 +330,18 @@ class Trainer:
         return f"{AGAIN}: it " + (f"goes on from step {self._saved}" if self._saved else "begins the stage anew")
 
     def _resume(self) -> None:
-        state = newest_state(self.folder, self.flat, self.world, self.title)
+        state = newest_state(self.folder, self.weights, self.place, self.title)
         if state is not None:
             self.progress = Progress(**state["progress"])
             self._saved = self.progress.step
             self.guard.load_state_dict(state["guard"])
-            self.flat.master.copy_(state["master"])
-            self.flat.publish()
+            self.weights.master.copy_(state["master"])
+            self.weights.publish()
             self.optimizer.load_state_dict(state["optimizer"])
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(state["buffers"][name])
             self.source.load_state_dict(state["source"])
-        need_room(self.folder, self.state_dict(), self.progress.step >= self.last_step, self.world, self.title)
+        need_room(self.folder, self.state_dict(), self.progress.step >= self.last_step, self.place, self.title)
 
     @contextmanager
     def _listening(self):

@@ -11,28 +11,25 @@ from pathlib import Path
 import torch
 
 from ziphius.model.config import ModelConfig
-from ziphius.model.transformer import Transformer
 from ziphius.train.batch import Batch
-from ziphius.train.distributed import World
 from ziphius.train.losses import next_token_loss
+from ziphius.train.place import Place
 from ziphius.train.settings import LossSettings, TrainSettings
+from ziphius.train.start import new_model
 from ziphius.train.trainer import StepData, Trainer
 
 WARM_UP = 2  # first calls build kernels and memory pools
 
 
 @contextmanager
-def trial(
-    config: ModelConfig, settings: TrainSettings, rows: int, length: int, world: World | None = None
-) -> Iterator[Trainer]:
+def trial(config: ModelConfig, settings: TrainSettings, rows: int, length: int, place: Place) -> Iterator[Trainer]:
     """A trainer whose `step()` takes the same `rows` × `length` random tokens again and again."""
     torch.manual_seed(0)
-    model = Transformer(config)
-    model.init_weights(torch.Generator().manual_seed(0))
+    model = new_model(config, 0, place)
     batch = Batch(torch.randint(0, config.vocab_size, (rows, length)), torch.ones(rows, length))
     with tempfile.TemporaryDirectory() as folder:
         loss = lambda m, b, norm: next_token_loss(m, b, LossSettings(), norm)
-        yield Trainer(model, _Repeat(batch), loss, settings, Path(folder), world=world)
+        yield Trainer(model, _Repeat(batch), loss, settings, Path(folder), place=place)
 
 
 def step_seconds(trainer: Trainer, count: int, limit: float = float("inf")) -> list[float]:
@@ -40,10 +37,12 @@ def step_seconds(trainer: Trainer, count: int, limit: float = float("inf")) -> l
     end = time.perf_counter() + limit
     for _ in range(WARM_UP):
         trainer.step()
+    trainer.place.wait()
     times: list[float] = []
     while len(times) < count and (not times or time.perf_counter() + times[-1] < end):
         began = time.perf_counter()
         trainer.step()
+        trainer.place.wait()
         times.append(time.perf_counter() - began)
     return times
 

@@ -22,6 +22,7 @@ class LatentAttention(nn.Module):
     def __init__(self, config: DeepSeekConfig) -> None:
         super().__init__()
         self.config = config
+        self.scale = config.softmax_scale
         heads, qk = config.num_attention_heads, config.qk_head_dim
         if config.q_lora_rank is None:
             self.q_proj = Linear(config.hidden_size, heads * qk)
@@ -40,7 +41,7 @@ class LatentAttention(nn.Module):
         latent, k_rope = self.kv_a_proj_with_mqa(x_BTD).split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
         kv = self.kv_b_proj(self.kv_a_layernorm(latent)).unflatten(-1, (config.num_attention_heads, -1))
         q = self._unrotated_queries(x_BTD)
-        out = ops.latent_attention(q, kv, k_rope, cos, sin, config.softmax_scale, segments_BT)
+        out = ops.latent_attention(q, kv, k_rope, cos, sin, self.scale, segments_BT)
         return self.o_proj(out.flatten(2))
 
     def queries(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

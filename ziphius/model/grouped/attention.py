@@ -20,6 +20,7 @@ class GroupedAttention(nn.Module):
     def __init__(self, config: GroupedConfig) -> None:
         super().__init__()
         self.config = config
+        self.scale = config.softmax_scale
         D, K, bias = config.hidden_size, config.head_dim, config.qkv_bias
         self.q_proj = Linear(D, config.num_attention_heads * K, bias)
         self.k_proj = Linear(D, config.num_key_value_heads * K, bias)
@@ -32,7 +33,7 @@ class GroupedAttention(nn.Module):
     def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """For training, over whole rows. cos, sin [B or 1, T, K/2]."""
         q, k, v = self._heads(x_BTD)
-        out = ops.grouped_attention(q, k, v, cos, sin, self.config.softmax_scale, segments_BT)
+        out = ops.grouped_attention(q, k, v, cos, sin, self.scale, segments_BT)
         return self.o_proj(out.flatten(2))
 
     def cached(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, cache: StepCache, layer: int) -> Tensor:

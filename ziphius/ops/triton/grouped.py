@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ziphius.ops.placement import Layout, Placement
 from ziphius.ops.triton import interpreted
-from ziphius.ops.triton.paged import LOG2E, MERGED, Splits, Tiles, merge_splits, padded, split_length
+from ziphius.ops.triton.paged import LOG2E, MERGED, Splits, Tiles, merge_splits, split_length
+from ziphius.ops.triton.sizes import padded
 
 _TILE_BYTES = 16 << 10  # of keys, and of values, at a time
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ziphius.ops.placement import Placement
 from ziphius.ops.triton import interpreted
+from ziphius.ops.triton.sizes import padded, shared_bytes
 
 LOG2E = 1.4426950408889634
 MERGED = 16  # splits that the second kernel takes at a time
@@ -103,20 +104,9 @@ def tiles_for(q_NHX: Tensor, memory_SX: Tensor, rank: int) -> Tiles:
     columns = 32 if 32 * (padded(rank) + padded(X - rank)) * element < _TILE_BYTES else 16
     if H <= 16 or element > 2 or rank > 512:
         return Tiles(16, columns, 4 if rank <= (512 if element == 2 else 128) else 8, 3)
-    if H < 64 or _shared_bytes(q_NHX.device) < _HOPPER_BYTES:
+    if H < 64 or shared_bytes(q_NHX.device) < _HOPPER_BYTES:
         return Tiles(32, columns, 8, 3)
     return Tiles(64, columns, 8, 3)
-
-
-def _shared_bytes(device: torch.device) -> int:
-    """Shared memory of a multiprocessor."""
-    if device.type != "cuda":
-        return 0
-    return torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
-
-
-def padded(size: int) -> int:
-    return max(16, triton.next_power_of_2(size))
 
 
 @triton.jit

@@ -5,8 +5,8 @@ import pytest
 from ziphius.ledger.folder import write_json
 from ziphius.recipe.digests import Digests
 from ziphius.recipe.identity import Identity, differences, stage_identity
-from ziphius.recipe.places import find_place, open_place
 from ziphius.recipe.schema import load_recipe
+from ziphius.recipe.stage_folder import find_stage_folder, open_stage_folder
 
 OF = Identity({"stage": {"kind": "sft", "steps": 3}, "seed": 0}, {"a.jsonl": "1"})
 
@@ -16,35 +16,35 @@ def never(folder):
 
 
 def finish(run, of, name="sft", unread=never):
-    place = find_place(run, 3, name, of, unread)
-    open_place(place)
-    write_json(place.folder / "stage.json", {"name": name, "kind": "sft"})
-    return place
+    home = find_stage_folder(run, 3, name, of, unread)
+    open_stage_folder(home)
+    write_json(home.folder / "stage.json", {"name": name, "kind": "sft"})
+    return home
 
 
 def test_the_same_work_is_found_again_wherever_it_lies(tmp_path):
     first = finish(tmp_path, OF)
     assert (first.folder.name, first.done, first.why) == ("03-sft", False, "")
-    again = find_place(tmp_path, 3, "sft", Identity(OF.settings, {"elsewhere/b.jsonl": "1"}), never)
+    again = find_stage_folder(tmp_path, 3, "sft", Identity(OF.settings, {"elsewhere/b.jsonl": "1"}), never)
     assert (again.folder, again.done) == (first.folder, True)
-    assert find_place(tmp_path, 5, "sft", OF, never).folder == first.folder  # a stage before it has come or gone
+    assert find_stage_folder(tmp_path, 5, "sft", OF, never).folder == first.folder  # a stage before it has come or gone
 
 
 def test_other_work_gets_a_folder_of_its_own(tmp_path):
     first = finish(tmp_path, OF)
     (first.folder / "config.json").write_text("{}")
     other = Identity({"stage": {"kind": "sft", "steps": 4}, "seed": 0}, OF.files)
-    place = finish(tmp_path, other)
-    assert place.folder.name == f"03-sft-{other.print[:6]}"
-    assert place.why == f"sft: steps 3 → 4; begins in {place.folder.name}, and 03-sft stays as it is"
-    assert find_place(tmp_path, 3, "sft", other, never).done
-    assert find_place(tmp_path, 3, "sft", OF, never).folder == first.folder
+    home = finish(tmp_path, other)
+    assert home.folder.name == f"03-sft-{other.print[:6]}"
+    assert home.why == f"sft: steps 3 → 4; begins in {home.folder.name}, and 03-sft stays as it is"
+    assert find_stage_folder(tmp_path, 3, "sft", other, never).done
+    assert find_stage_folder(tmp_path, 3, "sft", OF, never).folder == first.folder
 
 
 def test_a_folder_in_which_nothing_was_trained_is_taken(tmp_path):
-    open_place(find_place(tmp_path, 3, "sft", OF, never))
+    open_stage_folder(find_stage_folder(tmp_path, 3, "sft", OF, never))
     other = Identity({"stage": {"kind": "sft", "steps": 4}}, OF.files)
-    assert find_place(tmp_path, 3, "sft", other, never).folder.name == "03-sft"
+    assert find_stage_folder(tmp_path, 3, "sft", other, never).folder.name == "03-sft"
 
 
 @pytest.mark.parametrize("done", [False, True])
@@ -54,10 +54,10 @@ def test_a_file_that_changed_where_it_was_not_read_yet(tmp_path, done):
     if done:
         finish(tmp_path, OF)
     else:
-        open_place(find_place(tmp_path, 3, "sft", OF, never))
-    place = find_place(tmp_path, 3, "sft", mended, lambda folder: True)
-    assert (place.folder.name, place.done, place.of) == ("03-sft", done, OF if done else mended)
-    assert place.why.startswith("sft: a.jsonl changed, but not up to where this stage has read it")
+        open_stage_folder(find_stage_folder(tmp_path, 3, "sft", OF, never))
+    home = find_stage_folder(tmp_path, 3, "sft", mended, lambda folder: True)
+    assert (home.folder.name, home.done, home.of) == ("03-sft", done, OF if done else mended)
+    assert home.why.startswith("sft: a.jsonl changed, but not up to where this stage has read it")
 
 
 def test_differences_in_words():

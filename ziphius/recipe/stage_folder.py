@@ -13,7 +13,7 @@ _TRACES = ("state", "metrics.jsonl", "config.json", "tokenizer.json")  # of work
 
 
 @dataclass(frozen=True)
-class Place:
+class StageFolder:
     """A stage's `folder`, what it is `of`, whether the stage is `done`, and a line on why it is this one."""
 
     folder: Path
@@ -22,7 +22,7 @@ class Place:
     why: str = ""
 
 
-def find_place(run: Path, number: int, name: str, of: Identity, unread: Callable[[Path], bool]) -> Place:
+def find_stage_folder(run: Path, number: int, name: str, of: Identity, unread: Callable[[Path], bool]) -> StageFolder:
     """The folder in which stage `name` of a run is finished, was begun, or shall begin.
 
     `unread(folder)`: whether files that have changed since are the same up to where the work in `folder` has read them.
@@ -32,26 +32,26 @@ def find_place(run: Path, number: int, name: str, of: Identity, unread: Callable
     begun = {folder: known for folder in folders if (known := Identity.read(folder / SETTINGS))}
     for folder, known in begun.items():
         if known.print == of.print:
-            return Place(folder, of, _is_done(folder))
+            return StageFolder(folder, of, _is_done(folder))
     for folder, known in begun.items():
         if known.settings_print == of.settings_print and unread(folder):
             changed = f"{name}: {differences(known, of)}, but not up to where this stage has read it"
             if _is_done(folder):
-                return Place(folder, known, True, f"{changed}: it stays")
-            return Place(folder, of, False, f"{changed}: it goes on")
+                return StageFolder(folder, known, True, f"{changed}: it stays")
+            return StageFolder(folder, of, False, f"{changed}: it goes on")
     folder = stages / f"{number:02d}-{name}"
     if not _holds_work(folder):
-        return Place(folder, of, False)
+        return StageFolder(folder, of, False)
     beside = stages / f"{folder.name}-{of.print[:6]}"
     known = begun.get(folder)
     what = differences(known, of) if known else "begun by an earlier version"
-    return Place(beside, of, False, f"{name}: {what}; begins in {beside.name}, and {folder.name} stays as it is")
+    return StageFolder(beside, of, False, f"{name}: {what}; begins in {beside.name}, and {folder.name} stays as it is")
 
 
-def open_place(place: Place) -> None:
+def open_stage_folder(home: StageFolder) -> None:
     """Make the folder, and write down what it is of."""
-    place.folder.mkdir(parents=True, exist_ok=True)
-    write_json(place.folder / SETTINGS, place.of.as_dict())
+    home.folder.mkdir(parents=True, exist_ok=True)
+    write_json(home.folder / SETTINGS, home.of.as_dict())
 
 
 def find_evaluation(folder: Path, of: Identity) -> tuple[bool, str]:
