@@ -35,9 +35,26 @@ INLINE __m512i load_pairs(const void *base, int64_t i, int64_t n, int kind) {
     return _mm512_maskz_loadu_epi16(kept, (const uint16_t *)base + i);
 }
 
-INLINE __m512i add_pairs(__m512i sum, __m512i a, __m512i b, int kind) {
-    if (kind == INT8) return _mm512_dpwssd_epi32(sum, a, b);
-    return (__m512i)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+/* The sums of T tokens and 16/T rows go on by `n` columns from k on, at most 32. `ahead`: where what is needed soon lies, or 0. */
+INLINE void add_pairs(__m512i *sums, const uint16_t *x, int64_t ldx, const void *w, const int64_t *row, int64_t k,
+                      int64_t n, int kind, const int T, int64_t ahead) {
+    const int R = SUMS / T;
+    __m512i a[SUMS];
+#pragma GCC unroll 16
+    for (int t = 0; t < T; t++) a[t] = _mm512_loadu_si512(x + t * ldx + k);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+        __m512i b = load_pairs(w, row[r] + k, n, kind);
+        if (ahead) ask_ahead(w, row[r] + ahead + k, kind);
+#pragma GCC unroll 16
+        for (int t = 0; t < T; t++) {
+            __m512i *sum = sums + t * R + r;
+            if (kind == INT8)
+                *sum = _mm512_dpwssd_epi32(*sum, a[t], b);
+            else
+                *sum = (__m512i)_mm512_dpbf16_ps((__m512)*sum, (__m512bh)a[t], (__m512bh)b);
+        }
+    }
 }
 
 /* As dot_tile. */
@@ -45,31 +62,20 @@ INLINE vf pair_tile(const uint16_t *x, int64_t ldx, const void *w, int64_t at, i
                     int kind, const int T, const int ahead) {
     const int R = SUMS / T;
     int64_t row[SUMS];
-    vf total = splat(0);
+    vf total = splat(0), sums[SUMS];
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) row[r] = at + (r < rows ? r : rows - 1) * ldw;
-    for (int64_t from = 0; from < cols; from += EXACT) {
-        int64_t to = kind == INT8 && cols - from > EXACT ? from + EXACT : cols;
+    for (int64_t k = 0; k < cols;) {
+        int64_t end = kind == INT8 && cols - k > EXACT ? k + EXACT : cols;
         __m512i acc[SUMS];
 #pragma GCC unroll 16
         for (int i = 0; i < SUMS; i++) acc[i] = _mm512_setzero_si512();
-        for (int64_t k = from; k < to; k += PAIRED) {
-            __m512i a[SUMS];
-#pragma GCC unroll 16
-            for (int t = 0; t < T; t++) a[t] = _mm512_loadu_si512(x + t * ldx + k);
-#pragma GCC unroll 16
-            for (int r = 0; r < R; r++) {
-                __m512i b = load_pairs(w, row[r] + k, to - k, kind);
-                if (ahead) ask_ahead(w, row[r] + SUMS * ldw + k, kind);
-#pragma GCC unroll 16
-                for (int t = 0; t < T; t++) acc[t * R + r] = add_pairs(acc[t * R + r], a[t], b, kind);
-            }
-        }
-        vf sums[SUMS];
+        for (; k + PAIRED <= end; k += PAIRED) add_pairs(acc, x, ldx, w, row, k, PAIRED, kind, T, ahead ? SUMS * ldw : 0);
+        if (k < end) add_pairs(acc, x, ldx, w, row, k, end - k, kind, T, 0);
+        k = end;
 #pragma GCC unroll 16
         for (int i = 0; i < SUMS; i++) sums[i] = kind == INT8 ? (vf)_mm512_cvtepi32_ps(acc[i]) : (vf)acc[i];
         total += add_up(sums);
-        if (kind != INT8) break;
     }
     return total;
 }
