@@ -75,7 +75,7 @@ def main() -> None:
         recipe = check_recipe(
             RECIPE | {"corpora": {"big": {"path": str(path), "documents": options.documents}}}, "here"
         )
-        job = Job(recipe, Place(), True, {}, Clock(None, {}))
+        job = Job(recipe, Place(), True, {}, Clock(None, {}), Path(folder) / "samples")
         began = time.perf_counter()
         check_inputs(recipe)
         report("check", began, path.stat().st_size)

@@ -11,7 +11,7 @@ import typer
 
 from ziphius.cost.commands import AsJson, DataFiles, Html, Market, RateOption, plan
 from ziphius.cost.owner_commands import claims, fleet
-from ziphius.serve.commands import WeightsOption, chat, export, key, serve
+from ziphius.serve.commands import WeightsOption, chat, export, import_, key, serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +23,7 @@ app.add_typer(plan, name="plan")
 plan.command()(fleet)
 for verb in (serve, chat, key, export, claims):
     app.command()(verb)
+app.command("import")(import_)
 _debug = False
 
 DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, or cuda:1 for one of several.")]
@@ -136,6 +137,24 @@ def evaluate_(
         folder, task, parse_settings(set_ or []), settings, thinking, seed, weights, device or "auto"
     )
     show_evaluation(found, as_json=json_)
+
+
+@app.command()
+def inspect(
+    files: Annotated[list[str], typer.Argument(help="Files of chats, folders of them, or patterns in quotes.")],
+    model: Annotated[
+        Path | None, typer.Option(help="A folder whose tokenizer and chat template are used, e.g. that to be tuned.")
+    ] = None,
+    n: Annotated[int, typer.Option(min=1, help="Conversations of each file.")] = 3,
+    thinking: Annotated[bool, typer.Option(help="Keep the thinking in the answers.")] = True,
+) -> None:
+    """Show chats as an sft stage reads them, with what is trained on marked.
+
+    Example: `ziphius inspect chats.jsonl --model runs/r1-cpu-seed0/stages/02-pretrain`
+    """
+    from ziphius.recipe.look import show_chats
+
+    show_chats(files, model, n, thinking)
 
 
 @app.command()

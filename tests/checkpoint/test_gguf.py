@@ -8,7 +8,7 @@ import torch
 
 from ziphius.checkpoint import CheckpointError, save_model
 from ziphius.checkpoint.gguf import write_gguf
-from ziphius.checkpoint.gguf_keys import network_keys
+from ziphius.checkpoint.gguf.deepseek2 import network_keys
 from ziphius.checkpoint.names import published_places
 from ziphius.checkpoint.stored import StoredWeights
 from ziphius.model.config import ModelConfig
@@ -247,14 +247,14 @@ def test_a_failure_in_the_middle_leaves_the_old_file_and_nothing_else(tmp_path, 
     out = tmp_path / "files" / "out.gguf"
     out.parent.mkdir()
     out.write_text("old")
-    read = StoredWeights.assembled
+    read = StoredWeights.published
 
     def fails_late(self, name):
         if "layers.2" in name:
             raise OSError("the disk went away")
         return read(self, name)
 
-    monkeypatch.setattr(StoredWeights, "assembled", fails_late)
+    monkeypatch.setattr(StoredWeights, "published", fails_late)
     with pytest.raises(OSError, match="went away"):
         write_gguf(tmp_path / "model", out)
     assert [path.name for path in out.parent.iterdir()] == ["out.gguf"]

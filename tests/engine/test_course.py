@@ -9,10 +9,12 @@ from ziphius.engine.complete import complete
 from ziphius.engine.course import Course, Demand
 from ziphius.engine.engine import Engine
 from ziphius.engine.settings import Constraint
+from ziphius.text.thinking import ThinkingMarks
 
 from .conftest import ask, small
 
 THINK, END = 90, 91
+MARKS = ThinkingMarks([THINK], [END], lambda token: b"")
 SCHEMA = json.dumps(
     {
         "type": "object",
@@ -37,7 +39,7 @@ def run(model, tokenizer, *requests, speculation="off"):
 
 
 def test_the_budget_forces_the_end_of_the_thinking():
-    course = Course(THINK, END, thinking=True, budget=2)
+    course = Course(MARKS, thinking=True, budget=2)
     for token, forced in [(5, None), (6, None), (END, END), (7, None)]:
         assert course.forced() == forced
         course.advance(token)
@@ -45,13 +47,13 @@ def test_the_budget_forces_the_end_of_the_thinking():
 
 
 def test_thinking_that_the_model_opens_itself_counts():
-    course = Course(THINK, END, thinking=None, budget=1)
+    course = Course(MARKS, thinking=None, budget=1)
     for token in (THINK, 5):
         course.advance(token)
     assert course.thinking
     assert course.forced() == END
     for thinking, said in ((None, (5, THINK)), (False, (THINK,))):
-        later = Course(THINK, END, thinking)
+        later = Course(MARKS, thinking)
         for token in said:
             later.advance(token)
         assert not later.thinking  # a tag within the answer is text
@@ -74,7 +76,7 @@ def test_a_form_does_not_mask_thinking_that_the_model_opens_itself(model, tokeni
 
 
 def test_looking_ahead_takes_everything_back():
-    course = Course(THINK, END, thinking=True, budget=3)
+    course = Course(MARKS, thinking=True, budget=3)
     course.advance(5)
     free, forced = Demand(), Demand(forced=END)
     assert course.look_ahead([6, 7, END, 8]) == [free, free, forced, free, free]

@@ -154,8 +154,6 @@ def test_stop_strings_need_no_thinking_tokens(model, tokenizer, monkeypatch):
     monkeypatch.setattr(plain, "inner", Mock(wraps=tokenizer.inner))
     plain.inner.token_to_id = lambda token: None if "think" in token else find(token)
     assert say(model, plain, "ab#", stop=("#",)) == ("#", "ab#")
-    with pytest.raises(ValueError, match="thinking budget needs the token"):
-        Engine(model, plain, small()).add(ask([5], thinking_budget=3))
 
 
 def test_penalties_against_a_plain_loop():
@@ -233,3 +231,12 @@ def test_the_pool_is_sized_by_memory(model):
         Engine(model, None, EngineSettings(memory_gib=99999))
     with pytest.raises(ValueError, match="holds no block of 16 tokens, which takes"):
         Engine(model, None, EngineSettings(memory_gib=1e-6))
+
+
+def test_an_answer_ends_with_any_of_the_folders_ends(model, tokenizer, monkeypatch):
+    monkeypatch.setitem(tokenizer.__dict__, "eos_ids", [tokenizer.eos_id, 7])
+    engine = Engine(model, tokenizer, small())
+    given = {"logit_bias": {7: 100.0}, "max_new_tokens": 4}
+    ended, went_on = complete(engine, [ask([5], ignore_eos=ignored, **given) for ignored in (False, True)])
+    assert [(c.tokens, c.finished) for c in ended] == [([7], True)]
+    assert [(c.tokens, c.finished) for c in went_on] == [([7] * 4, False)]

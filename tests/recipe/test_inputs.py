@@ -1,11 +1,7 @@
-import json
-
 import pytest
 
-from ziphius.recipe.inputs import chat_samples, check_inputs, place_of_chat
-from ziphius.recipe.lengths import fitting
+from ziphius.recipe.inputs import check_inputs
 from ziphius.recipe.schema import RecipeError, check_recipe, load_recipe
-from ziphius.text.tokenizer import train_tokenizer
 
 from .conftest import RECIPE
 
@@ -45,7 +41,11 @@ def test_each_file_is_read_once_and_named(folder):
         ("books/a.txt", b"na\xefve", "corpora.books.path: books/a.txt:1: not UTF-8 at byte 2"),
         ("books/b.jsonl", b'{"text": "a"}\n{"body": "b"}', "corpora.books.path: books/b.jsonl:2: no string under"),
         ("books/c.parquet", b"none", "corpora.books.path: books/c.parquet is not a Parquet file"),
-        ("chats.jsonl", b'{"prompt": "a"}', "stages.cold_start.path: chats.jsonl:1: 'response' is missing"),
+        (
+            "chats.jsonl",
+            b'{"prompt": "a"}',
+            "stages.cold_start.path: chats.jsonl:1: the keys ['prompt'] are those of no",
+        ),
         ("chats.jsonl", b"\n", "stages.cold_start.path: no text in chats.jsonl; give files with something in them"),
     ],
 )
@@ -76,27 +76,3 @@ def test_patterns_are_checked_with_the_recipe(folder):
         with pytest.raises(RecipeError) as error:
             load_recipe("r.toml", overrides)
         assert message in str(error.value)
-
-
-def test_chats_too_long_for_a_row_are_left_out_and_named(tmp_path):
-    tokenizer = train_tokenizer(["Who dives? A whale."], 300)
-    path = tmp_path / "chats.jsonl"
-    rows = [("Who?", "A whale."), ("Who?", "A " * 60), ("What?", "hm</think>It is.")]
-    path.write_text("\n\n".join(json.dumps({"prompt": prompt, "response": response}) for prompt, response in rows))
-    place = lambda index: place_of_chat([str(path)], index)
-    samples = chat_samples([str(path)], tokenizer, True)
-    with pytest.raises(
-        RecipeError, match=rf"3 of 3 samples are longer than seq_len = 4 tokens \(the first: {path}:1\)"
-    ):
-        fitting(samples, 4, "seq_len", place)
-    samples, left_out = fitting(samples, 60, "seq_len", place)
-    assert left_out.startswith(
-        f"1 of 3 samples are longer than seq_len = 60 tokens (the first: {path}:3) and are left out"
-    )
-    assert [tokenizer.decode(tokens).partition("?")[2] for tokens, _ in samples] == [
-        "<｜Assistant｜></think>A whale.<｜end▁of▁sentence｜>",
-        "<｜Assistant｜><think>\nhm</think>It is.<｜end▁of▁sentence｜>",
-    ]
-    for tokens, weights in samples:
-        assert weights == [0.0] * weights.count(0.0) + [1.0] * weights.count(1.0)
-        assert len(weights) == len(tokens)

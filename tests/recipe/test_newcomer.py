@@ -103,7 +103,9 @@ def test_the_run_says_what_it_read(folder, run):
     assert f"read books {data['epochs']['books']:.2g} times" in said
     assert read(folder, "01-tokenizer", "data.json")["documents"] == 240
     sft = read(folder, "03-chats", "data.json")
-    assert sft["samples"] == 81
+    assert 0 < sft["contaminated"] < 20  # the evaluation asks some of these very sums
+    assert sft["samples"] == 81 - sft["contaminated"]
+    assert f"of 81 conversations {sft['contaminated']} that hold a question of the evaluation are left out" in said
     assert sft["steps"] == min(20, 2 * sft["steps_per_epoch"])
     binds = f"chats: 20 steps asked for; 2 epochs of {sft['steps_per_epoch']} steps end it after {sft['steps']}"
     assert binds in said
@@ -124,6 +126,6 @@ def test_a_mistake_in_a_file_is_said_at_once(folder, run):
     done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip() == (
-        "ziphius: stages.chats.path: bad.jsonl:2: 'response' is missing; each line needs a prompt and a response"
+        "ziphius: stages.chats.path: bad.jsonl:2: 'response' is missing (the file's form is prompt and response)"
     )
     assert not (folder / "other" / "stages").exists()

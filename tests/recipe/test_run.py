@@ -19,8 +19,10 @@ from ziphius.ledger.folder import evaluations, present_stages
 from ziphius.recipe.lock import Lock
 from ziphius.recipe.run import run_recipe
 from ziphius.recipe.schema import load_recipe
+from ziphius.text.corpora import open_source
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.metrics import read_metrics
+from ziphius.train.state import find_state
 
 from .conftest import RECIPE, read
 
@@ -352,7 +354,12 @@ def test_a_line_mended_where_it_was_not_read_yet_repeats_nothing(tmp_path, capfd
     )
     run = tmp_path / "run"
     run_recipe(load_recipe(path), run, until="pretrain")
-    lines[-1] = "Whale number 149999 sings.\n"
+    mixture = find_state(run / "stages" / STAGES[1] / "state").state["source"]["mixture"]
+    lessons = mixture["sources"]["lessons"]["source"]["source"]  # below what filters and what shuffles it
+    parts = open_source(text, "line", seed=3).files
+    unread = max({*range(len(parts))} - {*map(int, lessons["read"]), lessons["file"]})
+    number = int(next(parts[unread][1](text, 0))[0].split()[2])
+    lines[number] = lines[number].replace("dives", "sings")
     text.write_text("".join(lines))
     made, _ = again(path, run, until="pretrain")
     assert "02-pretrain" not in made

@@ -177,6 +177,18 @@ def test_updates_that_were_left_out_are_told_and_drawn(run):
     assert "02-pretrain : ill: 1 illness" in text
 
 
+def test_what_was_left_out_of_the_data_is_told(run):
+    assert "left out of the data" not in read(run).text
+    for stage, data in (
+        ("02-pretrain", {"dropped": {"books": 1200, "lessons": 1}}),
+        ("03-sft", {"contaminated": 3, "empty": 0, "too_long": 0, "cut": 2}),
+    ):
+        (run / "stages" / stage / "data.json").write_text(json.dumps(data))
+    text = read(run).text
+    assert "pretrain : 1,201 documents that hold a question of the evaluation." in text
+    assert "3 conversations that hold a question of the evaluation, the ends of 2 samples that are longer" in text
+
+
 def test_a_loss_that_is_not_a_number_leaves_a_gap(run):
     path = run / "stages" / "03-sft" / "metrics.jsonl"
     path.write_text(re.sub(r'"loss": [-.0-9]+', '"loss": NaN', path.read_text(), count=3))

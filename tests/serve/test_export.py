@@ -7,14 +7,15 @@ import pytest
 import torch
 
 import ziphius
-from ziphius.checkpoint import save_model
+from ziphius.checkpoint import load_model, save_model
 from ziphius.checkpoint.gguf import write_gguf
-from ziphius.checkpoint.gguf_keys import small_differences
+from ziphius.checkpoint.gguf.deepseek2 import small_differences
 from ziphius.model.config import ModelConfig
 from ziphius.model.presets import ladder
 from ziphius.model.scaling import YarnScaling
 from ziphius.model.transformer import Transformer
-from ziphius.serve.export import export_folder
+from ziphius.serve.export import export_folder, import_file
+from ziphius.text.tokenizer import Tokenizer
 
 gguf = pytest.importorskip("gguf")
 
@@ -71,6 +72,31 @@ def test_a_run_folder_becomes_one_file(run_folder, tmp_path, capsys, tokenizer):
     assert f"{out}: " in said
     assert f"{out.stat().st_size / 1e6:,.1f} MB" in said
     assert "Note: 1 prediction module(s) left out" in said
+
+
+def test_and_the_file_becomes_a_folder_again(run_folder, tmp_path, capsys, tokenizer):
+    export_folder(run_folder, tmp_path / "whale.gguf", "f32")
+    import_file(tmp_path / "whale.gguf", tmp_path / "back", "auto")
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(f"{tmp_path / 'back'}: deepseek_v3, ")
+    assert said.endswith("weights, float32, from F32")
+    assert Tokenizer.load(tmp_path / "back").encode("whales dive") == tokenizer.encode("whales dive")
+    prompts = [tokenizer.encode("How many whales?")]
+    stage = run_folder / "stages" / "02-pretrain"
+    ours, back = (
+        ziphius.generate(load_model(folder), prompts, max_new_tokens=8, temperature=0.0)[0].tokens
+        for folder in (stage, tmp_path / "back")
+    )
+    assert ours == back
+
+
+def test_a_tokenizer_that_is_not_known_is_left_out_with_a_note(run_folder, tmp_path, capsys):
+    export_folder(run_folder, tmp_path / "whale.gguf", "bf16")
+    raw = (tmp_path / "whale.gguf").read_bytes().replace(b"deepseek-v3", b"deepseek-v9")
+    (tmp_path / "whale.gguf").write_bytes(raw)
+    import_file(tmp_path / "whale.gguf", tmp_path / "back", "auto")
+    assert "Note: no tokenizer is written, for tokenizer.ggml.pre is 'deepseek-v9'" in capsys.readouterr().out
+    assert not (tmp_path / "back" / "tokenizer.json").exists()
 
 
 # --- in llama.cpp, where its Python bindings are installed -----------------------------------------------------------

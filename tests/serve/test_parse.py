@@ -198,7 +198,7 @@ def test_any_order_of_marks_loses_no_text(parse, tokenizer, pieces, thinking, cu
 )
 def test_reader_and_engine_agree_where_the_thinking_ends(tokenizer, said, thinking):
     """What the engine binds to a form, and looks for stop strings in, is what is shown as the answer."""
-    course = Course(tokenizer.think_id, tokenizer.end_think_id, thinking)
+    course = Course(tokenizer.thinking, thinking)
     parser = ReplyParser(tokenizer, bool(thinking))
     for token in tokenizer.encode("".join(said)):
         part = parser.push(token)

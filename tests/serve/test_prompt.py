@@ -37,12 +37,16 @@ def test_thinking_is_as_asked_whatever_the_template_says(tokenizer, template, th
         assert end in ("", "</think>", "<think>\n\n</think>")
 
 
-def test_a_tokenizer_that_cannot_think_refuses(tokenizer):
-    prompts = Prompts(Tokenizer(tokenizer.inner, TEMPLATES["never says"]))
-    prompts.think_id = None
+def test_a_model_that_is_not_known_to_think_does_so_where_asked(tokenizer):
+    text = tokenizer.inner.to_str()
+    for mark in ("<think>", "</think>"):
+        text = text.replace(f'"{mark}"', f'"{mark[:-1]}er>"')
+    prompts = Prompts(Tokenizer(type(tokenizer.inner).from_str(text), TEMPLATES["never says"]))
     assert prompts.chat(messages("hi")).thinking is False
-    with pytest.raises(ValueError, match="no thinking tokens"):
-        prompts.chat(messages("hi"), True)
+    opened = prompts.chat(messages("hi"), True)
+    assert opened.thinking is True
+    assert tokenizer.decode(opened.ids).endswith(f"{tokens.ASSISTANT}<think>\n")
+    assert len(opened.ids) - opened.ids.index(tokenizer.assistant_id) > 3  # in ordinary tokens
 
 
 PARTS = st.sampled_from([*tokens.CONTROL, *tokens.MARKUP, "a", " whale", "\ufdd0", "\ufdd1", "\n", "鲸"])

@@ -33,7 +33,8 @@ def texts():
             return
         yield text
 tokenizer = train_tokenizer(texts(), 400)
-stream = PackedStream(Mixture({"text": Shuffled(open_source(path, documents), 0)}, {"text": 1}, 0), tokenizer, 512)
+shuffled = Shuffled(open_source(path, documents, seed=0), 0)
+stream = PackedStream(Mixture({"text": shuffled}, {"text": 1}, 0), tokenizer, 512)
 for _ in range(60):
     stream.next_rows(16)
 stream.state_dict()

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ziphius.text.chats import Chat, Chats, read_chats
+from ziphius.text.chats import Chats
 from ziphius.text.check import inspect
 from ziphius.text.files import JsonLines, Parquet, TextFiles, TextLines, TextParagraphs
 
@@ -41,23 +41,14 @@ def test_digest_and_counts(tmp_path, reader, write, documents):
         (JsonLines(), b'{"text": "x"}\n{"text": 3}\n', "file:2: no string under 'text'"),
         (JsonLines(), b'{"text": "x"}\n{"text"\n', "file:2: not JSON"),
         (Parquet(), b"PAR1", "file is not a Parquet file"),
-        (Chats(), b'{"prompt": "a", "response": "b"}\n\n{"prompt": "a"}\n', "file:3: 'response' is missing; each line"),
-        (Chats(), b'{"prompt": "a", "response": " "}\n', "file:1: 'response' is empty"),
-        (Chats(), b'{"prompt": ["a"], "response": "b"}\n', "file:1: 'prompt' is not text"),
-        (Chats(), b'["a", "b"]\n', "file:1: a JSON list where an object is needed"),
-        (Chats(), b'{"prompt": "\\udc00", "response": "b"}\n', r"file:1: half a character, \\udc00; mend the escape"),
+        (Chats(), b'{"prompt": "a", "response": "b"}\n\n{"prompt": "a"}\n', "file.jsonl:3: 'response' is missing"),
+        (Chats(), b'["a", "b"]\n', "file.jsonl:1: a JSON list where an object is needed"),
+        (Chats(), b'{"prompt": "\\udc00", "response": "b"}\n', r"file.jsonl:1: half a character, \\udc00"),
     ],
 )
 def test_what_is_malformed_is_named(tmp_path, reader, data, message):
-    path = tmp_path / "file"
+    path = tmp_path / ("file.jsonl" if isinstance(reader, Chats) else "file")
     path.write_bytes(data)
     with pytest.raises(ValueError, match=message) as error:
         inspect(path, reader)
     assert "\n" not in str(error.value)
-
-
-def test_chats_come_with_their_places(tmp_path):
-    path = tmp_path / "chats.jsonl"
-    path.write_text('{"prompt": "a", "response": "b"}\n\n{"response": "d", "prompt": "c"}')
-    assert list(read_chats(path)) == [Chat("a", "b", 0), Chat("c", "d", 34)]
-    assert inspect(path, Chats()).documents == 2

@@ -227,7 +227,9 @@ def test_states_of_other_files_or_sources_are_refused(files):
     source = open_kind(files, "lines")
     one = FileSource(source.files[:1])
     for refuse in (source.load_state_dict, source.unchanged):
-        with pytest.raises(ValueError, match=r"cannot resume: a source had 1 files and has \d now \(.*lines0\.txt"):
+        with pytest.raises(
+            ValueError, match=r"cannot resume: a source had 1 files or parts of files and has \d now \(.*lines0\.txt"
+        ):
             refuse(one.state_dict())
     one.next_document()
     other = FileSource(open_kind(files, "paragraphs").files[:1])

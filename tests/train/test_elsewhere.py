@@ -14,6 +14,7 @@ import torch
 
 from tests.device import NAME, elsewhere
 from tests.model.variants import FAMILIES, network, tokens_of
+from tests.packed import pack_samples
 from tests.train.jobs import Letters, make
 from ziphius import ops
 from ziphius.checkpoint.folder import load_model, save_model
@@ -24,7 +25,6 @@ from ziphius.engine.settings import EngineSettings, SamplingSettings
 from ziphius.evaluate.runner import evaluate
 from ziphius.evaluate.settings import EvaluationSettings
 from ziphius.evaluate.skill import worked_solution_accuracy
-from ziphius.text.packing import pack_samples
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.batch import stack_rows
 from ziphius.train.losses import next_token_loss
@@ -137,9 +137,8 @@ def learn_and_answer(there, folder):
     tied = model.config.tie_word_embeddings
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
     tokens = tokens_of(model.config, (2, 24))
-    rows = pack_samples(
-        [(row, [1.0] * len(row)) for row in (*tokens[:, :15].tolist(), *tokens[:, 15:].tolist())], 24, 0
-    )
+    whole = [(row, [1.0] * len(row)) for row in (*tokens[:, :15].tolist(), *tokens[:, 15:].tolist())]
+    rows = pack_samples(whole, 24, 0)
     with computes:
         batch = place.put(stack_rows(rows, masked=True))
         parts = next_token_loss(model, batch, LossSettings(), batch.norm)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ziphius.model.experts import RouterStats
-from ziphius.text.packing import pack_samples, pad_samples
+from ziphius.text.packing import lay_row, pad_samples, plan_packing
 from ziphius.train.batch import Batch, stack_rows
 from ziphius.train.losses import batch_logprobs, next_token_loss, policy_loss
 from ziphius.train.settings import LossSettings, PolicySettings
@@ -77,7 +77,7 @@ def test_packed_samples_do_not_leak(build):
     model = build()
     settings = LossSettings(mtp_weight=0.3, balance_weight=0.0)
     made = samples(9, 5, 8, 6)
-    packed = stack_rows(pack_samples(made, 16, 2), masked=True)
+    packed = stack_rows([lay_row([made[i] for i in row], 16, 2) for row in plan_packing([9, 5, 8, 6], 16)], masked=True)
     assert packed.segments is not None
     alone = stack_rows(pad_samples(made, 2), masked=False)
     one, two = (next_token_loss(model, batch, settings, 10.0) for batch in (packed, alone))

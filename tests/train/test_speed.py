@@ -12,7 +12,6 @@ from ziphius.model.presets import ladder
 from ziphius.model.transformer import Block, Transformer
 from ziphius.ops import sorted_experts
 from ziphius.ops import triton as kernels
-from ziphius.text.packing import pack_samples
 from ziphius.train.batch import stack_rows
 from ziphius.train.losses import next_token_loss
 from ziphius.train.place import Place
@@ -21,6 +20,7 @@ from ziphius.train.speed import compiling_pays, set_speed
 from ziphius.train.trainer import Trainer
 from ziphius.train.weights import ReplicatedWeights
 
+from ..packed import pack_samples
 from .stub import Fixed
 
 KINDS = ["none", "selective", "full"]

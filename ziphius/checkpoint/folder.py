@@ -23,7 +23,7 @@ from ziphius.model.families import config_from_hf
 from ziphius.model.transformer import Transformer
 
 MAX_SHARD_BYTES = 5 * 1024**3
-_FP32 = "e_score_correction_bias"  # kept in fp32 whatever the rest is: its steps of 0.001 vanish in bf16
+FP32_ALWAYS = "e_score_correction_bias"  # kept in fp32 whatever the rest is: its steps of 0.001 vanish in bf16
 
 
 def load_config(folder: str | Path) -> ModelConfig:
@@ -36,12 +36,21 @@ def load_config(folder: str | Path) -> ModelConfig:
     if not path.exists():
         raise CheckpointError(f"{folder} holds no config.json; give the folder of a model")
     try:
-        return config_from_hf(json.loads(path.read_text()))
-    except ValidationError as error:
-        reasons = "; ".join(".".join(map(str, e["loc"])) + ": " * bool(e["loc"]) + e["msg"] for e in error.errors())
-        raise CheckpointError(f"{path}: {reasons}") from None
+        raw = json.loads(path.read_text())
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    return parsed_config(raw, path)
+
+
+def parsed_config(raw: dict[str, Any], source: Path) -> ModelConfig:
+    """The network that the config.json dictionary `raw` describes. Raises CheckpointError naming `source` and key."""
+    try:
+        return config_from_hf(raw)
+    except ValidationError as error:
+        reasons = "; ".join(".".join(map(str, e["loc"])) + ": " * bool(e["loc"]) + e["msg"] for e in error.errors())
+        raise CheckpointError(f"{source}: {reasons}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}") from None
 
 
 def model_folder(folder: Path) -> Path:
@@ -127,7 +136,7 @@ def save_state(
         if name != "lm_head.weight":  # a tied head is not written, as transformers has it
             tensors[name] = state[original]
     dtype_of = {
-        name: torch.float32 if name.endswith(_FP32) else dtype or tensor.dtype for name, tensor in tensors.items()
+        name: torch.float32 if name.endswith(FP32_ALWAYS) else dtype or tensor.dtype for name, tensor in tensors.items()
     }
     described = config.to_hf()
     # Neither the old folder's quantisation nor its own Python files are in this one.
@@ -135,8 +144,9 @@ def save_state(
         described.pop(key, None)
     described["torch_dtype"] = str(dtype_of["model.embed_tokens.weight"]).removeprefix("torch.")
     needed = sum(tensor.numel() * dtype_of[name].itemsize for name, tensor in tensors.items())
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     with commit.staging(folder, needed):
-        names = stage_shards(folder, tensors.items(), max_shard_bytes, dtype_of)
+        names = stage_shards(folder, shapes, tensors.__getitem__, max_shard_bytes, dtype_of)
         _stage_json(folder, "generation_config.json", generation_config or default_generation_config(config))
         _stage_json(folder, "config.json", described)
         stale = weight_files(folder) - set(names)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -61,33 +62,40 @@ class ShardReader:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._open[self._file_of[name]].get_slice(name).get_shape())
 
-    def tensor(self, name: str) -> Tensor:
-        return self._open[self._file_of[name]].get_tensor(name)
+    def tensor(self, name: str, at: tuple[int | slice, ...] = ()) -> Tensor:
+        """The tensor `name`, or what lies `at` these indices of it; no more than that is read."""
+        handle = self._open[self._file_of[name]]
+        return handle.get_slice(name)[at] if at else handle.get_tensor(name)
 
 
 def stage_shards(
-    folder: Path, tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int, dtype_of: dict[str, torch.dtype]
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Callable[[str], Tensor],
+    max_shard_bytes: int,
+    dtype_of: Mapping[str, torch.dtype],
 ) -> list[str]:
-    """Write `tensors` beside the folder's files and return the names that `commit` has to put in place.
+    """Write the tensors of `shapes` beside the folder's files and return the names that `commit` has to put in place.
 
-    Tensors follow each other into shards of at most `max_shard_bytes` (a larger tensor has one for itself); each is
-    converted to `dtype_of[name]` as it is written. One shard is called `model.safetensors` and has no index.
+    Tensors follow each other into shards of at most `max_shard_bytes` (a larger tensor has one for itself). Each is
+    asked of `read(name)` as its shard is written, and converted to `dtype_of[name]`. One shard is called
+    `model.safetensors` and has no index.
     """
-    shards: list[dict[str, Tensor]] = [{}]
+    shards: list[list[str]] = [[]]
     room, total = max_shard_bytes, 0
-    for name, tensor in tensors:
-        size = tensor.numel() * dtype_of[name].itemsize
+    for name, shape in shapes.items():
+        size = math.prod(shape) * dtype_of[name].itemsize
         if size > room and shards[-1]:
-            shards.append({})
+            shards.append([])
             room = max_shard_bytes
-        shards[-1][name] = tensor
+        shards[-1].append(name)
         room -= size
         total += size
     count = len(shards)
     files = [SINGLE] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     for file, shard in zip(files, shards, strict=True):
         # A copy each: published tensors may be parts or repeats of one of ours, and safetensors refuses shared memory.
-        ready = {name: x.detach().to("cpu", dtype_of[name], copy=True).contiguous() for name, x in shard.items()}
+        ready = {name: read(name).detach().to("cpu", dtype_of[name], copy=True).contiguous() for name in shard}
         _save(ready, staged(folder, file))
     if count == 1:
         return files

@@ -44,9 +44,7 @@ class StoredWeights:
             state = Transformer(config).state_dict()
         self.state = {name: tensor for name, tensor in state.items() if name not in shared_copies(config)}
         self.places = _match(reader, self.state, config, block)
-        self._parts: dict[str, list[str]] = {name: [] for name in self.state}
-        for name, place in self.places.items():
-            self._parts[place.name].append(name)
+        self._published = published_places(self.state, config)
 
     def value(self, name: str) -> Tensor:
         """The stored tensor `name`; one in FP8 comes back in fp32."""
@@ -59,12 +57,12 @@ class StoredWeights:
             )
         return fp8.dequantise(tensor, self.reader.tensor(name + fp8.SCALE_SUFFIX), self._block)
 
-    def assembled(self, name: str) -> Tensor:
-        """The tensor `name` of our state dict, fp32, put together from its stored parts."""
-        whole = torch.empty(self.state[name].shape)
-        for part in self._parts[name]:
-            whole[self.places[part].at].copy_(self.value(part))
-        return whole
+    def published(self, name: str) -> Tensor:
+        """The published tensor `name`, wherever the folder keeps it; one in FP8 comes back in fp32."""
+        if name in self.places:
+            return self.value(name)
+        part = self._published[name]  # the folder holds a layer's experts stacked
+        return self.reader.tensor(part.name, part.at)
 
 
 def _modules(reader: ShardReader, config: ModelConfig) -> int:

@@ -17,7 +17,6 @@ from ziphius.engine.sequence import Sequence
 from ziphius.engine.settings import MOST_LOGPROBS, EngineSettings, SamplingSettings
 from ziphius.engine.shaping import is_shaped
 from ziphius.model.config import ModelConfig
-from ziphius.text import tokens
 from ziphius.text.detokenise import Detokeniser, StopStrings
 from ziphius.text.tokenizer import Tokenizer
 
@@ -31,7 +30,9 @@ class Admission:
         self, config: ModelConfig, tokenizer: Tokenizer | None, capacity: int, engine: EngineSettings | None = None
     ) -> None:
         self.config, self.tokenizer, self.capacity = config, tokenizer, capacity
-        self.eos_id = config.eos_token_id if tokenizer is None else tokenizer.eos_id
+        named = config.eos_token_id
+        own = named if isinstance(named, list) else [] if named is None else [named]
+        self.eos_ids = own if tokenizer is None else tokenizer.eos_ids
         self._grammars = None
         if tokenizer is not None:
             self._grammars = Grammars(tokenizer, config.vocab_size, engine or EngineSettings())
@@ -41,7 +42,7 @@ class Admission:
         self._check(request)
         settings = request.settings
         seed = secrets.randbits(64) if settings.seed is None else settings.seed
-        stops = {*settings.stop_token_ids, *(() if settings.ignore_eos or self.eos_id is None else (self.eos_id,))}
+        stops = {*settings.stop_token_ids, *(() if settings.ignore_eos else self.eos_ids)}
         prompt = list(map(int, request.prompt))
         scores = None
         if request.prompt_logprobs is not None:
@@ -111,10 +112,6 @@ class Admission:
                 raise ValueError(f"{what} holds a token id outside 0…{vocabulary - 1}, the model's vocabulary")
         if self.tokenizer is None and _needs_text(settings):
             raise ValueError("stop strings, a thinking budget and a constraint need a tokenizer; give the engine one")
-        if settings.thinking_budget is None or self.tokenizer is None:
-            return
-        if self.tokenizer.inner.token_to_id(tokens.END_THINK) is None:
-            raise ValueError(f"a thinking budget needs the token {tokens.END_THINK}, which this tokenizer lacks")
 
     def _followers(self, request: Request, matcher: Matcher | None) -> dict[str, Any]:
         """What follows the tokens of a sample from its first one on."""
@@ -129,14 +126,7 @@ class Admission:
         settings, tokenizer = request.settings, self.tokenizer
         if tokenizer is None or not _needs_text(settings):
             return None
-        find = tokenizer.inner.token_to_id
-        return Course(
-            find(tokens.THINK),
-            find(tokens.END_THINK),
-            request.thinking,
-            settings.thinking_budget,
-            matcher,
-        )
+        return Course(tokenizer.thinking, request.thinking, settings.thinking_budget, matcher)
 
 
 def _needs_text(settings: SamplingSettings) -> bool:

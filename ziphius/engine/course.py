@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ziphius.engine.grammar.matcher import Matcher
-from ziphius.text.thinking import thinks_after
+from ziphius.text.thinking import Thinking, ThinkingMarks
 
 
 class Demand(NamedTuple):
@@ -25,26 +25,31 @@ class Course:
     Thinking lasts until `</think>`. Unless `thinking` is False, one that the model opens itself counts too: with its
     very first token or, where no constraint forbids it, once more before the answer. The budget of `thinking_budget`
     tokens ends it by force. The constraint binds the answer alone; for an answer to come, the end of the
-    turn within the thinking is read as the end of the thinking. A tokenizer without the two tags has None.
+    turn within the thinking is read as the end of the thinking. Where the marks are spelt in ordinary tokens, a forced
+    `</think>` comes in several, and neither the turn's end closes the thinking nor may an answer with a constraint
+    open one.
 
     What the constraint allows is known some time after `ask`: `look_ahead` may be called once nothing `waits`.
     """
 
     def __init__(
         self,
-        think_id: int | None,
-        end_think_id: int | None,
+        marks: ThinkingMarks,
         thinking: bool | None,
         budget: int | None = None,
         matcher: Matcher | None = None,
     ) -> None:
-        self.thinking = bool(thinking)
-        self._may_think = thinking is not False and think_id is not None
+        self._now = Thinking(bool(thinking))
+        self._may_think = thinking is not False and (marks.are_tokens or matcher is None)
         self.matcher = matcher
-        self._think_id, self._end_think_id, self._budget = think_id, end_think_id, budget
+        self._marks, self._budget = marks, budget
         self._thought = 0
         self._answered = 0
-        self._trail: list[tuple[bool, int, int]] = []
+        self._trail: list[tuple[Thinking, int, int]] = []
+
+    @property
+    def thinking(self) -> bool:
+        return self._now.on
 
     @property
     def thought(self) -> bool:
@@ -53,8 +58,10 @@ class Course:
 
     def forced(self) -> int | None:
         """The token that must come, if it is settled."""
-        spent = self.thinking and self._budget is not None and self._thought >= self._budget
-        return self._end_think_id if spent else None
+        if not self.thinking or self._budget is None or self._thought < self._budget:
+            return None
+        closing = self._marks.close_ids
+        return closing[(self._thought - self._budget) % len(closing)]
 
     def allowed(self) -> np.ndarray | None:
         """The tokens that may come, bool [W]; None for all."""
@@ -62,7 +69,7 @@ class Course:
             return None
         allowed_W = self.matcher.allowed()
         if self._may_open():
-            allowed_W[self._think_id] = True
+            allowed_W[self._marks.open_id] = True
         return allowed_W
 
     @property
@@ -80,22 +87,23 @@ class Course:
         forced = self.forced()
         if forced is not None:
             return token == forced
-        if self.thinking or self.matcher is None or (token == self._think_id and self._may_open()):
+        if self.thinking or self.matcher is None or (token == self._marks.open_id and self._may_open()):
             return True
         return self.matcher.accepts(token)
 
     def advance(self, token: int) -> None:
-        self._trail.append((self.thinking, self._thought, self._answered))
+        self._trail.append((self._now, self._thought, self._answered))
         if self._step(token) and self.matcher is not None:
             self.matcher.advance(token)
 
     def _step(self, token: int) -> bool:
         """Whether the token belongs to the answer."""
-        thinks = thinks_after(token, self.thinking, self._may_open(), self._think_id, self._end_think_id)
-        if self.thinking or thinks:
-            self._thought += self.thinking
-            self.thinking = thinks
-        elif token != self._end_think_id or self._answered or self.matcher is not None:  # one too many says nothing
+        before, self._now = self._now, self._marks.after(self._now, token, self._may_open())
+        if before.on or self._now.on:
+            self._thought += before.on
+        elif self._now.tail:  # perhaps the beginning of a mark
+            return False
+        elif token != self._marks.close_id or self._answered or self.matcher is not None:  # one too many says nothing
             self._answered += 1
             return True
         return False
@@ -107,7 +115,7 @@ class Course:
         """Let the constraint be looked at as `look_ahead` will need it."""
         if self.matcher is None:
             return
-        state = self.thinking, self._thought, self._answered
+        state = self._now, self._thought, self._answered
         bound, answers = not self.thinking, []
         for draft in drafts:
             if self.forced() not in (None, draft):
@@ -115,7 +123,7 @@ class Course:
             if self._step(draft):
                 answers.append(draft)
             bound = bound or not self.thinking
-        self.thinking, self._thought, self._answered = state
+        self._now, self._thought, self._answered = state
         if bound:
             self.matcher.ask(answers)
 
@@ -127,10 +135,10 @@ class Course:
     def retreat(self, count: int) -> None:
         """Take back the last `count` tokens."""
         for _ in range(count):
-            thinking, thought, answered = self._trail.pop()
+            now, thought, answered = self._trail.pop()
             if self.matcher is not None and self._answered > answered:
                 self.matcher.retreat()
-            self.thinking, self._thought, self._answered = thinking, thought, answered
+            self._now, self._thought, self._answered = now, thought, answered
 
     def close(self) -> None:
         """The sample has ended."""
@@ -139,7 +147,7 @@ class Course:
 
     def _demand(self) -> Demand:
         owes = self.thinking and self.matcher is not None
-        return Demand(self.forced(), self.allowed(), self._end_think_id if owes else None)
+        return Demand(self.forced(), self.allowed(), self._marks.close_id if owes else None)
 
     def look_ahead(self, drafts: Seq[int]) -> list[Demand]:
         """What is demanded now, and behind each draft in turn that may come itself."""

@@ -5,6 +5,7 @@
       settings.json         what its result depends on
       stage.json            written last: the stage is finished, and its bills
       evaluation.json       what was asked of it; evaluations/ keeps those of other settings
+    samples/HASH/           what an sft stage imitates, in tokens; made again where it is missing
     control/                the same again, for a run's control
     time/N.json             what each start did when
     lock.json               who works in here
@@ -21,7 +22,7 @@ from typing import Any
 
 from ziphius.disk.write import write_text
 
-LISTED, SETTINGS, DONE = "stages.json", "settings.json", "stage.json"
+LISTED, SETTINGS, DONE, SAMPLES = "stages.json", "settings.json", "stage.json", "samples"
 EVALUATION, KEPT_EVALUATIONS = "evaluation.json", "evaluations"
 
 

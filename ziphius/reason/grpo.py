@@ -186,7 +186,7 @@ class GRPOSource:
 
     def _nothing(self, groups: list[Group]) -> Batch:
         """A batch that weighs nothing, for a rank whose answers all earned the same."""
-        prompt = groups[0].prompt if groups else [self.tokenizer.bos_id] * 8
+        prompt = groups[0].prompt if groups else [self.tokenizer.eos_id] * 8
         batch = stack_rows(pad_samples([(prompt, [0.0] * len(prompt))], self.tokenizer.pad_id), masked=False)
         batch.valid = torch.zeros_like(batch.tokens, dtype=torch.bool)
         batch.advantages = torch.zeros_like(batch.weights)

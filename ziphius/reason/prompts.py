@@ -8,7 +8,8 @@ from ziphius.text.tokenizer import Tokenizer
 
 
 def prompt_tokens(tokenizer: Tokenizer, problem: Problem, thinking: bool) -> list[int]:
-    """The question in the chat template, ready for the answer; with `thinking` the `<think>` is already open."""
+    """The question in the chat template, ready for the answer; with `thinking` a `<think>` is already open, or the
+    model opens it itself where the template has it so."""
     return tokenizer.prompt_ids(problem.prompt, thinking=thinking)
 
 
@@ -19,6 +20,6 @@ def worked_answer(trace: str | None, answer: str) -> str:
 
 def demonstration(tokenizer: Tokenizer, problem: Problem, trace: str | None) -> Sample:
     """Prompt and worked answer as one training sample: the answer's tokens weigh 1, the prompt's 0."""
-    prompt = prompt_tokens(tokenizer, problem, thinking=trace is not None)
-    answer = [*tokenizer.encode(worked_answer(trace, problem.answer)), tokenizer.eos_id]
-    return prompt + answer, [0.0] * len(prompt) + [1.0] * len(answer)
+    answer = {"role": "assistant", "content": problem.answer} | ({"reasoning_content": trace} if trace else {})
+    (sample,) = tokenizer.render_training([{"role": "user", "content": problem.prompt}, answer])
+    return sample

@@ -11,6 +11,7 @@ from typing import Any
 from ziphius.ledger.folder import read_json, write_json
 from ziphius.text.check import Inspected, inspect
 from ziphius.text.files import Reader
+from ziphius.text.paths import suffix_of
 
 _CACHE = "inputs.json"
 
@@ -34,7 +35,7 @@ class Digests:
 
     def of(self, paths: Sequence[str]) -> dict[str, str]:
         """A short name of the content of each file and of the kind of file that its suffix makes it."""
-        return {path: self._digest(Path(path)) + Path(path).suffix for path in paths}
+        return {path: self._digest(Path(path)) + suffix_of(path) for path in paths}
 
     def _digest(self, path: Path) -> str:
         about = self._about(path)

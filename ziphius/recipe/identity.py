@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ziphius.recipe.digests import Digests
 
 _ABSENT = object()
+_AS_EVER = (("too_long", "drop"),)  # settings that came after the first stages were made, at what they had been
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,9 @@ def _what_is_learned(stage: Stage) -> dict[str, Any]:
 
 
 def _without_path(settings: BaseModel) -> dict[str, Any]:
-    """A file counts by what is in it, not by where it lies."""
-    return settings.model_dump(mode="json", exclude={"path"})
+    """A file counts by what is in it, not by where it lies; a later setting only where it is not what always was."""
+    found = settings.model_dump(mode="json", exclude={"path"})
+    return {key: value for key, value in found.items() if (key, value) not in _AS_EVER}
 
 
 def _tasks(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:

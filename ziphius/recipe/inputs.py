@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import islice
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from ziphius.recipe.schema import Recipe, RecipeError, SFTStage
-from ziphius.text.chats import Chats, read_chats
+from ziphius.text.chats import Chats, form_name, read_chats
 from ziphius.text.check import Inspected, inspect
-from ziphius.text.files import Reader, line_number, reader_for
+from ziphius.text.decontaminate import Decontaminator
+from ziphius.text.files import Reader, reader_for
+from ziphius.text.forms.conversation import Conversation
 from ziphius.text.packing import Sample
+from ziphius.text.rows import where
 from ziphius.text.tokenizer import Tokenizer
 
 Inspect = Callable[[Path, Reader], Inspected]
+Where = Callable[[], str]  # finds out where something stands, which takes a look into the file
 
 
 def check_inputs(recipe: Recipe, inspect: Inspect = inspect) -> dict[str, Inspected]:
@@ -51,25 +56,51 @@ def _readers(recipe: Recipe) -> dict[str, list[tuple[str, Reader]]]:
     return files
 
 
-def chat_samples(paths: Sequence[str], tokenizer: Tokenizer, thinking: bool) -> list[Sample]:
-    """The chats of some files as samples, of which the responses are trained on.
+def chat_samples(
+    paths: Sequence[str],
+    tokenizer: Tokenizer,
+    thinking: bool,
+    decontaminator: Decontaminator | None,
+    counts: Counter[str],
+    say: list[str],
+) -> Iterator[tuple[Sample, Where]]:
+    """The conversations of some files as samples, of which the answers are trained on, each with its file:line.
 
-    Raises ValueError for a malformed line (file:line, what and the mend).
+    Those without an answer, and those that overlap with an evaluation, are left out and counted.
+
+    Args:
+        thinking: False leaves the thinking out of the answers.
+        counts: gets the numbers of `conversations`, and of those `empty` and `contaminated`.
+        say: gets a sentence on the form of the files.
+
+    Raises:
+        ValueError: a malformed row, or one that the chat template refuses (file:line, what and the mend).
     """
-    chats = (chat for path in paths for chat in read_chats(Path(path)))
-    return [_sample(chat.prompt, chat.response, tokenizer, thinking) for chat in chats]
+    counts.update(conversations=0, empty=0, contaminated=0)
+    forms: dict[str, list[str]] = {}
+    for path in map(Path, paths):
+        forms.setdefault(form_name(path) or "nothing", []).append(path.name)
+        for chat, place in read_chats(path):
+            counts["conversations"] += 1
+            if chat.is_empty:
+                counts["empty"] += 1
+            elif decontaminator is not None and decontaminator.is_contaminated(chat.text):
+                counts["contaminated"] += 1
+            else:
+                at = partial(where, path, place)
+                yield from ((sample, at) for sample in training_samples(chat, tokenizer, thinking, at))
+    say += [f"{_some(names)} hold{'s' * (len(names) == 1)} {form}" for form, names in forms.items()]
 
 
-def place_of_chat(paths: Sequence[str], index: int) -> str:
-    """Where (file:line) number `index` of the samples that `chat_samples` makes of these files stands."""
-    starts = ((path, chat.start) for path in map(Path, paths) for chat in read_chats(path))
-    path, start = next(islice(starts, index, None))
-    return f"{path}:{line_number(path, start)}"
+def training_samples(chat: Conversation, tokenizer: Tokenizer, thinking: bool = True, at: Where = str) -> list[Sample]:
+    """A conversation in the tokenizer's chat template; ValueError, with where it stands, if that refuses it."""
+    if not thinking:
+        chat = chat.without_thinking()
+    try:
+        return tokenizer.render_training(chat.messages, chat.tools, None if thinking else False)
+    except ValueError as error:
+        raise ValueError(f"{at()}: {error}") from error
 
 
-def _sample(prompt: str, response: str, tokenizer: Tokenizer, thinking: bool) -> Sample:
-    thinks = thinking and "</think>" in response
-    start = tokenizer.prompt_ids(prompt, thinking=thinks)
-    text = response.removeprefix("<think>").lstrip("\n") if thinks else response.rpartition("</think>")[2].strip()
-    answer = [*tokenizer.encode(text), tokenizer.eos_id]
-    return start + answer, [0.0] * len(start) + [1.0] * len(answer)
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from ziphius.ledger.clock import Clock
 from ziphius.recipe.schema import PretrainStage, Recipe
@@ -14,13 +15,14 @@ from ziphius.train.place import Place
 
 @dataclass
 class Job:
-    """A run, or its control: the same without thinking."""
+    """A run, or its control: the same without thinking. `cache` is a folder for what can be made again."""
 
     recipe: Recipe
     place: Place
     thinking: bool
     peak_flops: dict[str, float]
     clock: Clock
+    cache: Path
 
     def say(self, text: str) -> None:
         """A line for the person at the terminal, once."""

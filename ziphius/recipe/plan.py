@@ -74,12 +74,9 @@ def _most_steps(stage: SFTStage) -> int:
 def _samples(stage: SFTStage) -> int:
     if stage.path is None:
         return stage.examples
-    return sum(_filled_lines(Path(path)) for path in stage.files())
+    from ziphius.text.rows import count_rows  # takes a moment to import
 
-
-def _filled_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(bool(line.strip()) for line in file)
+    return sum(count_rows(Path(path)) for path in stage.files())
 
 
 def _what_binds(name: str, stage: SFTStage) -> str:

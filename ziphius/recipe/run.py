@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ziphius.cost.energy import EnergyMeter
 from ziphius.cost.ledger import LedgerRow, write_rows
 from ziphius.disk.checksum import crc32_of
 from ziphius.ledger.clock import Clock
-from ziphius.ledger.folder import DONE, EVALUATION, LISTED, evaluation_key, read_json, stage_key, write_json
+from ziphius.ledger.folder import DONE, EVALUATION, LISTED, SAMPLES, evaluation_key, read_json, stage_key, write_json
 from ziphius.recipe import stages as work
 from ziphius.recipe.bills import bill, devices_of, measured_energy, stage_energy
 from ziphius.recipe.digests import Digests
@@ -32,7 +33,7 @@ from ziphius.recipe.schema import GRPOStage, PretrainStage, Recipe, RecipeError,
 from ziphius.recipe.screen import undecided_answers
 from ziphius.recipe.stage_folder import StageFolder, find_evaluation, find_stage_folder, open_stage_folder
 from ziphius.recipe.summary import summarise
-from ziphius.recipe.texts import files_unread, not_held_out
+from ziphius.recipe.texts import files_unread, not_held_out, reads_files
 from ziphius.report import write_report
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.choose import processes_are_faster
@@ -149,7 +150,7 @@ def _run_part(
     device, devices = devices_of(place)
     about = {"device": device, "devices": devices, "dollars_per_hour": recipe.price.dollars_per_hour}
     clock = Clock(run if place.is_main else None, about, began)
-    job = Job(recipe, place, thinking=bases is None, peak_flops=peaks, clock=clock)
+    job = Job(recipe, place, thinking=bases is None, peak_flops=peaks, clock=clock, cache=run / SAMPLES)
     try:
         return _run_stages(job, run, until, digests, bases or {})
     finally:
@@ -161,7 +162,8 @@ def _run_stages(
 ) -> dict[str, StageFolder]:
     """Every stage up to `until`; later ones are taken up where they are finished, and not run."""
     tokenizer: Tokenizer | None = None
-    previous, before, base, running = "", Path(), Path(), True
+    previous, before, running = "", Path(), True
+    texts: list[Path] = []  # folders of the stages that learned from files
     listed: list[str] = []
     made: dict[str, StageFolder] = {}
     for number, (name, stage) in enumerate(job.recipe.stages.items(), start=1):
@@ -173,9 +175,11 @@ def _run_stages(
             listed.append(home.folder.name)
             job.place.on_main(lambda: write_json(run / LISTED, listed))
             _run_stage(job, name, stage, home, before, tokenizer)
-            if running and isinstance(stage, SFTStage | GRPOStage) and job.recipe.evaluation.tasks:
-                assert tokenizer is not None
-                _evaluate(job, name, home, tokenizer, digests, base)
+        if reads_files(job.recipe, stage):
+            texts.append(home.folder)
+        if running and isinstance(stage, SFTStage | GRPOStage) and job.recipe.evaluation.tasks:
+            assert tokenizer is not None
+            _evaluate(job, name, home, tokenizer, digests, texts)
         if isinstance(stage, TokenizerStage):
             tokenizer = Tokenizer.load(home.folder)
             previous = tokenizer.digest
@@ -183,7 +187,6 @@ def _run_stages(
             previous = home.of.print
         if isinstance(stage, TokenizerStage | PretrainStage):
             made[name] = home
-            base = home.folder
         before, running = home.folder, running and name != until
     return made
 
@@ -246,10 +249,12 @@ def _refuse_damage(folder: Path) -> None:
             )
 
 
-def _evaluate(job: Job, name: str, home: StageFolder, tokenizer: Tokenizer, digests: Digests, base: Path) -> None:
+def _evaluate(
+    job: Job, name: str, home: StageFolder, tokenizer: Tokenizer, digests: Digests, texts: list[Path]
+) -> None:
     """Ask the recipe's problems, unless the folder holds what they gave, and write what was found with its bill.
 
-    `base`: the folder of the pretraining that the stage began from.
+    `texts`: the folders of the stages that the model has learned from files in.
     """
 
     def find() -> tuple[Identity, bool, str]:
@@ -261,11 +266,13 @@ def _evaluate(job: Job, name: str, home: StageFolder, tokenizer: Tokenizer, dige
         return
     title = _title(job, name)
     job.say(f"{title}: asking {job.recipe.evaluation.n} held-out problems" + (f" again ({why})" if why else ""))
-    if unheld := job.place.on_main(lambda: not_held_out(job, base)):
-        job.say(
-            f"{title}: {unheld} of the questions are others than {base.name}'s text was kept free of; under another "
-            "--name the text is held to these"
-        )
+    counts = {folder.name: job.place.on_main(partial(not_held_out, job, folder)) for folder in texts}
+    for text, count in counts.items():
+        if count:
+            job.say(
+                f"{title}: {count} of the questions are others than {text}'s text was kept free of; under another "
+                "--name the text is held to these"
+            )
     with job.clock.during(evaluation_key(home.folder, of.print)):
         began = time.perf_counter()
         with EnergyMeter(None if job.place.is_main else []) as meter:
@@ -273,6 +280,7 @@ def _evaluate(job: Job, name: str, home: StageFolder, tokenizer: Tokenizer, dige
         row = bill(job.place, f"evaluate {name}", "evaluation", time.perf_counter() - began)
         row.energy_kwh = meter.kwh
         row.priced(job.recipe.price.dollars_per_hour)
+        unheld = max(counts.values(), default=0)
         written = {"of": of.as_dict(), "bill": asdict(row), "results": found, "not_held_out": unheld}
         job.place.on_main(lambda: write_json(home.folder / EVALUATION, written))
     for entry in found:

@@ -90,8 +90,9 @@ class TaskSettings(_Strict):
 class CorpusSettings(_Strict):
     """Training text: files, or the lessons that a task's family writes.
 
-    `path`: .txt, .md, .jsonl or .parquet files, folders of them, or patterns such as `books/*.txt`. `documents`: what a
-    document is in a text file. `field`: where the text is in .jsonl and .parquet.
+    `path`: .txt, .md, .jsonl or .parquet files (plain, .gz, .bz2, .zst, .xz), folders of them, or patterns such as
+    `books/*.txt`, relative to where the run is started. `documents`: what a document is in a text file. `field`: where
+    the text is in .jsonl and .parquet.
     """
 
     path: str | list[str] | None = None
@@ -158,10 +159,14 @@ class PretrainStage(_Strict):
 
 
 class SFTStage(_Strict):
-    """Imitate worked solutions of a task (a share of them `thorough`, the rest hasty), or the chats of .jsonl files
-    (fields `prompt` and `response`; in the response thinking ends with `</think>`).
+    """Imitate worked solutions of a task (a share of them `thorough`, the rest hasty), or the chats of files.
 
-    The stage ends after `epochs`, in a new order each, or after `train.steps` where those are given and fewer.
+    `path`: .jsonl, .json or .parquet files (plain, .gz, .bz2, .zst, .xz), folders of them, or patterns. Their rows are
+    of one of the forms in `text/forms`, known by a file's first row: `messages`, ShareGPT, `prompt` with `completion`
+    or `response`, Alpaca. All that the assistant says is trained on, and nothing else.
+
+    `too_long`: what becomes of a sample of more than `seq_len` tokens. The stage ends after `epochs`, in a new order
+    each, or after `train.steps` where those are given and fewer.
     """
 
     kind: Literal["sft"]
@@ -171,6 +176,7 @@ class SFTStage(_Strict):
     thorough: float = Field(1.0, ge=0, le=1)
     epochs: int = Field(2, gt=0)
     seq_len: int = Field(256, gt=1)
+    too_long: Literal["drop", "cut"] = "drop"
     rows: int = Field(8, gt=0)
     micro_rows: int = Field(16, gt=0)
     train: SFTTrainSettings = SFTTrainSettings()
@@ -179,7 +185,7 @@ class SFTStage(_Strict):
     @model_validator(mode="after")
     def _one_of(self) -> SFTStage:
         if (self.path is None) == (self.task is None):
-            raise ValueError("give either task (worked solutions) or path (a .jsonl of prompt and response)")
+            raise ValueError("give either task (worked solutions) or path (files of chats)")
         self.files()
         _refuse_gate(self.train)
         return self

@@ -17,7 +17,7 @@ from ziphius.reason.grpo import GRPOSource
 from ziphius.reason.rollout import TaskMix
 from ziphius.reason.watch import Watch
 from ziphius.recipe.job import Job
-from ziphius.recipe.samples import fitting_samples, look_ahead, probe_samples
+from ziphius.recipe.samples import imitated, look_ahead, probe_samples
 from ziphius.recipe.schema import (
     GRPOStage,
     PretrainStage,
@@ -86,21 +86,19 @@ def run_sft(job: Job, stage: SFTStage, folder: Path, before: Path, tokenizer: To
     """Imitate worked answers, for as many epochs or steps as are asked for."""
     look_ahead(job, tokenizer)
     model = load_model(before, device=job.place.device)
-    samples, left_out = fitting_samples(job, stage, tokenizer, "seq_len")
+    found = imitated(job, stage, tokenizer, "seq_len")
     source = SampleSource(
-        samples, job.place, stage.seq_len, stage.rows, stage.micro_rows, tokenizer.pad_id, job.recipe.seed
+        found.samples, job.place, stage.seq_len, stage.rows, stage.micro_rows, tokenizer.pad_id, job.recipe.seed
     )
     settings = stage.train.within(stage.epochs * source.steps_per_epoch)
-    for sentence in (left_out, _what_binds(stage, source.steps_per_epoch, settings.steps)):
-        if sentence:
-            job.say(f"{title}: {sentence}")
+    for sentence in (*found.say, _what_binds(stage, source.steps_per_epoch, settings.steps)):
+        job.say(f"{title}: {sentence}")
     loss: LossFunction = lambda model, batch, norm: next_token_loss(model, batch, stage.loss, norm)
     trainer = _trainer(job, settings, model, source, loss, folder, title)
     result = trainer.run()
     _write(trainer, folder, tokenizer, job)
     if job.place.is_main:
-        data = {
-            "samples": len(samples),
+        data = found.counts | {
             "steps": result.steps,
             "steps_per_epoch": source.steps_per_epoch,
             "epochs": round(result.steps / source.steps_per_epoch, 3),
@@ -108,6 +106,8 @@ def run_sft(job: Job, stage: SFTStage, folder: Path, before: Path, tokenizer: To
             "tokens": result.tokens,
         }
         write_json(folder / "data.json", data)
+        if stage.path is not None:
+            note_held_out(job, folder)
     return result
 
 

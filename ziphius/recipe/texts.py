@@ -10,7 +10,7 @@ from random import Random
 
 from ziphius.ledger.folder import read_json, write_json
 from ziphius.recipe.job import Job
-from ziphius.recipe.schema import PretrainStage, RecipeError, Stage, TokenizerStage
+from ziphius.recipe.schema import PretrainStage, Recipe, RecipeError, SFTStage, Stage, TokenizerStage
 from ziphius.tasks.base import Family, normalised
 from ziphius.text.corpora import GeneratedSource, Mixture, Source, open_source
 from ziphius.text.decontaminate import Decontaminated, Decontaminator
@@ -88,16 +88,19 @@ def note_held_out(job: Job, folder: Path) -> None:
     write_json(folder / _HELD_OUT, sorted(map(_short, job.evaluation_texts())))
 
 
-def not_held_out(job: Job, base: Path) -> int:
-    """How many questions of the evaluation are other ones than those that `base`, pretrained on files, was kept from.
+def not_held_out(job: Job, folder: Path) -> int:
+    """How many questions of the evaluation are other ones than those that the text of the stage in `folder` was kept
+    from."""
+    held = set(read_json(folder / _HELD_OUT) or ())
+    return sum(_short(question) not in held for question in job.questions()) if held else 0
 
-    Lessons never hold them: they are made from problems of another split.
-    """
-    known = read_json(base / _HELD_OUT)
-    if known is None or not any(corpus.weight and corpus.path for corpus in job.recipe.corpora.values()):
-        return 0
-    held = set(known)
-    return sum(_short(question) not in held for question in job.questions())
+
+def reads_files(recipe: Recipe, stage: Stage) -> bool:
+    """Whether a stage learns from files. Lessons and demonstrations never hold a question of the evaluation: they are
+    made from problems of another split."""
+    if isinstance(stage, PretrainStage):
+        return any(corpus.weight and corpus.path for corpus in recipe.corpora.values())
+    return isinstance(stage, SFTStage) and stage.path is not None
 
 
 def _short(question: str) -> str:

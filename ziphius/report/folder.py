@@ -16,12 +16,13 @@ from ziphius.train.metrics import read_metrics
 
 @dataclass(frozen=True)
 class Stage:
-    """One finished stage: its metrics, a row a step, and the evaluations made after it."""
+    """One finished stage: its metrics, a row a step, the evaluations made after it, and what it says of its data."""
 
     name: str
     kind: str
     rows: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
+    data: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,6 @@ def length(stage: Stage, by: str = "step") -> float:
 def _read_stages(run: Path) -> list[Stage]:
     stages = []
     for folder in finished_stages(run):
-        about = read_json(folder / DONE)
-        stages.append(Stage(about["name"], about["kind"], read_metrics(folder), evaluations(folder)))
+        about, data = read_json(folder / DONE), read_json(folder / "data.json") or {}
+        stages.append(Stage(about["name"], about["kind"], read_metrics(folder), evaluations(folder), data))
     return stages

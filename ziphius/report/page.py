@@ -69,6 +69,7 @@ def render(run: Run) -> str:
         ledgers=[(title, rows, _total(rows)) for title, rows in ledgers],
         kinds=KINDS,
         skips=_skips(run.stages),
+        left_out=[(stage.name, what) for stage in run.stages if (what := ", ".join(_left_out(stage.data)))],
         doctor=[(stage, verdict(found), found) for stage, found in findings.items()],
         recipe=tomli_w.dumps(_without_none(run.recipe)),
     )
@@ -100,6 +101,21 @@ def _skips(stages: Sequence[Stage]) -> list[tuple[str, int, int]]:
     """Stages of which updates were left out: how many, of how many."""
     last = [(stage.name, stage.rows[-1]) for stage in stages if stage.rows]
     return [(name, row["skipped"], row["step"]) for name, row in last if row.get("skipped")]
+
+
+def _left_out(data: dict[str, Any]) -> Iterator[str]:
+    """What a stage did not learn from as it stands in its files, and why."""
+    dropped = sum(data.get("dropped", {}).values())
+    for count, what in (
+        (dropped, "documents that hold a question of the evaluation"),
+        (data.get("contaminated"), "conversations that hold a question of the evaluation"),
+        (data.get("empty"), "conversations without a question or an answer"),
+        (data.get("too_long"), "samples that are too long for a row"),
+    ):
+        if count:
+            yield f"{count:,} {what}"
+    if data.get("cut"):
+        yield f"the ends of {data['cut']:,} samples that are longer than a row"
 
 
 def _examples(stage: Stage) -> Iterator[dict[str, Any]]:

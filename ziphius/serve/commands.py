@@ -1,4 +1,4 @@
-"""`ziphius serve`, `chat`, `key` and `export`. Imports neither torch nor the service's packages."""
+"""`ziphius serve`, `chat`, `key`, `export` and `import`. Imports neither torch nor the service's packages."""
 
 from __future__ import annotations
 
@@ -164,6 +164,23 @@ def export(
     from ziphius.serve.export import export_folder
 
     export_folder(folder, out, type_)
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="Llama, Qwen2, Qwen3 or DeepSeek, in any format.")],
+    folder: Annotated[Path, typer.Argument(help="The model folder to write, a new one.")],
+    dtype: Annotated[
+        Literal["auto", "bf16", "fp32"],
+        typer.Option(help="How weights are kept, e.g. --dtype fp32: unrounded; auto: bf16, or fp32 as in the file."),
+    ] = "auto",
+) -> None:
+    """Write a GGUF file as a model folder: weights, tokenizer and chat template. The way back from `export`.
+
+    Example: `ziphius import SmolLM2-135M-Instruct.Q4_1.gguf smollm2`
+    """
+    from ziphius.serve.export import import_file
+
+    import_file(file, folder, dtype)
 
 
 def _need_packages() -> None:

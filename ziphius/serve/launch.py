@@ -88,7 +88,7 @@ def make_service(folder: Path, settings: ServeSettings, engine_settings: EngineS
     examples = example_questions(folder)
     model, tokenizer = load_on(folder, pick_device(settings.device), settings.weights), Tokenizer.load(folder)
     engine = Engine(model, tokenizer, engine_settings)
-    try_once(engine, tokenizer.bos_id)
+    try_once(engine, tokenizer.eos_id)
     room = engine.stats().blocks_total * engine.settings.block_size
     limits = Limits(
         context=min(model.config.max_position_embeddings, room),
@@ -96,7 +96,7 @@ def make_service(folder: Path, settings: ServeSettings, engine_settings: EngineS
         max_tokens=settings.max_tokens,
         defaults=sampling_defaults(folder),
     )
-    runner = Runner(Recovery(engine, tokenizer.bos_id))
+    runner = Runner(Recovery(engine, tokenizer.eos_id))
     return Service(settings, tokenizer, runner, limits, rate, keys, allowances, examples)
 
 

@@ -1,42 +1,48 @@
-"""Chats to imitate: each line of a `.jsonl` file is an object with a `prompt` and a `response`."""
+"""Chats to imitate: conversations in one of the known forms, which each file's first row shows."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ziphius.text.files import JsonLines, line_error, whole_text
+from ziphius.text.forms.conversation import Conversation
+from ziphius.text.forms.registry import Form, form_of
+from ziphius.text.rows import count_rows, read_rows, where
 
 
 @dataclass(frozen=True)
-class Chat:
-    """One exchange, and the byte offset of its line."""
+class Chats:
+    """The reader of such a file for `check.inspect`; its documents are the conversations, blank where one is empty."""
 
-    prompt: str
-    response: str
-    start: int
+    def __call__(self, path: Path, place: int) -> Iterator[tuple[str, int]]:
+        for chat, start in read_chats(path):
+            if start >= place:
+                yield "" if chat.is_empty else chat.text, start + 1
 
-
-@dataclass(frozen=True)
-class Chats(JsonLines):
-    """The reader of such a file, for `inspect`; its documents are the responses."""
-
-    field: str = "response"
-
-    def text(self, row: dict, path: Path, start: int) -> str:
-        return pair(row, path, start)[1]
+    def extent(self, path: Path) -> int:
+        return count_rows(path)
 
 
-def pair(row: dict, path: Path, start: int) -> tuple[str, str]:
-    """(prompt, response) of a row; ValueError, with file:line, where one is missing, empty or not text."""
-    for key in ("prompt", "response"):
-        if not isinstance(row.get(key), str) or not row[key].strip():
-            what = "is empty" if isinstance(row.get(key), str) else "is not text" if key in row else "is missing"
-            raise line_error(path, start, f"{key!r} {what}; each line needs a prompt and a response")
-    return whole_text(row["prompt"], path, start), whole_text(row["response"], path, start)
+def read_chats(path: Path) -> Iterator[tuple[Conversation, int]]:
+    """The conversations of a file in its order, each with the place of its row.
+
+    Raises, while reading:
+        ValueError: a row that is none, or is of no form or another one than the first; file:line and what is wrong.
+    """
+    form: Form | None = None
+    for row, place in read_rows(path):
+        try:
+            form = form or form_of(row)
+            chat = form.read(row)
+        except ValueError as error:
+            says = f" (the file's form is {form.name})" if form else ""
+            raise ValueError(f"{where(path, place)}: {error}{says}") from None
+        yield chat, place
 
 
-def read_chats(path: Path) -> Iterator[Chat]:
-    """The chats of a file, in its order; ValueError as `pair` and `JsonLines` say."""
-    with open(path, "rb") as file:
-        for row, start, _ in Chats().rows(file, path, 0):
-            yield Chat(*pair(row, path, start), start)
+def form_name(path: Path) -> str:
+    """What the form of a file is called; empty for a file without rows. Raises as `read_chats` does."""
+    for row, _ in read_rows(path):
+        return form_of(row).name
+    return ""

@@ -6,6 +6,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from ziphius.text.files import ByteReader, Reader
+from ziphius.text.paths import is_compressed
 
 BLOCK = 1 << 20  # bytes read at a time
 
@@ -20,7 +21,7 @@ class Inspected:
 
 
 def inspect(path: str | Path, reader: Reader) -> Inspected:
-    """Reads a whole file as training would, in bounded memory. Text and JSON lines are read once, Parquet twice.
+    """Reads a whole file as training would, in bounded memory: plain text and JSON lines once, others twice.
 
     Raises:
         ValueError: what the reader cannot read, as file:line, what and the mend.
@@ -28,7 +29,7 @@ def inspect(path: str | Path, reader: Reader) -> Inspected:
     """
     path = Path(path)
     with _HashedFile(path) as raw:
-        if isinstance(reader, ByteReader):
+        if isinstance(reader, ByteReader) and not is_compressed(path):
             with io.BufferedReader(raw, BLOCK) as file:
                 documents = sum(not text.isspace() for text, _ in reader.documents(file, path, 0) if text)
         else:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ziphius.text.files import PIECE, Reader, reader_for
+from ziphius.text.parts import cut
 from ziphius.text.paths import expand
-from ziphius.text.sampling import spread
+from ziphius.text.sampling import Span, spread
 
 
 class Source(Protocol):
@@ -34,7 +35,9 @@ class Source(Protocol):
 
 
 class FileSource:
-    """The documents of some files, over and over, file by file in another order each time. Blank ones are passed over.
+    """The documents of some files (or parts of files), over and over, in another order of the files each time.
+
+    Blank documents are passed over.
 
     The position is a file and a place in it (a byte offset or a row), so resuming costs one seek. Beside it the state
     holds a digest of what has been read of each file, so that `unchanged` can tell a line mended behind the position
@@ -59,7 +62,7 @@ class FileSource:
         self.files = list(files)
         self.seed = seed
         self.epochs = 0
-        self.sizes = [path.stat().st_size for path, _ in files]  # bytes
+        self.sizes = [reader.size if isinstance(reader, Span) else path.stat().st_size for path, reader in files]
         self._at = 0  # which of the order is being read
         self._order = self._draw_order()
         self._place = 0
@@ -73,7 +76,8 @@ class FileSource:
         """How many times the files have been read, with the fraction of the pass at hand."""
         file = self._order[self._at]
         path, reader = self.files[file]
-        share = self._place / max(1, reader.extent(path)) if self._place else 0.0
+        begin = reader.begin if isinstance(reader, Span) else 0
+        share = (self._place - begin) / max(1, reader.extent(path) - begin) if self._place else 0.0
         done = sum(self.sizes[before] for before in self._order[: self._at]) + share * self.sizes[file]
         return self.epochs + done / max(1, sum(self.sizes))
 
@@ -158,8 +162,8 @@ class FileSource:
         if state["files"] != len(self.files):
             shown = ", ".join(str(path) for path, _ in self.files[:3]) + ", …" * (len(self.files) > 3)
             raise ValueError(
-                f"cannot resume: a source had {state['files']} files and has {len(self.files)} now ({shown}); "
-                "begin the stage anew"
+                f"cannot resume: a source had {state['files']} files or parts of files and has {len(self.files)} now "
+                f"({shown}); begin the stage anew"
             )
 
 
@@ -191,14 +195,16 @@ def open_source(
         paths: `.txt`, `.md`, `.jsonl` or `.parquet` files, folders of them, or patterns such as `books/*.txt`.
         documents: what a document is in a text file: the "file", a "line" or a "paragraph".
         field: where the text is: the key in `.jsonl`, the column in `.parquet`.
-        seed: of the files' order; None keeps that given.
+        seed: of the order of the files, and of the parts of large ones; None keeps that given.
         sample: read parts only, of about so many bytes together, spread evenly over the files.
 
     Raises:
         ValueError: a path without files, another suffix, or another value of `documents`.
     """
     files = [(Path(path), reader_for(Path(path), documents, field)) for path in expand(paths)]
-    return FileSource(files if sample is None else spread(files, sample), seed)
+    if sample is not None:
+        return FileSource(spread(files, sample), seed)
+    return FileSource(files if seed is None else cut(files), seed)
 
 
 class GeneratedSource:

@@ -1,8 +1,9 @@
 """How a file becomes documents: a reader yields (document, place after it) from a given place on.
 
-A place is an int: a byte offset in text and JSON lines, a row in Parquet; 0 is the file's beginning. Reading again from
-a yielded place gives exactly the documents that would have followed. Nothing is read whole: a text longer than `PIECE`
-comes as several documents, cut at a line's end, and JSON rows above `ROW` are refused, so a file may have any size.
+A place is an int: a byte offset in text and JSON lines (unpacked, where a file is compressed), a row in Parquet;
+0 is the file's beginning. Reading again from a yielded place gives exactly the documents that would have followed.
+Nothing is read whole: a text longer than `PIECE` comes as several documents, cut at a line's end, and JSON rows above
+`ROW` are refused, so a file may have any size.
 """
 
 import json
@@ -10,9 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import IO, Protocol
 
 import pyarrow.parquet as pq
+
+from ziphius.text.compressed import open_bytes, unpacked_size
+from ziphius.text.paths import kind_of
 
 PIECE = 1 << 18  # bytes of the longest document of a text file: tens of thousands of tokens
 ROW = 1 << 24  # bytes of the longest row of JSON
@@ -35,6 +39,9 @@ class FileReader(Reader, Protocol):
     def spans(self, path: Path, starts: list[int], length: int) -> list[tuple[int, int]]:
         """Where to read for a sample: (from, until) in places, for about `length` bytes at each byte offset."""
 
+    def starts(self, path: Path, step: int) -> list[int]:
+        """Places, 0 first, at which a document begins, about `step` bytes from each to the next."""
+
 
 class ByteReader(ABC):
     """What readers share whose places are byte offsets."""
@@ -42,29 +49,44 @@ class ByteReader(ABC):
     whole_lines = False  # whether a document is never a part of a line
 
     @abstractmethod
-    def documents(self, file: BinaryIO, path: Path, place: int) -> Iterator[tuple[str, int]]:
+    def documents(self, file: IO[bytes], path: Path, place: int) -> Iterator[tuple[str, int]]:
         """The documents of an open file that stands at `place`; `path` is for errors."""
 
     def __call__(self, path: Path, place: int) -> Iterator[tuple[str, int]]:
-        with open(path, "rb") as file:
+        with open_bytes(path) as file:
             file.seek(place)
             yield from self.documents(file, path, place)
 
     def extent(self, path: Path) -> int:
-        return path.stat().st_size
+        return unpacked_size(path)
 
     def spans(self, path: Path, starts: list[int], length: int) -> list[tuple[int, int]]:
         """Each begins at the first line after its offset; a text without one nearby is begun inside a line."""
         spans: list[tuple[int, int]] = []
         end = self.extent(path)
-        with open(path, "rb") as file:
+        with open_bytes(path) as file:
             for start in starts:
                 place = self._line_start(file, start, length) if start else 0
                 if place < end and (not spans or place >= spans[-1][1]):
                     spans.append((place, max(start + length, place + 1)))
         return spans
 
-    def _line_start(self, file: BinaryIO, start: int, nearby: int) -> int:
+    def starts(self, path: Path, step: int) -> list[int]:
+        """The first after each multiple of `step`."""
+        found, end = [0], self.extent(path)
+        with open_bytes(path) as file:
+            for offset in range(step, end, step):
+                if found[-1] < (place := self._document_start(file, offset)) < end:
+                    found.append(place)
+        return found
+
+    def _document_start(self, file: IO[bytes], start: int) -> int:
+        """The first place from a byte offset on at which a document may begin; that of the file's end for none."""
+        file.seek(start - 1)
+        ahead = len(file.readline(PIECE))
+        return start - 1 + ahead if ahead < PIECE else self._line_start(file, start, PIECE)
+
+    def _line_start(self, file: IO[bytes], start: int, nearby: int) -> int:
         file.seek(start - 1)
         line = file.readline(ROW if self.whole_lines else nearby)
         if line.endswith(b"\n") or self.whole_lines:
@@ -78,7 +100,7 @@ class TextFiles(ByteReader):
 
     piece: int = PIECE
 
-    def documents(self, file: BinaryIO, path: Path, place: int) -> Iterator[tuple[str, int]]:
+    def documents(self, file: IO[bytes], path: Path, place: int) -> Iterator[tuple[str, int]]:
         rest = b""
         while data := rest + file.read(self.piece - len(rest)):
             cut = (data.rfind(b"\n") + 1 or _whole_characters(data)) if len(data) == self.piece else len(data)
@@ -89,7 +111,7 @@ class TextFiles(ByteReader):
 class TextLines(ByteReader):
     """Each line of a text file is a document."""
 
-    def documents(self, file: BinaryIO, path: Path, place: int) -> Iterator[tuple[str, int]]:
+    def documents(self, file: IO[bytes], path: Path, place: int) -> Iterator[tuple[str, int]]:
         for line, start, end in _lines(file, place):
             yield _decode(line, path, start).rstrip("\r\n"), end
 
@@ -97,7 +119,16 @@ class TextLines(ByteReader):
 class TextParagraphs(ByteReader):
     """Each run of lines between blank lines is a document; one longer than `PIECE` is several."""
 
-    def documents(self, file: BinaryIO, path: Path, place: int) -> Iterator[tuple[str, int]]:
+    def _document_start(self, file: IO[bytes], start: int) -> int:
+        place = super()._document_start(file, start)
+        file.seek(place)
+        for line, _, end in _lines(file, place):
+            place = end
+            if not line.strip() or end > start + PIECE:
+                break
+        return place
+
+    def documents(self, file: IO[bytes], path: Path, place: int) -> Iterator[tuple[str, int]]:
         paragraph: list[str] = []
         size = 0
         for line, start, end in _lines(file, place):
@@ -123,11 +154,11 @@ class JsonLines(ByteReader):
     field: str = "text"
     whole_lines = True
 
-    def documents(self, file: BinaryIO, path: Path, place: int) -> Iterator[tuple[str, int]]:
+    def documents(self, file: IO[bytes], path: Path, place: int) -> Iterator[tuple[str, int]]:
         for row, start, end in self.rows(file, path, place):
             yield self.text(row, path, start), end
 
-    def rows(self, file: BinaryIO, path: Path, place: int) -> Iterator[tuple[dict, int, int]]:
+    def rows(self, file: IO[bytes], path: Path, place: int) -> Iterator[tuple[dict, int, int]]:
         """(the object of a line, its offset, the offset after it)."""
         while line := file.readline(ROW):
             start, place = place, place + len(line)
@@ -184,6 +215,17 @@ class Parquet:
                     spans.append((begin, begin + inside * each))
             return spans
 
+    def starts(self, path: Path, step: int) -> list[int]:
+        """Those of row groups, of which small ones stay together."""
+        found, size = [0], 0
+        with self._open(path) as file:
+            for first, group in self._groups(file):
+                if size >= step:
+                    found.append(first)
+                    size = 0
+                size += file.metadata.row_group(group).total_byte_size
+        return found
+
     def _open(self, path: Path) -> pq.ParquetFile:
         try:
             file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)  # a page at a time, not a row group
@@ -226,9 +268,9 @@ def reader_for(path: Path, documents: str = "file", field: str = "text") -> File
         ".jsonl": JsonLines(field),
         ".parquet": Parquet(field),
     }
-    if path.suffix not in readers:
+    if kind_of(path) not in readers:
         raise ValueError(f"{path} is none of the kinds that can be read ({', '.join(readers)}); convert or rename it")
-    return readers[path.suffix]
+    return readers[kind_of(path)]
 
 
 def whole_text(text: str, path: Path, start: int) -> str:
@@ -243,7 +285,7 @@ def whole_text(text: str, path: Path, start: int) -> str:
 def line_number(path: Path, start: int) -> int:
     """The number, from 1, of the line around a byte offset; only messages ask, so it may read the file."""
     number = 1
-    with open(path, "rb") as file:
+    with open_bytes(path) as file:
         while start > 0 and (data := file.read(min(PIECE, start))):
             number += data.count(b"\n")
             start -= len(data)
@@ -255,7 +297,7 @@ def line_error(path: Path, start: int, what: str) -> ValueError:
     return ValueError(f"{path}:{line_number(path, start)}: {what}")
 
 
-def _lines(file: BinaryIO, place: int) -> Iterator[tuple[bytes, int, int]]:
+def _lines(file: IO[bytes], place: int) -> Iterator[tuple[bytes, int, int]]:
     """(line with its newline, byte offset of its start, of its end); a line longer than `PIECE` comes in parts."""
     rest = b""
     while line := rest + file.readline(PIECE - len(rest)):

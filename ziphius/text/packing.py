@@ -4,6 +4,7 @@ from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ class PackedStream:
             best = max(fitting, key=len)  # of equals the one that has waited longest
             tokens = tokens + best
             self._waiting.remove(best)
-        return _row([(tokens, np.ones(len(tokens), np.float32))], self.seq_len, self.tokenizer.pad_id)
+        return lay_row([(tokens, np.ones(len(tokens), np.float32))], self.seq_len, self.tokenizer.pad_id)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next rows depend on, ready for JSON."""
@@ -105,7 +106,7 @@ class PackedStream:
             texts.append(self.fim(text))
         encoded = self.tokenizer.encode_batch(texts)
         for name, ids in zip(names, encoded, strict=True):
-            tokens = [self.tokenizer.bos_id, *ids, self.tokenizer.eos_id]
+            tokens = [*self.tokenizer.begin, *ids, self.tokenizer.eos_id]
             self._waiting += [tokens[start : start + self.seq_len] for start in range(0, len(tokens), self.seq_len)]
             self.documents[name] += 1
             self.tokens[name] += len(tokens)
@@ -132,31 +133,26 @@ def plan_packing(lengths: Sequence[int], seq_len: int) -> list[list[int]]:
         if length == 0:
             raise ValueError(f"sample {index} is empty: leave it out")
     rows: list[list[int]] = []
-    free: list[tuple[int, int]] = []  # (tokens still free, row), sorted
+    free: dict[int, list[int]] = {}  # tokens still free → the rows with so many, a heap
+    rooms: list[int] = []  # the keys of `free`, sorted: as many as a row has tokens at most, so each step is quick
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        place = bisect_left(free, (lengths[index], 0))
-        if place == len(free):
+        place = bisect_left(rooms, lengths[index])
+        if place == len(rooms):
             room, row = seq_len, len(rows)
             rows.append([])
         else:
-            room, row = free.pop(place)
+            room = rooms[place]
+            row = heappop(free[room])
+            if not free[room]:
+                del free[room], rooms[place]
         rows[row].append(index)
-        insort(free, (room - lengths[index], row))
+        left = room - lengths[index]
+        if left and left not in free:
+            free[left] = []
+            insort(rooms, left)
+        if left:
+            heappush(free[left], row)
     return sorted(sorted(row) for row in rows)
-
-
-def pack_samples(samples: Sequence[Sample], seq_len: int, pad_id: int) -> list[Row]:
-    """Rows of `seq_len` tokens, several samples in each as `plan_packing` says, padded at the right.
-
-    Segments number the samples of a row, and positions start again at 0 with each, so that attention can be masked per
-    sample. A sample's first token has weight 0 whatever was given.
-
-    Raises:
-        ValueError: a sample that is empty, longer than `seq_len`, or has not one weight for each token.
-    """
-    _check_weights(samples)
-    plan = plan_packing([len(tokens) for tokens, _ in samples], seq_len)
-    return [_row([samples[index] for index in row], seq_len, pad_id) for row in plan]
 
 
 def pad_samples(samples: Sequence[Sample], pad_id: int, multiple: int = 1) -> list[Row]:
@@ -167,7 +163,7 @@ def pad_samples(samples: Sequence[Sample], pad_id: int, multiple: int = 1) -> li
     """
     _check_weights(samples)
     longest = max((len(tokens) for tokens, _ in samples), default=0)
-    return [_row([sample], -(-longest // multiple) * multiple, pad_id) for sample in samples]
+    return [lay_row([sample], -(-longest // multiple) * multiple, pad_id) for sample in samples]
 
 
 def _check_weights(samples: Sequence[Sample]) -> None:
@@ -180,8 +176,12 @@ def _check_weights(samples: Sequence[Sample]) -> None:
             raise ValueError(f"sample {index} is empty: leave it out")
 
 
-def _row(samples: Sequence[tuple[Any, Any]], length: int, pad_id: int) -> Row:
-    """Lays samples side by side in a row of `length` tokens."""
+def lay_row(samples: Sequence[tuple[Any, Any]], length: int, pad_id: int) -> Row:
+    """Samples side by side in a row of `length` tokens, which must hold them, padded at the right.
+
+    Segments number the samples of a row, and positions start again at 0 with each, so that attention can be masked per
+    sample. A sample's first token has weight 0 whatever was given.
+    """
     row = Row(
         tokens=np.full(length, pad_id, np.int64),
         weights=np.zeros(length, np.float32),

@@ -1,8 +1,8 @@
-"""The tokenizer: byte-level BPE in DeepSeek-V3's published form, in a folder that transformers' AutoTokenizer opens."""
+"""The tokenizer of a model folder: text ↔ token ids, chat template, special tokens. New ones have V3's form."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -11,10 +11,16 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
-from ziphius.disk.write import write_text
 from ziphius.text import tokens
-from ziphius.text.chat import render_chat
+from ziphius.text.chat import SWITCHES, knows, render_spans
+from ziphius.text.dialogue import training_samples
+from ziphius.text.folder import Files, read_files, write_files
+from ziphius.text.plain import Breaker
+from ziphius.text.special import control_spellings, find_specials
+from ziphius.text.spelling import BYTES, spelled_bytes
 from ziphius.text.template import CHAT_TEMPLATE
+from ziphius.text.thinking import ThinkingMarks
+from ziphius.text.turns import Ends, Opened, find_ends, opened, set_thinking
 
 # V3's tokenizer.json cuts text three times before the bytes are merged: digits by threes, runs of Chinese and Japanese,
 # then words, marks and whitespace. Source: the published file, as llama.cpp's `deepseek-v3` pre-tokenizer restates it.
@@ -24,69 +30,67 @@ SPLITS = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
-BYTES = 256
 LONGEST_RUN = 256  # characters of a text in training that no whitespace parts
 _LONG_RUN = re.compile(rf"\S{{{LONGEST_RUN}}}(?=\S)")
 
 
 class Tokenizer:
-    """Text ↔ token ids, with DeepSeek's special tokens and chat template.
+    """Text ↔ token ids, with a folder's special tokens and chat template.
 
     Encoding recognises the special tokens wherever they stand in the text; it never adds one by itself.
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer, chat_template: str = CHAT_TEMPLATE) -> None:
-        """Wraps a `tokenizers.Tokenizer`; ValueError unless it holds bos, eos, user and assistant tokens."""
-        for token in (tokens.BOS, tokens.EOS, tokens.USER, tokens.ASSISTANT):
-            if inner.token_to_id(token) is None:
-                raise ValueError(f"not a DeepSeek tokenizer: it has no token {token}")
+    def __init__(
+        self, inner: tokenizers.Tokenizer, chat_template: str | None = CHAT_TEMPLATE, files: Files | None = None
+    ) -> None:
+        """Wraps a `tokenizers.Tokenizer`; `files` is what stands beside it in its folder, DeepSeek's by default.
+
+        Without a chat template there are completions and no chat. ValueError where no token is known that ends a text.
+        """
         inner.no_padding()
         inner.no_truncation()
         self.inner = inner
+        self._files = files if files is not None else Files(_own_config(inner))
+        self._specials = find_specials(
+            inner, self._files.config, self._files.named, self._files.generation, self._files.model
+        )
         self.chat_template = chat_template
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
-        """Opens a folder with `tokenizer.json` and `tokenizer_config.json`, ours or a published DeepSeek one.
+        """Opens a folder with a `tokenizer.json` of any kind.
 
-        The folder's own chat template (in the config, or in `chat_template.jinja`) is kept where it has one.
+        The special tokens are `find_specials`'s. The chat template is the folder's own: `chat_template.jinja`, or what
+        `tokenizer_config.json` holds, of several the one named "default", and "tool_use" where tools are given. A
+        folder with DeepSeek's turn tokens and no template gets `CHAT_TEMPLATE`; another has none.
 
         Raises:
-            FileNotFoundError: one of the two files is missing.
-            ValueError: a file that does not parse, or a tokenizer without DeepSeek's special tokens.
+            FileNotFoundError: `tokenizer.json` is missing.
+            ValueError: a file that does not parse, or a folder that names no end token.
         """
-        model_path, config_path = Path(folder) / "tokenizer.json", Path(folder) / "tokenizer_config.json"
-        for path in (model_path, config_path):
-            if not path.is_file():
-                raise FileNotFoundError(f"{path} is missing: give a folder that Tokenizer.save wrote")
+        folder = Path(folder)
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is missing: give a folder that Tokenizer.save wrote, or any with a tokenizer.json"
+            )
+        files = read_files(folder)
         try:
-            config = json.loads(config_path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{config_path} is not JSON: {error}") from error
-        template_path = Path(folder) / "chat_template.jinja"
-        template = template_path.read_text(encoding="utf-8") if template_path.is_file() else config.get("chat_template")
-        try:
-            inner = tokenizers.Tokenizer.from_str(model_path.read_text(encoding="utf-8"))
-            return cls(inner, template or CHAT_TEMPLATE)
+            inner = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            deepseek = all(inner.token_to_id(token) is not None for token in (tokens.USER, tokens.ASSISTANT))
+            return cls(inner, files.templates.get("default", CHAT_TEMPLATE if deepseek else None), files)
         except Exception as error:  # tokenizers raises bare Exception on a file that it cannot read
-            raise ValueError(f"{model_path} cannot be used: {error}") from error
+            raise ValueError(f"{path} cannot be used: {error}") from error
 
     def save(self, folder: str | Path) -> None:
-        """Writes `tokenizer.json` and `tokenizer_config.json` (chat template inside), each whole or not at all."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": tokens.BOS,
-            "eos_token": tokens.EOS,
-            "pad_token": tokens.PAD if self.inner.token_to_id(tokens.PAD) is not None else tokens.EOS,
-            "add_bos_token": False,
-            "add_eos_token": False,
-            "clean_up_tokenization_spaces": False,
-            "chat_template": self.chat_template,
-        }
-        write_text(folder / "tokenizer.json", self.inner.to_str(pretty=True))
-        write_text(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2))
+        """Writes `tokenizer.json` and `tokenizer_config.json` (chat template inside), each whole or not at all.
+
+        What an opened folder's own files say is kept; `special_tokens_map.json` is written where there was one.
+        """
+        templates = {name: text for name, text in self._files.templates.items() if name != "default"}
+        if self.chat_template is not None:
+            templates = {"default": self.chat_template, **templates}
+        write_files(Path(folder), self.inner.to_str(pretty=True), replace(self._files, templates=templates))
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text."""
@@ -96,8 +100,19 @@ class Tokenizer:
         """The ids of each text, on all cores."""
         return [encoding.ids for encoding in self.inner.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_more(self, text: str) -> list[int]:
+        """The ids of a text that goes on from another: without the space that SentencePiece puts before a text."""
+        if not self._puts_space:
+            return self.encode(text)
+        lead = self.encode("\n")
+        return self.encode("\n" + text)[len(lead) :]
+
+    @cached_property
+    def _puts_space(self) -> bool:
+        return self.encode("\n" + "a") != self.encode("\n") + self.encode("a")
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """The text of some ids; bytes that are not UTF-8 become U+FFFD. Skipping drops bos, eos and pad only."""
+        """The text of some ids; bytes that are not UTF-8 become U+FFFD. Skipping drops what is marked special only."""
         return self.inner.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def token_bytes(self, token: int) -> bytes:
@@ -120,13 +135,29 @@ class Tokenizer:
         return sorted(self.inner.get_added_tokens_decoder())
 
     @cached_property
+    def breaker(self) -> Breaker:
+        """Makes the spelling of a control token text."""
+        return Breaker(control_spellings(self.inner))
+
+    @cached_property
     def _bytes(self) -> list[bytes]:
-        spellings = map(self.inner.id_to_token, range(self.vocab_size))
-        added = self.inner.get_added_tokens_decoder()
-        return [
-            b"" if text is None else text.encode() if token in added else _to_bytes(text)
-            for token, text in enumerate(spellings)
-        ]
+        return spelled_bytes(self.inner)
+
+    # --- chat --------------------------------------------------------------------------------------------------------
+
+    def template(self, tools: object = None) -> str | None:
+        """The chat template, of several the one for what is asked, if there is one."""
+        return self._files.templates.get("tool_use", self.chat_template) if tools else self.chat_template
+
+    def template_for(self, tools: object) -> str:
+        """As `template`; ValueError where the folder has none."""
+        template = self.template(tools)
+        if template is None:
+            raise ValueError(
+                "this model has no chat template, so it completes texts and holds no conversations; "
+                "put a chat_template.jinja into its folder"
+            )
+        return template
 
     def render(
         self,
@@ -135,20 +166,88 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
-        """The text of a conversation, beginning with bos; see `render_chat`."""
-        return render_chat(
-            self.chat_template,
+        """The text of a conversation, beginning with bos where the template has it so; see `render_chat`."""
+        return self.render_spans(messages, thinking, tools, add_generation_prompt)[0]
+
+    def render_spans(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The text of a conversation, and where the template's own tags say that the model writes; see `render_spans`
+        of `chat`."""
+        return render_spans(
+            self.template_for(tools),
             messages,
-            bos_token=tokens.BOS,
-            eos_token=tokens.EOS,
+            bos_token=self._spelling(self._specials.bos),
+            eos_token=self._spelling(self._specials.eos),
             thinking=thinking,
             add_generation_prompt=add_generation_prompt,
             tools=tools,
         )
 
+    def open_turn(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Opened:
+        """The prompt of a conversation that awaits the answer.
+
+        With `thinking` a block is open at its end, or the model opens one itself where the template has a switch for
+        thinking and does not do so; with False a block is closed or there is none; None leaves it to the template.
+        """
+        template = self.template_for(tools)
+        told = self.render(messages, thinking, add_generation_prompt=False, tools=tools)
+        turn = opened(told, self.render(messages, thinking, tools=tools))
+        return set_thinking(turn, thinking, any(knows(template, name) for name in SWITCHES))
+
     def prompt_ids(self, question: str, thinking: bool = True) -> list[int]:
         """The ids of a conversation that asks one question and awaits the answer."""
-        return self.encode(self.render([{"role": "user", "content": question}], thinking=thinking))
+        return self.encode(self.open_turn([{"role": "user", "content": question}], thinking).text)
+
+    def render_training(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool | None = None,
+    ) -> list[tuple[list[int], list[float]]]:
+        """A conversation as samples to learn from: token ids, and a weight each: 1 for what the assistant says, the end
+        of its turn included, 0 for the rest.
+
+        One sample where the template only adds to what it has written, as most do. One a turn of the assistant where
+        it writes earlier turns anew (R1, V3.1, Qwen3 and ours leave out their thinking), each trained on its last turn,
+        so that every answer is learnt behind just what will stand before it.
+
+        Args:
+            messages: as `render`'s. An assistant's thinking stands in `reasoning_content`, or in its content before
+                `</think>`. Control tokens that a message spells are text.
+            tools: as `render`'s.
+            thinking: None: an answer thinks where its message does; the prompt of one that does not closes the
+                thinking, where it can. False leaves all thinking out; True trains an empty one where there is none.
+
+        Raises:
+            ValueError: no assistant message, or one that the template refuses or cannot be told from its prompt.
+        """
+        return training_samples(self, messages, tools, thinking)
+
+    @cached_property
+    def thinking(self) -> ThinkingMarks:
+        """The marks of thinking in this vocabulary: tokens of their own, or spelt in ordinary ones."""
+        think, end = self.inner.token_to_id(tokens.THINK), self.inner.token_to_id(tokens.END_THINK)
+        if think is not None and end is not None:
+            return ThinkingMarks([think], [end], self.token_bytes)
+        closing = self.encode_more(f"\n{tokens.END_THINK}\n\n")
+        return ThinkingMarks(self.encode_more(tokens.THINK), closing, self.token_bytes)
+
+    @property
+    def can_think(self) -> bool:
+        """Whether this model is known to think: it has tokens for it, or its chat template speaks of it."""
+        return self.thinking.are_tokens or tokens.END_THINK in (self.chat_template or "")
+
+    # --- what tokens there are ---------------------------------------------------------------------------------------
 
     @property
     def vocab_size(self) -> int:
@@ -158,19 +257,72 @@ class Tokenizer:
     @cached_property
     def digest(self) -> str:
         """A short name of what the tokenizer does: equal for equal tokenizers with equal chat templates."""
-        return blake2b((self.inner.to_str() + self.chat_template).encode(), digest_size=8).hexdigest()
+        return blake2b((self.inner.to_str() + (self.chat_template or "")).encode(), digest_size=8).hexdigest()
 
     @property
     def bos_id(self) -> int:
-        return self._id(tokens.BOS)
+        """ValueError where texts have no beginning of their own, as Qwen's; `begin` is for those who need not care."""
+        if self._specials.bos is None:
+            raise ValueError("this tokenizer has no bos token")
+        return self._specials.bos
+
+    @cached_property
+    def begin(self) -> list[int]:
+        """What a text to be continued begins with: bos where the folder has it so, else nothing.
+
+        DeepSeek's texts do. Of others those whose tokenizer puts bos there itself (`add_bos_token`, or its
+        post-processor): a bos may be named that only chats begin with.
+        """
+        bos = self._specials.bos
+        return [bos] if bos is not None and (self.adds_bos or self._spelling(bos) == tokens.BOS) else []
+
+    @property
+    def has_bos(self) -> bool:
+        return self._specials.bos is not None
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the folder's tokenizer puts bos before a text by itself, as other programs open it."""
+        return self.has_bos and bool(self.config.get("add_bos_token") or self.inner.encode("").ids == [self.bos_id])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The folder's tokenizer_config.json, without its chat template."""
+        return self._files.config
 
     @property
     def eos_id(self) -> int:
-        return self._id(tokens.EOS)
+        """The token that ends a text, the one that training writes."""
+        return self._specials.eos
+
+    @cached_property
+    def eos_ids(self) -> list[int]:
+        """All tokens that end an answer, `eos_id` first: also those of generation_config.json, and of a chat's turn."""
+        turn = [] if self.turn_ends.end is None else [self.turn_ends.end]
+        return list(dict.fromkeys((*self._specials.ends, *turn)))
+
+    @cached_property
+    def turn_ends(self) -> Ends:
+        """What ends the assistant's turn in the chat template, and what opens the next one."""
+        if self.chat_template is None:
+            return Ends(None, None)
+        return find_ends(lambda messages: self.render(messages, None, False), self.encode, self.added_ids)
+
+    @property
+    def next_turn(self) -> list[int]:
+        """Tokens by which a model that goes on with the user's next message shows that its own turn has ended."""
+        return [] if self.turn_ends.next is None else [self.turn_ends.next]
+
+    @cached_property
+    def end_spellings(self) -> list[str]:
+        """How the tokens that end a turn are spelt, the template's own first."""
+        first = self.eos_id if self.turn_ends.end is None else self.turn_ends.end
+        return [self._spelling(id) for id in dict.fromkeys((first, *self.eos_ids))]
 
     @property
     def pad_id(self) -> int:
-        return self._id(tokens.PAD)
+        """Fills up a batch; eos where there is no token for it."""
+        return self._specials.pad
 
     @property
     def think_id(self) -> int:
@@ -205,6 +357,22 @@ class Tokenizer:
         if token_id is None:
             raise ValueError(f"this tokenizer has no token {token}: train one with train_tokenizer, or use R1's")
         return token_id
+
+    def _spelling(self, id: int | None) -> str:
+        return "" if id is None else self.inner.id_to_token(id) or ""
+
+
+def _own_config(inner: tokenizers.Tokenizer) -> dict[str, Any]:
+    """The tokenizer_config.json of a tokenizer made here."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": tokens.BOS,
+        "eos_token": tokens.EOS,
+        "pad_token": tokens.PAD if inner.token_to_id(tokens.PAD) is not None else tokens.EOS,
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+    }
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -249,21 +417,3 @@ def _cut_runs(text: str) -> Iterator[str]:
         yield text[start : run.end()]
         start = run.end()
     yield text[start:]
-
-
-def _to_bytes(text: str) -> bytes:
-    """Undoes the byte-level alphabet, as its decoder does."""
-    try:
-        return bytes(_ALPHABET[letter] for letter in text)
-    except KeyError:
-        return text.encode()
-
-
-def _alphabet() -> dict[str, int]:
-    """The character that byte-level BPE writes for each byte (GPT-2's): printable ones as they are, others from 256."""
-    kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(BYTES) if byte not in kept]
-    return {chr(byte): byte for byte in kept} | {chr(BYTES + place): byte for place, byte in enumerate(others)}
-
-
-_ALPHABET = _alphabet()

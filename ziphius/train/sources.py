@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ziphius.text.packing import PackedStream, Row, Sample, pack_samples
+from ziphius.text.packing import PackedStream, Row, Sample, lay_row, plan_packing
+from ziphius.text.store import lengths_of
 from ziphius.train.batch import Batch, stack_rows
 from ziphius.train.place import Place
 from ziphius.train.schedule import batch_rows
@@ -55,29 +56,37 @@ class PretrainSource:
 class SampleSource:
     """Epochs over a fixed set of samples, reshuffled each time, packed with a mask between samples (V3 §5.1).
 
-    The order follows from the seed and the step alone, so there is no state to save.
+    The order follows from the seed and the step alone, so there is no state to save. Of the samples only the lengths
+    are held, and the rows of a step.
     """
 
     def __init__(
         self, samples: Sequence[Sample], place: Place, seq_len: int, rows: int, micro_rows: int, pad_id: int, seed: int
     ) -> None:
-        self.samples, self.place, self.seq_len, self.rows = list(samples), place, seq_len, rows
+        """ValueError: no samples, or one that is empty or longer than `seq_len`."""
+        if not samples:
+            raise ValueError("there are no samples to learn from: give at least one")
+        self.samples, self.place, self.seq_len, self.rows = samples, place, seq_len, rows
         self.micro_rows, self.pad_id, self.seed = micro_rows, pad_id, seed
+        self._lengths = lengths_of(samples)
         self._epoch = -1
-        self._packed: list[Row] = []
-        self.steps_per_epoch = -(-len(self._pack(0)) // rows)
+        self._plan: list[list[int]] = []
+        self.steps_per_epoch = -(-len(self._plan_of(0)) // rows)  # of every epoch: it depends on the lengths alone
 
     def next_step(self, step: int) -> StepData:
-        epoch, number = divmod(step, self.steps_per_epoch)
-        rows = self._pack(epoch)[number * self.rows : (number + 1) * self.rows]
-        return StepData(share_rows(rows or self._pack(epoch)[-1:], self.place, self.micro_rows, masked=True))
+        epoch, place = divmod(step, self.steps_per_epoch)
+        plan = self._plan_of(epoch)[place * self.rows : (place + 1) * self.rows]
+        rows = [lay_row([self.samples[index] for index in row], self.seq_len, self.pad_id) for row in plan]
+        return StepData(share_rows(rows, self.place, self.micro_rows, masked=True))
 
-    def _pack(self, epoch: int) -> list[Row]:
+    def _plan_of(self, epoch: int) -> list[list[int]]:
+        """The samples of each row of an epoch, by number."""
         if epoch != self._epoch:
-            order = list(self.samples)
+            order = list(range(len(self.samples)))
             Random(f"{self.seed}/{epoch}").shuffle(order)
-            self._packed, self._epoch = pack_samples(order, self.seq_len, self.pad_id), epoch
-        return self._packed
+            plan = plan_packing([self._lengths[index] for index in order], self.seq_len)
+            self._plan, self._epoch = [[order[index] for index in row] for row in plan], epoch
+        return self._plan
 
     def state_dict(self) -> dict[str, Any]:
         return {}

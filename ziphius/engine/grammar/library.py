@@ -36,7 +36,7 @@ class Words:
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self.eos_token_id = tokenizer.eos_id
-        self.bos_token_id = tokenizer.bos_id
+        self.bos_token_id = next(iter(tokenizer.begin), None)
         self.tokens = [tokenizer.token_bytes(token) for token in range(vocab_size)]
         self.special_token_ids = tokenizer.added_ids
         self._encode = tokenizer.encode

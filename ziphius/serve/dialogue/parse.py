@@ -11,55 +11,24 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
+from ziphius.serve.dialogue.deltas import CallDelta, Delta, Part, Piece
+from ziphius.serve.dialogue.forms import form_of
+from ziphius.serve.dialogue.forms.form import CallForm
+from ziphius.serve.dialogue.forms.json_call import JsonCall
 from ziphius.serve.dialogue.stops import StopTail
 from ziphius.text import tokens
-from ziphius.text.detokenise import Detokeniser
-from ziphius.text.thinking import thinks_after
+from ziphius.text.detokenise import Detokeniser, held_back
+from ziphius.text.thinking import Thinking
 from ziphius.text.tokenizer import Tokenizer
 
-Part = Literal["reasoning", "content", "call", "mark"]
 _FENCE = re.compile(r"\s*`{0,3}\s*\Z")
 
 
 @dataclass(slots=True)
-class CallDelta:
-    """The beginning of a call (`id` and `name` set) or more of its arguments."""
-
-    index: int
-    id: str | None = None
-    name: str | None = None
-    arguments: str = ""
-
-
-@dataclass(slots=True)
-class Delta:
-    reasoning: str = ""
-    content: str = ""
-    calls: list[CallDelta] = field(default_factory=list)
-
-    def followed_by(self, later: Delta) -> Delta:
-        """Both as one."""
-        return Delta(self.reasoning + later.reasoning, self.content + later.content, self.calls + later.calls)
-
-
-@dataclass(slots=True)
-class Piece:
-    """What a reply says in one go: thinking, answer, or the arguments of a call, as they came."""
-
-    part: Part
-    texts: list[str] = field(default_factory=list)
-    call: CallDelta | None = None
-
-    @property
-    def text(self) -> str:
-        return "".join(self.texts)
-
-
-@dataclass(slots=True)
 class _Call:
-    """A call being written: `header` up to the separator, then arguments, plain (V3.1) or behind a name and a fence."""
+    """A call being written: `header` up to the separator, then arguments, plain (V3.1) or behind a name and a fence;
+    or one object of `json`."""
 
     header: str = ""
     began: bool = False
@@ -68,6 +37,7 @@ class _Call:
     held: str = ""
     arguments: str = ""
     ids: list[int] = field(default_factory=list)
+    json: JsonCall | None = None
 
 
 class ReplyParser:
@@ -88,13 +58,11 @@ class ReplyParser:
         stops: Sequence[str] = (),
         ends: Sequence[int] = (),
     ) -> None:
-        find = tokenizer.inner.token_to_id
         self._tokenizer, self._detokeniser = tokenizer, Detokeniser(tokenizer)
-        self._think, self._end_think = find(tokens.THINK), find(tokens.END_THINK)
-        names = (tokens.CALLS_BEGIN, tokens.CALLS_END, tokens.CALL_BEGIN, tokens.CALL_END, tokens.TOOL_SEP)
-        marks: list[int | None] = [find(name) if tools else None for name in names]
-        self._calls_begin, self._calls_end, self._call_begin, self._call_end, self._sep = marks
+        self._marks = tokenizer.thinking
+        self._form = (form_of(tokenizer) if tools else None) or CallForm()
         self._ends, self._tail = frozenset(ends), StopTail(stops)
+        self._stop: str | None = None
         self._part: Part = "reasoning" if thinking else "content"
         self._thought = thinking
         self._held = ""  # the end of a part that may have to be dropped
@@ -110,8 +78,9 @@ class ReplyParser:
 
     def push(self, token: int, stop: str | None = None) -> Part:
         """Read a token; the part of the reply that it belongs to. `stop`: the stop string that this token completes."""
+        self._stop = stop
         if token in self._ends:
-            if token == self._call_end and self._call is not None:
+            if token == self._form.call_end and self._call is not None:
                 self._end_call()
             return "mark"
         if self._part == "reasoning":
@@ -123,7 +92,11 @@ class ReplyParser:
             self._call.ids.append(token)
             self._write_call(text)
         elif self._part == "reasoning":
-            self._write_reasoning(text)
+            self._write_reasoning(text, token, stop)
+        elif self._part == "call" and self._form.bare:
+            rest = text.lstrip("; \n")  # what parts two calls
+            if rest:
+                self._begin_bare(rest)
         elif self._part == "content" or text.strip():  # between two calls stands nothing but whitespace
             self._write_content(text, token, stop)
         return self._part
@@ -147,6 +120,10 @@ class ReplyParser:
         return "".join(self._content)
 
     @property
+    def thinking(self) -> bool:
+        return self._part == "reasoning"
+
+    @property
     def _answered(self) -> bool:
         return bool(self._content or self.calls)
 
@@ -157,40 +134,66 @@ class ReplyParser:
 
     def _mark(self, token: int) -> bool:
         """Whether the token changes the part instead of adding to it."""
-        thinks = thinks_after(token, self._part == "reasoning", not self._answered, self._think, self._end_think)
+        thinks = self._part == "reasoning"
+        if self._marks.are_tokens:
+            thinks = self._marks.after(Thinking(thinks), token, not self._answered).on
         if self._part == "call" and self._call is not None:
-            if token == self._sep and not self._call.began:
+            if token == self._form.sep and not self._call.began:
                 self._begin_arguments()
-            elif token == self._call_end:
+            elif token == self._form.call_end:
                 self._end_call()
             else:
                 return False
-        elif token in (self._calls_begin, self._call_begin) and token is not None:
+        elif token in (self._form.calls_begin, self._form.call_begin):
             self._leave()
             self._part = "call"
-            self._call = _Call() if token == self._call_begin else None
-        elif self._part == "call" and token == self._calls_end:
+            self._call = _Call(json=self._form.reader()) if token == self._form.call_begin else None
+        elif token in self._form.silent:
+            return True
+        elif self._part == "call" and token == self._form.calls_end:
             self._part = "content"
         elif self._part == "reasoning" and not thinks:
             self._leave()
             self._part, self._thought = "content", True
-        elif thinks and token == self._think:
+        elif thinks and token == self._marks.open_id:
             if self._part != "reasoning":
-                self.reasoning_tokens += 1
-                self._held, self._content_ids = "", []
-            self._part, self._thought = "reasoning", True
+                self._begin_thinking()
         else:
-            return token == self._end_think and not self._content
+            return token == self._marks.close_id and not self._content
         return True
 
-    def _write_reasoning(self, text: str) -> None:
+    def _begin_thinking(self) -> None:
+        self.reasoning_tokens += 1
+        self._held, self._content_ids = "", []
+        self._part, self._thought = "reasoning", True
+
+    def _write_reasoning(self, text: str, token: int, stop: str | None = None) -> None:
         text = self._held + text
-        kept = text.rstrip()
-        self._held = text[len(kept) :] if self._reasoning or kept else ""
+        end = "" if self._marks.are_tokens else tokens.END_THINK
+        if end and end in text:  # the mark is spelt in ordinary tokens, the last of which may hold more
+            text, _, rest = text.partition(end)
+            self._held = ""
+            self._say_reasoning(text.strip() if not self._reasoning else text.rstrip())
+            self._part, self._thought = "content", True
+            self._write_content(rest, token, stop)
+            return
+        kept = text[: len(text) - held_back(text, [end])].rstrip() if end else text.rstrip()
+        held = text[len(kept) :]
+        self._held = held if self._reasoning or kept else held.lstrip()
         self._say_reasoning(kept if self._reasoning else kept.lstrip())
 
     def _write_content(self, text: str, token: int, stop: str | None) -> None:
         spelled, text = text, self._held + text
+        if not (self._marks.are_tokens or self._answered or stop is not None):
+            begun = text.lstrip()
+            if begun.startswith(tokens.THINK):
+                self._begin_thinking()
+                self._write_reasoning(begun[len(tokens.THINK) :], token)
+                return
+            if begun and tokens.THINK.startswith(begun):  # perhaps a mark
+                self._content_ids.append(token)
+                self._held = text
+                return
         if self._thought and not self._content:
             text = text.lstrip()
         if text or self._content or not spelled:  # not the whitespace that is dropped
@@ -199,6 +202,9 @@ class ReplyParser:
             self._held = text
             return
         self._held = ""
+        if self._form.bare and not self._content and text.lstrip().startswith("{"):
+            self._begin_bare(text.lstrip())
+            return
         self._say_content(self._tail.push(text, stop))
 
     def _begin_arguments(self) -> None:
@@ -213,6 +219,9 @@ class ReplyParser:
     def _write_call(self, text: str) -> None:
         call = self._call
         assert call is not None
+        if call.json is not None:
+            self._write_json(call, call.json, text)
+            return
         if not (call.named or call.fenced):
             call.header += text
             return
@@ -228,11 +237,46 @@ class ReplyParser:
         call.held = call.held[len(certain) :]
         self._say_arguments(certain if call.arguments else certain.lstrip())
 
+    def _write_json(self, call: _Call, object: JsonCall, text: str) -> None:
+        call.held += object.push(text)
+        if object.state == "no call" and self._form.bare:
+            self._part, self._call = "content", None
+            self._say_content(self._tail.push(object.raw + call.held, self._stop))
+            return
+        if object.known and not call.named and object.name:
+            self._name(object.name)
+        if call.named:
+            self._say_arguments(object.take())
+        if object.state == "closed" and self._form.bare:
+            rest = call.held.lstrip("; \n")
+            self._end_json(call, object)
+            if rest:
+                self._begin_bare(rest)
+
+    def _begin_bare(self, text: str) -> None:
+        """An answer in a form without marks, or more of it behind a call."""
+        if text.startswith("{"):
+            self._part, self._call = "call", _Call(json=self._form.reader())
+            self._write_call(text)
+        else:
+            self._part = "content"
+            self._say_content(self._tail.push(text, self._stop))
+
+    def _end_json(self, call: _Call, object: JsonCall) -> None:
+        if not call.named:
+            text = self._tail.push((object.raw + call.held).strip(), self._stop)
+            self._say_content(self._tail.finish(text) if self._stop is None else text)
+        self._call = None
+
     def _end_call(self) -> None:
         """The end of a call. One without a name is no call: what was written becomes part of the answer."""
         call = self._call
         assert call is not None
         self._write_call(self._detokeniser.finish())
+        if call.json is not None:
+            if self._call is call:
+                self._end_json(call, call.json)
+            return
         if call.began and call.fenced and not call.named and "\n" in call.held:
             name, _, rest = call.held.partition("\n")
             self._name(name.strip())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,12 @@ from typing import Any
 from ziphius.serve.contracts.messages import AssistantMessage, Message, plain_message
 from ziphius.serve.dialogue.remembered import Remembered
 from ziphius.text import tokens
+from ziphius.text.chat import reads_objects
+from ziphius.text.plain import free_marks
 from ziphius.text.tokenizer import Tokenizer
+from ziphius.text.turns import Opened
 
 _OVERHEAD = 48  # what an entry of the memory takes beside its tokens, in tokens
-_MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Unicode's noncharacters, which no text is meant to hold
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,7 @@ class Prompts:
     def __init__(self, tokenizer: Tokenizer, memory: ReplyMemory | None = None) -> None:
         self.tokenizer = tokenizer
         self.memory = memory or ReplyMemory(control=tokenizer.added_ids)
-        added = sorted((token.content for token in tokenizer.inner.get_added_tokens_decoder().values()), key=len)
-        self._special = re.compile("|".join(map(re.escape, reversed(added))))
-        ids = {name: tokenizer.inner.token_to_id(name) for name in (*tokens.MARKUP, tokens.EOS)}
-        self.think_id, self.end_think_id = ids[tokens.THINK], ids[tokens.END_THINK]
-        self._turns = {ids[name] for name in (tokens.USER, tokens.ASSISTANT, tokens.EOS, tokens.OUTPUTS_END)} - {None}
-        self._fim = [ids[name] for name in (tokens.FIM_BEGIN, tokens.FIM_HOLE, tokens.FIM_END)]
+        self._break = tokenizer.breaker.broken
 
     def chat(
         self,
@@ -76,38 +72,36 @@ class Prompts:
     ) -> Prompt:
         """The prompt of a conversation. `thinking` None leaves it to the template.
 
-        Raises ValueError where the template refuses, or the model cannot think and is asked to.
+        Raises ValueError where there is no template, or it refuses.
         """
         last = messages[-1]
         prefix = last if isinstance(last, AssistantMessage) and last.prefix else None
         plain = [plain_message(message) for message in (messages[:-1] if prefix else messages)]
-        text = json.dumps((plain, tools), ensure_ascii=False)
-        marks = [mark for mark in _MARKS if mark not in text]
-        if len(marks) < 2:
-            raise ValueError("the messages hold all of Unicode's noncharacters U+FDD0 to U+FDEF; leave some out")
-        cut, splice = marks[:2]
+        cut, splice = free_marks(json.dumps((plain, tools, prefix and prefix.model_dump()), ensure_ascii=False), 2)
         turns = _turns(plain, tools)
         replies: list[list[int]] = []
         shown = [self._break(message, cut) for message in plain]
+        as_text = not reads_objects(self.tokenizer.template_for(tools))
         for turn, message, safe in zip(turns, plain, shown, strict=False):
             if message["role"] == "assistant":
                 self._splice(turn, message, safe, "content", splice, replies)
                 for call, safe_call in zip(message.get("tool_calls", ()), safe.get("tool_calls", ()), strict=True):
-                    self._splice(turn, call["function"], safe_call["function"], "arguments", splice, replies)
-        rendered = self.tokenizer.render(shown, thinking, tools=self._break(list(tools), cut) if tools else None)
+                    if as_text:
+                        self._splice(turn, call["function"], safe_call["function"], "arguments", splice, replies)
+        opened = self.tokenizer.open_turn(shown, thinking, self._break(list(tools), cut) if tools else None)
+        begun = ""
+        if prefix is not None:
+            opened, begun = self._begin(opened, prefix, thinking, cut), prefix.content or ""
         prompt: list[int] = []
-        for place, piece in enumerate(rendered.split(splice)):
+        for place, piece in enumerate(opened.text.split(splice)):
             if place % 2:
                 prompt += replies[int(piece)]
             else:
-                for part in piece.split(cut):
-                    prompt += self.tokenizer.encode(part)
-        prompt = self._set_thinking(prompt, thinking)
-        begun = ""
-        if prefix is not None:
-            prompt, begun = self._begin(prompt, prefix), prefix.content or ""
-        free = thinking is None and not begun and self._is_open(prompt) is None
-        return Prompt(prompt, None if free else bool(self._is_open(prompt)), turns[-1], begun)
+                first = self.tokenizer.encode_more if place else self.tokenizer.encode
+                prompt += self.tokenizer.breaker.encode(piece, cut, first, self.tokenizer.encode_more)
+        # A template that writes no block leaves it to the model, where that is known to think
+        free = opened.thinking is None and not begun and (thinking or (thinking is None and self.tokenizer.can_think))
+        return Prompt(prompt, None if free else bool(opened.thinking), turns[-1], begun)
 
     def _splice(
         self, turn: bytes, said: dict[str, Any], shown: dict[str, Any], key: str, mark: str, replies: list[list[int]]
@@ -119,76 +113,48 @@ class Prompts:
             replies.append(ids)
 
     def text(self, prompt: str | list[int], suffix: str | None = None) -> list[int]:
-        """The ids of a text to be continued, begun by bos; with `suffix`, of the hole before it (V3 §4.1, PSM).
+        """The ids of a text to be continued, begun by bos where the model has it so; with `suffix`, of the hole before
+        it (V3 §4.1, PSM).
 
         Raises ValueError for ids that the vocabulary lacks, or a tokenizer without the tokens of the middle.
         """
-        bos = self.tokenizer.bos_id
+        begin = self.tokenizer.begin
         if isinstance(prompt, str):
             if suffix is not None:
-                begin, hole, end = self._fim
-                if begin is None or hole is None or end is None:
+                find = self.tokenizer.inner.token_to_id
+                start, hole, end = map(find, (tokens.FIM_BEGIN, tokens.FIM_HOLE, tokens.FIM_END))
+                if start is None or hole is None or end is None:
                     raise ValueError("suffix is not offered: the tokenizer has no fill-in-the-middle tokens")
-                return [bos, begin, *self.plain_ids(prompt), hole, *self.plain_ids(suffix), end]
+                return [*begin, start, *self.plain_ids(prompt), hole, *self.plain_ids(suffix), end]
             ids = self.tokenizer.encode(prompt)
-            return ids if ids[:1] == [bos] else [bos, *ids]
+            prompt = ids if ids[:1] == begin else [*begin, *ids]
         wrong = [token for token in prompt if not 0 <= token < self.tokenizer.vocab_size]
         if wrong:
             raise ValueError(f"prompt holds the token id {wrong[0]}; ids run from 0 to {self.tokenizer.vocab_size - 1}")
-        return prompt or [bos]
+        return prompt or begin or [self.tokenizer.eos_id]  # a text begins where another has ended
 
     def plain_ids(self, text: str) -> list[int]:
         """The ids of a text in which special tokens are text like any other."""
-        mark = next((mark for mark in _MARKS if mark not in text), None)
-        if mark is None:
-            raise ValueError("the text holds all of Unicode's noncharacters U+FDD0 to U+FDEF; leave some out")
-        return [token for part in self._break(text, mark).split(mark) for token in self.tokenizer.encode(part)]
+        (mark,) = free_marks(text, 1)
+        encode = self.tokenizer.encode
+        return self.tokenizer.breaker.encode(self._break(text, mark), mark, encode, self.tokenizer.encode_more)
 
-    def _break(self, value: Any, mark: str) -> Any:
-        """`value` with `mark` inside every special token that its strings spell."""
-        if isinstance(value, str):
-            return self._special.sub(lambda found: found[0][0] + mark + found[0][1:], value)
-        if isinstance(value, dict):
-            return {self._break(key, mark): self._break(part, mark) for key, part in value.items()}
-        return [self._break(part, mark) for part in value] if isinstance(value, list) else value
-
-    def _is_open(self, prompt: Sequence[int]) -> bool | None:
-        """Whether the last turn has an open thinking block; None where it has none, and could."""
-        for token in reversed(prompt):
-            if token == self.think_id:
-                return True
-            if token == self.end_think_id:
-                return False
-            if token in self._turns:
-                break
-        return False if None in (self.think_id, self.end_think_id) else None
-
-    def _set_thinking(self, prompt: list[int], thinking: bool | None) -> list[int]:
-        """The prompt as the caller wants it, where the template has no say in thinking."""
-        if thinking is None or thinking == bool(self._is_open(prompt)):
-            return prompt
-        if self.think_id is None or self.end_think_id is None:
-            raise ValueError("this model has no thinking tokens; leave thinking out")
-        if thinking:
-            closed = prompt[-1] == self.end_think_id
-            return [*(prompt[:-1] if closed else prompt), self.think_id, *self.tokenizer.encode("\n")]
-        return [*prompt, *self.tokenizer.encode("\n"), self.end_think_id]
-
-    def _begin(self, prompt: list[int], prefix: AssistantMessage) -> list[int]:
+    def _begin(self, turn: Opened, prefix: AssistantMessage, thinking: bool | None, cut: str) -> Opened:
         """The prompt with the beginning of the reply that the caller gives: of its thinking, of its answer, or both."""
+        text, open = turn.text, turn.thinking
         if prefix.reasoning_content is not None:
-            if not self._is_open(prompt):
+            if open is None and thinking:
+                text, open = f"{text}{tokens.THINK}\n", True
+            if not open:
                 raise ValueError("the last message's reasoning_content needs thinking, which is off")
-            prompt = [*prompt, *self.plain_ids(prefix.reasoning_content)]
+            text += cut + self._break(prefix.reasoning_content, cut)
         if prefix.content is None:
-            return prompt
-        if self._is_open(prompt) and self.think_id is not None and self.end_think_id is not None:
-            if prefix.reasoning_content is not None:
-                prompt = [*prompt, *self.tokenizer.encode("\n"), self.end_think_id, *self.tokenizer.encode("\n\n")]
-            else:  # a block with nothing in it is written as a closed one
-                start = len(prompt) - 1 - prompt[::-1].index(self.think_id)
-                prompt = [*prompt[:start], self.end_think_id]
-        return [*prompt, *self.plain_ids(prefix.content)]
+            return Opened(text, turn.head, open)
+        if open and prefix.reasoning_content is not None:
+            text += f"{cut}\n{tokens.END_THINK}\n\n"
+        elif open:  # a block with nothing in it is written as a closed one
+            text = turn.head + tokens.END_THINK
+        return Opened(text + cut + self._break(prefix.content, cut), turn.head, False)
 
 
 def _turns(messages: Sequence[Mapping[str, Any]], tools: Any) -> list[bytes]:

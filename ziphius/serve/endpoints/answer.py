@@ -17,7 +17,7 @@ from ziphius.engine.request import Request, Update
 from ziphius.engine.tops import Tops
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.contracts.usage import Tally, Usage
-from ziphius.serve.dialogue.parse import Delta, Part
+from ziphius.serve.dialogue.deltas import Delta, Part
 from ziphius.serve.wire.lanes import asking
 from ziphius.serve.wire.runner import Ticket
 from ziphius.serve.wire.service import Service

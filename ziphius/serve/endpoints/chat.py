@@ -19,7 +19,8 @@ from ziphius.serve.contracts.reply import (
     MadeCall,
     MadeFunction,
 )
-from ziphius.serve.dialogue.parse import CallDelta, ReplyParser
+from ziphius.serve.dialogue.deltas import CallDelta
+from ziphius.serve.dialogue.parse import ReplyParser
 from ziphius.serve.endpoints.answer import Choice, News, TokenLog, naming_ignored, respond
 from ziphius.serve.endpoints.logprobs import token_logprobs
 from ziphius.serve.endpoints.turn import Turn, begin_turn

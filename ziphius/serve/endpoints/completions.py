@@ -17,7 +17,7 @@ from ziphius.serve.contracts.completions import CompletionRequest
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.contracts.reply import TextChoice, TextCompletion, TextLogprobs, written
 from ziphius.serve.dialogue.ask import completion_request
-from ziphius.serve.dialogue.parse import Delta, Part
+from ziphius.serve.dialogue.deltas import Delta, Part
 from ziphius.serve.dialogue.stops import StopTail
 from ziphius.serve.endpoints.answer import Answer, Choice, News, PromptLogs, TokenLog, naming_ignored, respond, weight
 from ziphius.serve.endpoints.tokens import spelled
@@ -118,7 +118,7 @@ async def complete_text(service: Service, asked: CompletionRequest, request: Req
     """The continuations, whole or as a stream. Raises ApiError for what cannot be answered."""
     service.check_model(asked.model)
     prompts = await service.lanes.run(_prepare, service, asked)
-    ends = [service.tokenizer.eos_id, *(asked.stop_token_ids or [])]
+    ends = [*service.tokenizer.eos_ids, *(asked.stop_token_ids or [])]
     choices: list[Choice] = []
     for prompt in prompts:
         for _ in range(asked.n or 1):
@@ -170,7 +170,7 @@ def _prompt(service: Service, asked: CompletionRequest, prompt: str | list[int])
         raise ApiError(422, str(error), param="prompt") from None
     begun, ahead = "", 0
     if asked.echo and isinstance(prompt, str):
-        bos = tokenizer.decode([tokenizer.bos_id])
+        bos = tokenizer.decode(tokenizer.begin)
         begun, ahead = prompt, 0 if prompt.startswith(bos) else len(bos)
     elif asked.echo:
         begun = tokenizer.decode(ids)

@@ -38,8 +38,8 @@ async def detokenize(service: Service, asked: DetokenizeRequest) -> Response:
 
 def describe(tokenizer: Tokenizer) -> TokenizerInfo:
     """What a client reads that counts tokens here instead of at home, as lm-evaluation-harness does."""
-    bos, eos = tokenizer.decode([tokenizer.bos_id]), tokenizer.decode([tokenizer.eos_id])
-    return TokenizerInfo(bos_token=bos, eos_token=eos, chat_template=tokenizer.chat_template)
+    bos, eos = tokenizer.decode(tokenizer.begin), tokenizer.decode([tokenizer.eos_id])
+    return TokenizerInfo(bos_token=bos, eos_token=eos, chat_template=tokenizer.chat_template or "")
 
 
 def _tokens(service: Service, asked: TokenizeRequest) -> Tokens:

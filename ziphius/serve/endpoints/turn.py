@@ -54,12 +54,16 @@ async def begin_turn(service: Service, asked: ChatRequest, path: str, name: str,
     """
     service.check_model(asked.model)
     prompt, request = await service.lanes.run(_prepare, service, asked)
-    ends = [service.tokenizer.eos_id, *request.settings.stop_token_ids]
+    ends = [*service.tokenizer.eos_ids, *request.settings.stop_token_ids]
     choices = [
         Choice(
             index,
             ReplyParser(
-                service.tokenizer, bool(prompt.thinking), tools=bool(asked.tools), stops=asked.stops, ends=ends
+                service.tokenizer,
+                bool(prompt.thinking),
+                tools=bool(asked.tools) and asked.tool_choice != "none",
+                stops=asked.stops,
+                ends=ends,
             ),
             bool(asked.logprobs),
         )
@@ -77,8 +81,7 @@ def _prepare(service: Service, asked: ChatRequest) -> tuple[Prompt, Request]:
     """What takes as long as the conversation is."""
     prompt = make_prompt(service, asked)
     tools = tool_settings(asked, service.tokenizer)
-    user_id = service.tokenizer.user_id  # a model that goes on with the next question has ended its turn
-    return prompt, chat_request(asked, prompt, service.limits, [user_id], tools)
+    return prompt, chat_request(asked, prompt, service.limits, service.tokenizer.next_turn, tools)
 
 
 def make_prompt(service: Service, asked: ChatRequest) -> Prompt:

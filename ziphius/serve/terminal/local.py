@@ -21,7 +21,8 @@ from ziphius.model.formats import Weights
 from ziphius.serve.contracts.chat import ChatRequest
 from ziphius.serve.contracts.errors import ApiError, of_validation
 from ziphius.serve.dialogue.ask import Limits, chat_request
-from ziphius.serve.dialogue.parse import Delta, ReplyParser
+from ziphius.serve.dialogue.deltas import Delta
+from ziphius.serve.dialogue.parse import ReplyParser
 from ziphius.serve.dialogue.prompt import Prompts
 from ziphius.serve.folders import sampling_defaults
 from ziphius.serve.terminal.source import Kind
@@ -40,7 +41,7 @@ class Local:
         config = model.config
         self._limits = Limits(config.max_position_embeddings, config.vocab_size, 4096, sampling_defaults(folder))
         self._engine = Engine(model, self._tokenizer, EngineSettings(max_rows=1))
-        try_once(self._engine, self._tokenizer.bos_id)
+        try_once(self._engine, self._tokenizer.eos_id)
 
     def reply(self, messages: list[dict[str, str]], thinking: bool) -> Iterator[tuple[Kind, str]]:
         try:
@@ -48,12 +49,12 @@ class Local:
         except ValidationError as error:
             raise ValueError(of_validation(error.errors()).message) from None
         prompt = self._prompts.chat(asked.messages, None if thinking else False)
-        user_id = self._tokenizer.user_id
+        ends = self._tokenizer.next_turn
         try:
-            id = self._engine.add(chat_request(asked, prompt, self._limits, [user_id]))
+            id = self._engine.add(chat_request(asked, prompt, self._limits, ends))
         except ApiError as error:
             raise ValueError(error.message) from None
-        parser = ReplyParser(self._tokenizer, bool(prompt.thinking), ends=[self._tokenizer.eos_id, user_id])
+        parser = ReplyParser(self._tokenizer, bool(prompt.thinking), ends=[*self._tokenizer.eos_ids, *ends])
         began, tokens, reason = time.perf_counter(), 0, None
         try:
             with _interrupts() as interrupted:

@@ -44,5 +44,5 @@ async def count_tokens(service: Service, asked: CountRequest) -> TokenCount:
 
 
 async def _chat(service: Service, asked: CountRequest) -> ChatRequest:
-    chats = Chats(service.prompts.end_think_id is not None, service.seal, service.calls)
+    chats = Chats(service.tokenizer.can_think, service.seal, service.calls)
     return await service.lanes.run(chats.of, asked)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ziphius.serve.contracts.anthropic.reply import as_message_error
 from ziphius.serve.contracts.errors import ApiError
-from ziphius.serve.dialogue.parse import CallDelta
+from ziphius.serve.dialogue.deltas import CallDelta
 from ziphius.serve.endpoints.messages.reply import MadeMessage, tool_use_id
 from ziphius.serve.wire.lanes import asking
 from ziphius.serve.wire.stream import event

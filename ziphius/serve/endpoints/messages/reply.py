@@ -14,7 +14,8 @@ from ziphius.serve.contracts.anthropic.reply import (
 )
 from ziphius.serve.contracts.anthropic.request import MessagesRequest
 from ziphius.serve.dialogue.calls import as_object
-from ziphius.serve.dialogue.parse import CallDelta, ReplyParser
+from ziphius.serve.dialogue.deltas import CallDelta
+from ziphius.serve.dialogue.parse import ReplyParser
 from ziphius.serve.endpoints.turn import Turn
 
 

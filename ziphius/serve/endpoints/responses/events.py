@@ -11,7 +11,7 @@ from typing import Any
 
 from ziphius.serve.contracts.errors import ApiError
 from ziphius.serve.contracts.responses.reply import OutputText, ReasoningText, ResponseObject, SummaryText
-from ziphius.serve.dialogue.parse import Piece
+from ziphius.serve.dialogue.deltas import Piece
 from ziphius.serve.endpoints.responses.reply import Reply
 from ziphius.serve.wire.stream import KEEP_ALIVE, event
 

@@ -21,7 +21,7 @@ from ziphius.serve.contracts.responses.reply import (
     SummaryText,
 )
 from ziphius.serve.contracts.responses.request import ResponsesRequest
-from ziphius.serve.dialogue.parse import Piece
+from ziphius.serve.dialogue.deltas import Piece
 from ziphius.serve.endpoints.answer import TokenLog
 from ziphius.serve.endpoints.logprobs import token_logprobs
 from ziphius.serve.endpoints.turn import Turn
