@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.engine.test_forward import in_chunks, needs_kernels, wide
-from tests.model.variants import VARIANTS, network, tokens_of, v3
+from tests.model.variants import FAMILIES, network, tokens_of, v3
 from ziphius.engine.forward import next_logits
 from ziphius.model.int8 import Int8Linear, quantise
 from ziphius.ops.int8 import quantise_int8
@@ -35,9 +35,9 @@ def test_rows_are_within_half_a_step():
     assert matrix.values.abs().amax(-1).eq(127).sum() == 20  # all rows but that of zeros
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_modules_compute_with_the_rounded_values(name):
-    model = network(VARIANTS[name])
+    model = network(FAMILIES[name])
     expected, found = rounded(model), quantise(copy.deepcopy(model))
     tokens = tokens_of(model.config, (2, 9))
     with torch.no_grad():
@@ -45,7 +45,7 @@ def test_modules_compute_with_the_rounded_values(name):
 
 
 @needs_kernels
-@pytest.mark.parametrize("config", [*VARIANTS.values(), wide()], ids=[*VARIANTS, "wide"])
+@pytest.mark.parametrize("config", [*FAMILIES.values(), wide()], ids=[*FAMILIES, "wide"])
 def test_the_native_step_agrees_with_the_modules(config):
     """In BF16, for the tiles round activations to it: as near to the exact result as the modules are."""
     model = quantise(network(config).bfloat16())
@@ -65,3 +65,11 @@ def test_what_is_quantised():
     assert kinds == {"torch.int8"}
     left = {name.split(".")[-2] for name, _ in model.named_parameters() if _.ndim > 1}
     assert left == {"embed_tokens", "kv_b_proj", "gate"}
+
+
+def test_a_tied_head_is_8_bits_beside_the_embedding():
+    model = quantise(network(FAMILIES["SmolLM2, tied"]).bfloat16())
+    embedding = model.model.embed_tokens.weight
+    assert embedding.dtype == torch.bfloat16
+    assert model.lm_head.matrix.shape == embedding.shape
+    assert (model.lm_head.matrix.dequantise() - embedding.float()).abs().max() < 0.05

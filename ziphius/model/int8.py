@@ -70,7 +70,9 @@ class Int8Experts(nn.Module):
 def quantise(model: Transformer) -> Transformer:
     """`model` itself with its matrices in 8 bits, and half of its BF16 memory free.
 
-    What stays: the embedding, the norms, the gates, and `kv_b_proj`, which decoding folds into queries and outputs.
+    What stays: the embedding, the norms, the gates, and `kv_b_proj`, which decoding folds into queries and outputs. A
+    tied head becomes a matrix of its own: a step reads all of it, and of the embedding a row a token, so half the bytes
+    a step are worth half of the embedding's memory more.
     """
     for module in [*model.modules()]:
         for name, child in [*module.named_children()]:

@@ -1,6 +1,6 @@
 """A whole step of the network over a paged cache in one call (`decoder.c`), on weights as they lie in memory.
 
-N tokens of a step, D model, H heads, C latent, X = C + R, L layers, S slots.
+N tokens of a step, D model, X the width of a cache entry, L layers, S slots.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from ziphius.ops.int8 import Int8Matrix
 from ziphius.ops.native.call import call
-from ziphius.ops.placement import Placement
+from ziphius.ops.placement import Layout, Placement
 
 _SIGMOID, _NORMALISE, _BY_TWO_BEST = 1, 2, 4
 
@@ -25,22 +26,34 @@ _CACHED_BYTES = 4 << 20
 Matrix = Tensor | Int8Matrix
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LayerWeights:
-    """One layer's tensors, fp32 or bf16 and contiguous, its matrices also int8. None where the layer has no such part;
-    without `q_a` the queries come from `q_b` alone, and `gate_up`, `down` are the dense or the shared MLP's."""
+    """One layer's tensors, fp32 or bf16 and contiguous, its matrices also int8. None where the layer has no such part.
+
+    `q` makes the queries, of the model's states or of their latents where there is a `q_a`; `q_norm` is of those
+    latents, or of each head where attention is grouped. `gate_up`, `down` are the dense or the shared MLP's.
+    """
 
     input_norm: Tensor
-    q_a: Matrix | None
-    q_norm: Tensor | None
-    q_b: Matrix
-    kv_a: Matrix
-    kv_norm: Tensor
-    kv_b: Tensor
-    o: Matrix
     post_norm: Tensor
-    gate_up: Matrix
-    down: Matrix
+    q: Matrix
+    q_norm: Tensor | None = None
+    o: Matrix
+    # latent attention
+    q_a: Matrix | None = None
+    kv_a: Matrix | None = None
+    kv_norm: Tensor | None = None
+    kv_b: Tensor | None = None
+    # grouped attention
+    k: Matrix | None = None
+    v: Matrix | None = None
+    k_norm: Tensor | None = None
+    q_bias: Tensor | None = None
+    k_bias: Tensor | None = None
+    v_bias: Tensor | None = None
+    # the MLP
+    gate_up: Matrix | None = None
+    down: Matrix | None = None
     gate: Tensor | None = None
     gate_bias: Tensor | None = None
     experts_up: Matrix | None = None
@@ -48,23 +61,37 @@ class LayerWeights:
 
 
 @dataclass
-class DecoderShape:
-    """What the tensors' sizes do not tell. `groups`, `kept_groups`: 1 and 0 where groups do not count."""
+class LatentShape:
+    """Of latent attention: a head's no-position part, rope part and value, and the latent."""
 
-    heads: int
     nope: int
     rope: int
     value: int
-    latent: int
+    rank: int
+    eps: float
+
+
+@dataclass
+class DecoderShape:
+    """What the tensors' sizes do not tell. Attention is grouped where `latent` is None."""
+
+    heads: int
+    layout: Layout
+    latent: LatentShape | None
+    eps: float
+    scale: float
+
+
+@dataclass
+class GateRule:
+    """`groups`, `kept_groups`: 1 and 0 where groups do not count."""
+
     top_k: int
     groups: int
     kept_groups: int
     sigmoid: bool
     normalise: bool
     by_two_best: bool
-    eps: float
-    latent_eps: float
-    scale: float
     factor: float
 
 
@@ -93,7 +120,10 @@ class _Layer(ctypes.Structure):
     ]
 
 
-_SIZES = ("D", "H", "N", "R", "V", "C", "Q", "E", "K", "G", "kept", "F", "widest", "router_flags")
+_SIZES = (
+    "D", "H", "groups", "key", "value", "value_start", "X", "N", "R", "V", "C", "Q",
+    "E", "K", "F", "expert_groups", "kept_groups", "router_flags", "widest",
+)  # fmt: skip
 
 
 class _Shape(ctypes.Structure):
@@ -120,22 +150,19 @@ class Decoder:
     A token's result does not depend on the tokens beside it nor on the number of threads.
     """
 
-    def __init__(self, shape: DecoderShape, layers: Sequence[LayerWeights], cos: Tensor, sin: Tensor) -> None:
+    def __init__(
+        self, shape: DecoderShape, rule: GateRule | None, layers: Sequence[LayerWeights], cos: Tensor, sin: Tensor
+    ) -> None:
+        """`rule` is None where no layer has experts; cos, sin [positions, rotated pairs]."""
+        _check_structures()
         self._tensors = [x for layer in layers for name in _NAMES for x in _parts(getattr(layer, name))]
         for x in self._tensors:
             assert x.is_contiguous(), "decoder weights"
         self.cos, self.sin = cos.float().contiguous(), sin.float().contiguous()
         self._layers = (_Layer * len(layers))(*map(_describe, layers))
-        routed = next((layer for layer in layers if layer.gate is not None), None)
         self._shape = _Shape(
-            D=layers[0].input_norm.numel(), H=shape.heads, N=shape.nope, R=shape.rope, V=shape.value, C=shape.latent,
-            Q=0 if layers[0].q_a is None else layers[0].q_a.shape[0],
-            E=0 if routed is None or routed.gate is None else routed.gate.shape[0],
-            K=0 if routed is None else shape.top_k, G=shape.groups, kept=shape.kept_groups,
-            F=0 if routed is None or routed.experts_down is None else routed.experts_down.shape[2],
-            widest=max(layer.down.shape[1] for layer in layers),
-            router_flags=_SIGMOID * shape.sigmoid + _NORMALISE * shape.normalise + _BY_TWO_BEST * shape.by_two_best,
-            eps=shape.eps, latent_eps=shape.latent_eps, scale=shape.scale, factor=shape.factor,
+            D=layers[0].input_norm.numel(), **_attention_sizes(shape, layers[0]), **_expert_sizes(rule, layers),
+            widest=max(map(_hidden, layers)),
         )  # fmt: skip
         self._bytes = sum(x.numel() * x.element_size() for x in self._tensors)
 
@@ -176,6 +203,42 @@ def _parts(x: Matrix | None) -> list[Tensor]:
     return [x.values, x.scale] if isinstance(x, Int8Matrix) else [x]
 
 
+def _hidden(layer: LayerWeights) -> int:
+    return 0 if layer.down is None else layer.down.shape[1]
+
+
 def _describe(layer: LayerWeights) -> _Layer:
     weights = {name: _Weight.of(getattr(layer, name)) for name in _NAMES}
-    return _Layer(**weights, hidden=layer.down.shape[1], routed=layer.gate is not None)
+    return _Layer(**weights, hidden=_hidden(layer), routed=layer.gate is not None)
+
+
+def _attention_sizes(shape: DecoderShape, layer: LayerWeights) -> dict[str, float]:
+    layout, latent = shape.layout, shape.latent
+    sizes = {"H": shape.heads, "eps": shape.eps, "scale": shape.scale, "X": layout.width, "groups": layout.heads}
+    sizes |= {"key": layout.key, "value": layout.value, "value_start": layout.value_start}
+    if latent is None:
+        return sizes | {"R": layout.key, "V": layout.value}
+    sizes |= {"N": latent.nope, "R": latent.rope, "V": latent.value, "C": latent.rank, "latent_eps": latent.eps}
+    return sizes | {"Q": 0 if layer.q_a is None else layer.q_a.shape[0]}
+
+
+def _expert_sizes(rule: GateRule | None, layers: Sequence[LayerWeights]) -> dict[str, float]:
+    routed = next((layer for layer in layers if layer.gate is not None), None)
+    if rule is None or routed is None:
+        return {}
+    assert routed.gate is not None
+    assert routed.experts_down is not None
+    flags = _SIGMOID * rule.sigmoid + _NORMALISE * rule.normalise + _BY_TWO_BEST * rule.by_two_best
+    return {
+        "E": routed.gate.shape[0], "K": rule.top_k, "F": routed.experts_down.shape[2],
+        "expert_groups": rule.groups, "kept_groups": rule.kept_groups, "router_flags": flags, "factor": rule.factor,
+    }  # fmt: skip
+
+
+@cache
+def _check_structures() -> None:
+    """The structures here and in C are as large: a field added on one side only would shift all that follow."""
+    ours = [ctypes.sizeof(kind) for kind in (_Weight, _Layer, _Shape, _Cache)]
+    theirs = (ctypes.c_int64 * len(ours))()
+    call("decoder_sizes", ctypes.addressof(theirs))
+    assert list(theirs) == ours, f"structures of decoder.py have {ours} bytes, those of step.h {list(theirs)}"
