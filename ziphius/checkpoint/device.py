@@ -48,5 +48,4 @@ def load_on(folder: str | Path, device: torch.device, weights: Weights = "auto")
 
 def stored_dtype(config: ModelConfig) -> torch.dtype:
     """BF16 where the folder's weights are in 16 or 8 bits, else FP32."""
-    stored = config.extra.get("dtype") or config.extra.get("torch_dtype")
-    return torch.bfloat16 if stored in ("bfloat16", "float16") else torch.float32
+    return _DTYPES[config.stored]

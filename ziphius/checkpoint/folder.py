@@ -17,7 +17,6 @@ from ziphius.checkpoint.errors import CheckpointError
 from ziphius.checkpoint.names import published_places, shared_copies
 from ziphius.checkpoint.shards import stage_shards, weight_files
 from ziphius.checkpoint.stored import open_weights
-from ziphius.ledger.folder import present_stages
 from ziphius.model.config import ModelConfig
 from ziphius.model.families import config_from_hf
 from ziphius.model.transformer import Transformer
@@ -26,8 +25,11 @@ MAX_SHARD_BYTES = 5 * 1024**3
 FP32_ALWAYS = "e_score_correction_bias"  # kept in fp32 whatever the rest is: its steps of 0.001 vanish in bf16
 
 
-def load_config(folder: str | Path) -> ModelConfig:
-    """The network that `folder/config.json` describes. Raises CheckpointError when there is none of this family."""
+def load_config(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> ModelConfig:
+    """The network that `folder/config.json` describes, with `overrides` in place of some of its keys.
+
+    Raises CheckpointError when there is none of this family.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give one that holds config.json and the weights")
@@ -39,7 +41,8 @@ def load_config(folder: str | Path) -> ModelConfig:
         raw = json.loads(path.read_text())
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return parsed_config(raw, path)
+    config = parsed_config(raw, path)
+    return config.replaced(dict(overrides)) if overrides else config
 
 
 def parsed_config(raw: dict[str, Any], source: Path) -> ModelConfig:
@@ -53,34 +56,25 @@ def parsed_config(raw: dict[str, Any], source: Path) -> ModelConfig:
         raise CheckpointError(f"{source}: {error}") from None
 
 
-def model_folder(folder: Path) -> Path:
-    """`folder` itself, or the last trained stage of a run. Raises ValueError for a run without one, or a file."""
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file; give the folder that holds config.json and the weights")
-    if (folder / "stages").is_dir():
-        trained = [stage for stage in present_stages(folder) if (stage / "config.json").exists()]
-        if not trained:
-            raise ValueError(f"{folder}: no stage of this run has written a model yet")
-        return trained[-1]
-    return folder
-
-
 def load_model(
-    folder: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    overrides: Mapping[str, Any] | None = None,
 ) -> Transformer:
     """The network in `folder`, its weights in `dtype` (`e_score_correction_bias` in fp32) on `device`.
 
     Reads what DeepSeek publishes (BF16, or FP8 in blocks, which is dequantised), what transformers writes, and what
     `save_model` writes. Tensors are copied one by one into their places, so the weights exist once. Prediction
     modules that config.json promises and the folder lacks are left out with a warning: transformers drops them. Those
-    that it does not mention are read.
+    that it does not mention are read. `overrides` replaces keys of config.json that change no tensor.
     Repeated tensors (a prediction module's embedding and head) must equal their originals.
 
     Raises CheckpointError naming the tensor or file that is missing, not expected, or of another shape; all of that
     is checked before the first value is read. A tensor with values that are not finite is refused as it is read.
     """
     folder = Path(folder)
-    config = load_config(folder)
+    config = load_config(folder, overrides)
     with open_weights(folder, config) as stored:
         if stored.config.num_nextn_predict_layers < config.num_nextn_predict_layers:
             warnings.warn(

@@ -10,23 +10,26 @@ import torch
 from torch import Tensor
 
 from ziphius.checkpoint import fp8
+from ziphius.checkpoint.adapter import Adapter
 from ziphius.checkpoint.errors import CheckpointError
 from ziphius.checkpoint.names import Part, layer_of, published_places, shared_copies
 from ziphius.checkpoint.shards import ShardReader
+from ziphius.ledger.model import ADAPTER_CONFIG
 from ziphius.model.config import ModelConfig
 from ziphius.model.transformer import Transformer
 
 
 @contextmanager
 def open_weights(folder: Path, config: ModelConfig) -> Iterator[StoredWeights]:
-    """The weights in `folder` of the network `config`, open for reading.
+    """The weights in `folder` of the network `config`, open for reading; of an adapter, those of its base with it.
 
     Raises CheckpointError naming the tensor or file that is missing, not expected, or of another shape; all of that
     is checked before the first value is read.
     """
     block = fp8.weight_block(folder / "config.json", config.extra.get("quantization_config"))
-    with ShardReader(folder) as reader:
-        yield StoredWeights(reader, config, block)
+    adapter = Adapter.read(folder) if (folder / ADAPTER_CONFIG).exists() else None
+    with ShardReader(folder if adapter is None else adapter.base) as reader:
+        yield StoredWeights(reader, config, block, adapter)
 
 
 class StoredWeights:
@@ -37,17 +40,33 @@ class StoredWeights:
     values (on the meta device); tensors that repeat another are left out.
     """
 
-    def __init__(self, reader: ShardReader, config: ModelConfig, block: tuple[int, int]) -> None:
+    def __init__(
+        self, reader: ShardReader, config: ModelConfig, block: tuple[int, int], adapter: Adapter | None = None
+    ) -> None:
         config = config.model_copy(update={"num_nextn_predict_layers": _modules(reader, config)})
-        self.reader, self.config, self._block = reader, config, block
+        self.reader, self.config, self._block, self._adapter = reader, config, block, adapter
         with torch.device("meta"):
             state = Transformer(config).state_dict()
         self.state = {name: tensor for name, tensor in state.items() if name not in shared_copies(config)}
         self.places = _match(reader, self.state, config, block)
         self._published = published_places(self.state, config)
+        if adapter is not None:
+            _must_sit(adapter, self._published, self.state)
 
     def value(self, name: str) -> Tensor:
-        """The stored tensor `name`; one in FP8 comes back in fp32."""
+        """The stored tensor `name`; one in FP8, or with an adapter's update, comes back in fp32."""
+        value = self._stored(name)
+        if self._adapter is None:
+            return value
+        if name in self._published:
+            return self._adapter.merged(name, value)
+        whole = value.to(torch.float32, copy=True)  # a layer's experts, stacked
+        for published, part in self._published.items():
+            if part.name == name:
+                whole[part.at] = self._adapter.merged(published, whole[part.at])
+        return whole
+
+    def _stored(self, name: str) -> Tensor:
         tensor = self.reader.tensor(name)
         if tensor.dtype != torch.float8_e4m3fn:
             return tensor
@@ -62,7 +81,21 @@ class StoredWeights:
         if name in self.places:
             return self.value(name)
         part = self._published[name]  # the folder holds a layer's experts stacked
-        return self.reader.tensor(part.name, part.at)
+        value = self.reader.tensor(part.name, part.at)
+        return value if self._adapter is None else self._adapter.merged(name, value)
+
+
+def _must_sit(adapter: Adapter, places: Mapping[str, Part], state: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError where an adapter is of another network than its base."""
+    for name, factors in adapter.factors.items():
+        place = places.get(f"{name}.weight")
+        shape = None if place is None else tuple(state[place.name][place.at].shape)
+        if shape != (len(factors.B), factors.A.shape[1]):
+            there = "no such matrix" if shape is None else f"one of shape {list(shape)}"
+            raise CheckpointError(
+                f"the adapter updates {name} of shape {[len(factors.B), factors.A.shape[1]]}, and {adapter.base} has "
+                f"{there}; give the adapter's own base in {ADAPTER_CONFIG}"
+            )
 
 
 def _modules(reader: ShardReader, config: ModelConfig) -> int:

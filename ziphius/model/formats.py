@@ -5,3 +5,4 @@ from __future__ import annotations
 from typing import Literal
 
 Weights = Literal["auto", "fp32", "bf16", "int8"]
+Stored = Literal["fp32", "bf16"]

@@ -13,10 +13,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from ziphius.checkpoint.device import load_on, pick_device
-from ziphius.checkpoint.folder import model_folder
 from ziphius.engine.complete import try_once
 from ziphius.engine.engine import Engine
 from ziphius.engine.settings import EngineSettings
+from ziphius.ledger.model import model_folder
 from ziphius.model.formats import Weights
 from ziphius.serve.contracts.chat import ChatRequest
 from ziphius.serve.contracts.errors import ApiError, of_validation
