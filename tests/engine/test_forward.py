@@ -9,8 +9,8 @@ from tests.model.variants import FAMILIES, GROUPED, network, tokens_of, v3
 from ziphius import ops
 from ziphius.engine.cache import PagedMemory
 from ziphius.engine.forward import draft_hidden, next_logits, step_hidden
-from ziphius.model.int8 import quantise
 from ziphius.model.llama.config import LlamaConfig
+from ziphius.model.packed import quantise
 from ziphius.ops.native import build
 from ziphius.ops.placement import Placement
 

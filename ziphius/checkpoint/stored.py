@@ -17,6 +17,9 @@ from ziphius.checkpoint.shards import ShardReader
 from ziphius.ledger.model import ADAPTER_CONFIG
 from ziphius.model.config import ModelConfig
 from ziphius.model.transformer import Transformer
+from ziphius.ops.fp8 import BLOCK, Fp8Matrix
+
+E4M3 = torch.float8_e4m3fn
 
 
 @contextmanager
@@ -44,7 +47,7 @@ class StoredWeights:
         self, reader: ShardReader, config: ModelConfig, block: tuple[int, int], adapter: Adapter | None = None
     ) -> None:
         config = config.model_copy(update={"num_nextn_predict_layers": _modules(reader, config)})
-        self.reader, self.config, self._block, self._adapter = reader, config, block, adapter
+        self.reader, self.config, self.block, self.adapter = reader, config, block, adapter
         with torch.device("meta"):
             state = Transformer(config).state_dict()
         self.state = {name: tensor for name, tensor in state.items() if name not in shared_copies(config)}
@@ -56,25 +59,39 @@ class StoredWeights:
     def value(self, name: str) -> Tensor:
         """The stored tensor `name`; one in FP8, or with an adapter's update, comes back in fp32."""
         value = self._stored(name)
-        if self._adapter is None:
+        if self.adapter is None:
             return value
         if name in self._published:
-            return self._adapter.merged(name, value)
+            return self.adapter.merged(name, value)
         whole = value.to(torch.float32, copy=True)  # a layer's experts, stacked
         for published, part in self._published.items():
             if part.name == name:
-                whole[part.at] = self._adapter.merged(published, whole[part.at])
+                whole[part.at] = self.adapter.merged(published, whole[part.at])
         return whole
 
     def _stored(self, name: str) -> Tensor:
         tensor = self.reader.tensor(name)
-        if tensor.dtype != torch.float8_e4m3fn:
-            return tensor
+        return fp8.dequantise(tensor, self._scales(name), self.block) if tensor.dtype == E4M3 else tensor
+
+    def matrix(self, name: str) -> Tensor | Fp8Matrix:
+        """The stored tensor `name` in the file's map; one in FP8 as it lies, which takes blocks of 128 × 128. What an
+        adapter updates is no longer what lies there: as `value`."""
+        tensor = self.reader.tensor(name)
+        if tensor.dtype != E4M3 or (self.adapter is not None and name.removesuffix(".weight") in self.adapter.factors):
+            return self.value(name)
+        return Fp8Matrix(tensor, self._scales(name))
+
+    @property
+    def fp8_lies_ready(self) -> bool:
+        """Whether there are matrices in FP8, in the blocks that `Fp8Matrix` has."""
+        return self.block == (BLOCK, BLOCK) and any(name + fp8.SCALE_SUFFIX in self.reader for name in self.places)
+
+    def _scales(self, name: str) -> Tensor:
         if name + fp8.SCALE_SUFFIX not in self.reader:
             raise CheckpointError(
                 f"{self.reader.folder}: {name} is FP8 and its scales, {name + fp8.SCALE_SUFFIX}, are missing"
             )
-        return fp8.dequantise(tensor, self.reader.tensor(name + fp8.SCALE_SUFFIX), self._block)
+        return fp8.scales(self.reader.tensor(name + fp8.SCALE_SUFFIX))
 
     def published(self, name: str) -> Tensor:
         """The published tensor `name`, wherever the folder keeps it; one in FP8 comes back in fp32."""
@@ -82,7 +99,7 @@ class StoredWeights:
             return self.value(name)
         part = self._published[name]  # the folder holds a layer's experts stacked
         value = self.reader.tensor(part.name, part.at)
-        return value if self._adapter is None else self._adapter.merged(name, value)
+        return value if self.adapter is None else self.adapter.merged(name, value)
 
 
 def _must_sit(adapter: Adapter, places: Mapping[str, Part], state: Mapping[str, Tensor]) -> None:

@@ -9,13 +9,15 @@ from torch import nn
 from ziphius.model.config import ModelConfig, Routing
 from ziphius.model.deepseek.attention import LATENT_EPS, LatentAttention
 from ziphius.model.deepseek.config import DeepSeekConfig
-from ziphius.model.experts import MLP, MoE
+from ziphius.model.experts import MLP, Experts, MoE
 from ziphius.model.grouped.attention import GroupedAttention
-from ziphius.model.int8 import Int8Linear
 from ziphius.model.layers import Linear
+from ziphius.model.packed import PackedLinear
+from ziphius.model.pieces import ExpertList, GateUp
 from ziphius.model.rope import rope_table
 from ziphius.model.transformer import Block, Transformer
-from ziphius.ops.native.decoder import Decoder, DecoderShape, GateRule, LatentShape, LayerWeights, Matrix
+from ziphius.ops.matrix import Matrix
+from ziphius.ops.native.decoder import Decoder, DecoderShape, GateRule, LatentShape, LayerWeights, MlpWeights
 
 
 def describe(model: Transformer) -> Decoder:
@@ -25,12 +27,13 @@ def describe(model: Transformer) -> Decoder:
     blocks = [*model.model.layers, *(module.block for module in model.mtp)]
     cos, sin = rope_table(c, c.max_position_embeddings, "cpu")
     rule = None if c.routing is None else _gate_rule(c.routing)
-    return Decoder(shape, rule, [_layer(block) for block in blocks], cos, sin)
+    paged = any(isinstance(module, ExpertList) and module.paged for module in model.modules())
+    return Decoder(shape, rule, [_layer(block) for block in blocks], cos, sin, paged)
 
 
 def matrix_of(module: nn.Module) -> Matrix:
     """What a linear layer multiplies by, as it lies in memory."""
-    if isinstance(module, Int8Linear):
+    if isinstance(module, PackedLinear):
         return module.matrix
     assert isinstance(module, Linear)
     return module.weight
@@ -61,12 +64,12 @@ def _layer(block: Block) -> LayerWeights:
     )
     dense = mlp.shared_experts if isinstance(mlp, MoE) else mlp
     if isinstance(dense, MLP):
-        weights.gate_up, weights.down = matrix_of(dense.gate_up_proj), matrix_of(dense.down_proj)
+        weights.dense = _mlp(dense)
     if isinstance(mlp, MoE):
-        weights.gate = mlp.gate.weight
-        weights.experts_up, weights.experts_down = mlp.experts.gate_up_proj, mlp.experts.down_proj
+        weights.router = mlp.gate.weight
+        weights.experts = _experts(mlp.experts)
         if mlp.gate.routing.selection_bias:
-            weights.gate_bias = mlp.gate.e_score_correction_bias
+            weights.router_bias = mlp.gate.e_score_correction_bias
     return weights
 
 
@@ -89,3 +92,18 @@ def _grouped(attention: GroupedAttention) -> dict[str, Any]:
     if attention.config.qk_norm:
         weights |= {"q_norm": attention.q_norm.weight, "k_norm": attention.k_norm.weight}
     return weights
+
+
+def _mlp(mlp: MLP) -> MlpWeights:
+    both, down = mlp.gate_up_proj, matrix_of(mlp.down_proj)
+    if isinstance(both, GateUp):
+        return MlpWeights(matrix_of(both.gate), matrix_of(both.up), down)
+    gate, up = both.weight.detach().chunk(2)
+    return MlpWeights(gate, up, down)
+
+
+def _experts(experts: Experts | ExpertList) -> list[MlpWeights]:
+    if isinstance(experts, ExpertList):
+        return list(map(MlpWeights, experts.gate, experts.up, experts.down))
+    gate, up = experts.gate_up_proj.detach().chunk(2, dim=1)
+    return list(map(MlpWeights, gate.unbind(), up.unbind(), experts.down_proj.detach().unbind()))

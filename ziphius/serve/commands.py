@@ -12,7 +12,7 @@ from ziphius.model.formats import Weights
 
 WeightsOption = Annotated[
     Weights,
-    typer.Option(help="Format in memory, e.g. --weights int8: half of bf16, slightly rounded; auto: the folder's own."),
+    typer.Option(help="Format in memory, e.g. --weights int8 or fp8: half of bf16, rounded; auto: the folder's own."),
 ]
 Thinking = Annotated[bool, typer.Option(help="Let it think before it answers; --no-thinking: answer at once.")]
 

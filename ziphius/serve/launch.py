@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ziphius.checkpoint.adapted import with_adapter
-from ziphius.checkpoint.device import load_on, pick_device
+from ziphius.checkpoint.device import load_on, load_stacked, pick_device
 from ziphius.engine.complete import try_once
 from ziphius.engine.engine import Engine
 from ziphius.engine.recovery import Recovery
@@ -88,7 +88,12 @@ def make_service(folder: Path, settings: ServeSettings, engine_settings: EngineS
         allowances = Allowances(settings.keys.with_name(f"{settings.keys.name}.used.json"))
     rate = Rate.of(settings.dollars_per_hour, settings.price_list, date.today())
     examples = example_questions(folder)
-    model, tokenizer = load_on(folder, pick_device(settings.device), settings.weights), Tokenizer.load(folder)
+    if settings.adapters and settings.weights in ("int8", "fp8"):
+        raise ValueError(
+            f"adapters are added to weights in fp32 or bf16; leave --weights {settings.weights} out, or merge one first"
+        )
+    load = load_stacked if settings.adapters else load_on
+    model, tokenizer = load(folder, pick_device(settings.device), settings.weights), Tokenizer.load(folder)
     engine = Engine(model, tokenizer, engine_settings)
     try_once(engine, tokenizer.eos_id)
     room = engine.stats().blocks_total * engine.settings.block_size
@@ -110,8 +115,6 @@ def _adapters(
 
     Raises ValueError for an adapter of another model, or too little memory for its tensors.
     """
-    if settings.adapters and settings.weights == "int8":
-        raise ValueError("adapters are added to weights in fp32 or bf16; leave --weights int8 out, or merge one first")
     runners = {}
     for name, where in settings.adapters.items():
         if name == settings.name:

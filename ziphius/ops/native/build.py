@@ -89,6 +89,8 @@ _SIGNATURES = {
     "attention_forward": "ppppppppp" + "nnnnnnn" + "fii",
     "attention_backward": "ppppppppppppp" + "nnnnnnn" + "fii",
     "decoder_linear": "pp" + "nnn" + "pi",
+    "decoder_scattered": "pn",
+    "decoder_wanted": "pn",
     "decoder_run": "pp" + "nn" + "ppppppp" + "nii",
     "decoder_sizes": "p",
     "draw_tokens": "pppppppp" + "nn",

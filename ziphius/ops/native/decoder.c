@@ -156,3 +156,13 @@ int64_t decoder_sizes(int64_t *out) {
     out[0] = sizeof(Weight), out[1] = sizeof(Layer), out[2] = sizeof(Shape), out[3] = sizeof(Cache);
     return 0;
 }
+
+int64_t decoder_scattered(const void *at, int64_t bytes) {
+    pages_scattered(at, bytes);
+    return 0;
+}
+
+int64_t decoder_wanted(const void *at, int64_t bytes) {
+    pages_wanted(at, bytes);
+    return 0;
+}

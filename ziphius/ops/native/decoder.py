@@ -6,14 +6,16 @@ N tokens of a step, D model, X the width of a cache entry, L layers, S slots.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ziphius.ops.int8 import Int8Matrix
+from ziphius.ops.matrix import Matrix, tensors_of
 from ziphius.ops.native.call import call
 from ziphius.ops.placement import Layout, Placement
 
@@ -23,15 +25,20 @@ _SIGMOID, _NORMALISE, _BY_TWO_BEST = 1, 2, 4
 _CACHED_BYTES = 4 << 20
 
 
-Matrix = Tensor | Int8Matrix
+class MlpWeights(NamedTuple):
+    """silu(gate)·up, then down: matrices [F, D], [F, D], [D, F]."""
+
+    gate: Matrix
+    up: Matrix
+    down: Matrix
 
 
 @dataclass(kw_only=True)
 class LayerWeights:
-    """One layer's tensors, fp32 or bf16 and contiguous, its matrices also int8. None where the layer has no such part.
+    """One layer's tensors, fp32 or bf16 and contiguous, its matrices also in 8 bits. None: no such part.
 
     `q` makes the queries, of the model's states or of their latents where there is a `q_a`; `q_norm` is of those
-    latents, or of each head where attention is grouped. `gate_up`, `down` are the dense or the shared MLP's.
+    latents, or of each head where attention is grouped. `dense` is the dense or the shared MLP.
     """
 
     input_norm: Tensor
@@ -52,12 +59,19 @@ class LayerWeights:
     k_bias: Tensor | None = None
     v_bias: Tensor | None = None
     # the MLP
-    gate_up: Matrix | None = None
-    down: Matrix | None = None
-    gate: Tensor | None = None
-    gate_bias: Tensor | None = None
-    experts_up: Matrix | None = None
-    experts_down: Matrix | None = None
+    router: Tensor | None = None
+    router_bias: Tensor | None = None
+    dense: MlpWeights | None = None
+    experts: Sequence[MlpWeights] = ()
+
+    @property
+    def hidden(self) -> int:
+        """Of the dense or the shared MLP."""
+        return 0 if self.dense is None else self.dense.down.shape[1]
+
+    def tensors(self) -> Iterator[Tensor]:
+        matrices = [*(getattr(self, name) for name in _NAMES), *(self.dense or ()), *chain(*self.experts)]
+        return chain.from_iterable(tensors_of(matrix) for matrix in matrices if matrix is not None)
 
 
 @dataclass
@@ -95,7 +109,7 @@ class GateRule:
     factor: float
 
 
-_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float8_e4m3fn: 3}
 
 
 class _Weight(ctypes.Structure):
@@ -105,24 +119,39 @@ class _Weight(ctypes.Structure):
     def of(cls, x: Matrix | None) -> _Weight:
         if x is None:
             return cls(None, 0, None)
-        values, scale = (x.values, x.scale.data_ptr()) if isinstance(x, Int8Matrix) else (x, None)
-        return cls(values.data_ptr(), _KINDS[values.dtype], scale)
+        values, *scale = tensors_of(x)
+        return cls(values.data_ptr(), _KINDS[values.dtype], scale[0].data_ptr() if scale else None)
 
 
-_NAMES = [field.name for field in fields(LayerWeights)]
+class _Mlp(ctypes.Structure):
+    _fields_ = [(name, _Weight) for name in MlpWeights._fields]
+
+    @classmethod
+    def of(cls, x: MlpWeights | None) -> _Mlp:
+        return cls() if x is None else cls(*map(_Weight.of, x))
+
+
+_NAMES = [field.name for field in fields(LayerWeights) if field.name not in ("dense", "experts")]
 
 
 class _Layer(ctypes.Structure):
     _fields_ = [
         *[(name, _Weight) for name in _NAMES],
+        ("dense", _Mlp),
         ("hidden", ctypes.c_int64),
-        ("routed", ctypes.c_int64),
+        ("experts", ctypes.POINTER(_Mlp)),
     ]
+
+    @classmethod
+    def of(cls, x: LayerWeights) -> _Layer:
+        weights = {name: _Weight.of(getattr(x, name)) for name in _NAMES}
+        experts = (_Mlp * len(x.experts))(*map(_Mlp.of, x.experts)) if x.experts else None
+        return cls(**weights, dense=_Mlp.of(x.dense), hidden=x.hidden, experts=experts)
 
 
 _SIZES = (
     "D", "H", "groups", "key", "value", "value_start", "X", "N", "R", "V", "C", "Q",
-    "E", "K", "F", "expert_groups", "kept_groups", "router_flags", "widest",
+    "E", "K", "F", "expert_groups", "kept_groups", "router_flags", "widest", "paged",
 )  # fmt: skip
 
 
@@ -151,18 +180,25 @@ class Decoder:
     """
 
     def __init__(
-        self, shape: DecoderShape, rule: GateRule | None, layers: Sequence[LayerWeights], cos: Tensor, sin: Tensor
+        self,
+        shape: DecoderShape,
+        rule: GateRule | None,
+        layers: Sequence[LayerWeights],
+        cos: Tensor,
+        sin: Tensor,
+        paged: bool = False,
     ) -> None:
-        """`rule` is None where no layer has experts; cos, sin [positions, rotated pairs]."""
+        """`rule` is None where no layer has experts; cos, sin [positions, rotated pairs]. `paged`: chosen experts are
+        to be read from disk ahead of their use."""
         _check_structures()
-        self._tensors = [x for layer in layers for name in _NAMES for x in _parts(getattr(layer, name))]
+        self._tensors = [x for layer in layers for x in layer.tensors()]
         for x in self._tensors:
             assert x.is_contiguous(), "decoder weights"
         self.cos, self.sin = cos.float().contiguous(), sin.float().contiguous()
-        self._layers = (_Layer * len(layers))(*map(_describe, layers))
+        self._layers = (_Layer * len(layers))(*map(_Layer.of, layers))
         self._shape = _Shape(
             D=layers[0].input_norm.numel(), **_attention_sizes(shape, layers[0]), **_expert_sizes(rule, layers),
-            widest=max(map(_hidden, layers)),
+            widest=max(layer.hidden for layer in layers), paged=paged,
         )  # fmt: skip
         self._bytes = sum(x.numel() * x.element_size() for x in self._tensors)
 
@@ -189,27 +225,22 @@ class Decoder:
         return out
 
 
+def will_be_scattered(x: Tensor) -> None:
+    """Tell the kernel that the pages of `x`, in a file's map, are used here and there: it reads nothing around them."""
+    call("decoder_scattered", x.data_ptr(), x.numel() * x.element_size())
+
+
+def will_be_used(x: Tensor) -> None:
+    """Have the pages of `x`, in a file's map, read ahead of their use."""
+    call("decoder_wanted", x.data_ptr(), x.numel() * x.element_size())
+
+
 def linear(x_ND: Tensor, weight_WD: Matrix) -> Tensor:
     """fp32 x·weightᵀ -> [N, W]; as in `Decoder`, a token's result is its own."""
     out = x_ND.new_empty(len(x_ND), weight_WD.shape[0])
     weight = ctypes.byref(_Weight.of(weight_WD))
     call("decoder_linear", x_ND.data_ptr(), weight, *out.shape, x_ND.shape[1], out.data_ptr(), torch.get_num_threads())
     return out
-
-
-def _parts(x: Matrix | None) -> list[Tensor]:
-    if x is None:
-        return []
-    return [x.values, x.scale] if isinstance(x, Int8Matrix) else [x]
-
-
-def _hidden(layer: LayerWeights) -> int:
-    return 0 if layer.down is None else layer.down.shape[1]
-
-
-def _describe(layer: LayerWeights) -> _Layer:
-    weights = {name: _Weight.of(getattr(layer, name)) for name in _NAMES}
-    return _Layer(**weights, hidden=_hidden(layer), routed=layer.gate is not None)
 
 
 def _attention_sizes(shape: DecoderShape, layer: LayerWeights) -> dict[str, float]:
@@ -223,14 +254,12 @@ def _attention_sizes(shape: DecoderShape, layer: LayerWeights) -> dict[str, floa
 
 
 def _expert_sizes(rule: GateRule | None, layers: Sequence[LayerWeights]) -> dict[str, float]:
-    routed = next((layer for layer in layers if layer.gate is not None), None)
-    if rule is None or routed is None:
+    experts = next((layer.experts for layer in layers if layer.experts), ())
+    if rule is None or not experts:
         return {}
-    assert routed.gate is not None
-    assert routed.experts_down is not None
     flags = _SIGMOID * rule.sigmoid + _NORMALISE * rule.normalise + _BY_TWO_BEST * rule.by_two_best
     return {
-        "E": routed.gate.shape[0], "K": rule.top_k, "F": routed.experts_down.shape[2],
+        "E": len(experts), "K": rule.top_k, "F": experts[0].down.shape[1],
         "expert_groups": rule.groups, "kept_groups": rule.kept_groups, "router_flags": flags, "factor": rule.factor,
     }  # fmt: skip
 

@@ -1,6 +1,7 @@
 /* Activations times a matrix [rows][cols] as it lies in memory, for a few to a few hundred tokens.
  *
- * Matrices are fp32, bf16, or int8 with one scale a row: the integers enter the products, the scale the result.
+ * Matrices are fp32, bf16, int8 with one scale a row (the integers enter the products, the scale the result), or e4m3
+ * with one scale a block (fp8.h).
  * A token's result does not depend on which tokens stand beside it: every sum runs over the columns in one order, on one
  * path for all numbers of tokens. With AMX, bf16 and int8 matrices are read in tiles of 16 rows, without it by pairs of
  * 16-bit numbers where the machine multiplies those (pairs.h); everything else takes dot products of fp32 numbers.
@@ -15,15 +16,17 @@
 typedef struct {
     const void *data;
     int64_t kind;
-    const float *scale; /* of each row; INT8 only */
+    const float *scale; /* INT8: of each row; FP8: of each block, [rows / 128][cols / 128] rounded up */
 } Weight;
 
-enum { FP32, BF16, INT8 };           /* the first two are what vec.h calls `half` */
+enum { FP32, BF16, INT8, FP8 };      /* the first two are what vec.h calls `half` */
 enum { SUMS = 16 };                  /* accumulators of a tile of dot products */
 enum { CHUNK = 128 };                /* tokens whose activations stay in the second cache while a matrix passes */
 enum { NEAR_BYTES = 24 << 10 };      /* of a matrix, that stay in the first cache */
 enum { TILE = 16, LINE = 64 };       /* rows and bytes a row of an AMX tile */
 enum { LARGEST_ACTIVATION = 32512 }; /* 127 in the high byte */
+
+INLINE int64_t bytes_of(Weight w, int64_t elements) { return elements * (w.kind == FP32 ? 4 : w.kind == BF16 ? 2 : 1); }
 
 /* The first n of sixteen elements of a matrix; the rest reads as zero. */
 INLINE vf load_kind(const void *base, int64_t i, int64_t n, int kind) {
@@ -149,6 +152,7 @@ INLINE float fit(const float *x, int64_t cols, float *scale) {
     return largest > 0 ? LARGEST_ACTIVATION / largest : 0;
 }
 
+#include "fp8.h"
 #include "pairs.h"
 
 /* --- AMX ------------------------------------------------------------------------------------------------------------ */
@@ -352,6 +356,7 @@ INLINE int64_t linear_scratch(int64_t n, int64_t cols) {
 static void linear(const float *x, int64_t ldx, int64_t n, Weight w, int64_t at, int64_t cols, int64_t m0, int64_t m1,
                    float *out, int64_t ldo, float *scratch, int *ready) {
     if (m0 >= m1) return;
+    if (w.kind == FP8) return linear_e4m3(x, ldx, n, w.data, w.scale, cols, m0, m1, out, ldo);
 #ifdef HAS_TILES
     if (w.kind != FP32 && tiles_allowed()) {
         int64_t tokens = round_up(n, TILE);

@@ -5,6 +5,12 @@
  */
 #pragma once
 #include "linear.h"
+#include "pages.h"
+
+/* Three matrices that need not lie side by side: a folder's are used where it has them. */
+typedef struct {
+    Weight gate, up, down;
+} Mlp;
 
 /* One layer. Weights that a network does not have are null. `q` makes the queries, of the model's states or of their
  * latents, where there is a `q_a`; `q_norm` is of those latents, or of each head where attention is grouped. */
@@ -12,10 +18,10 @@ typedef struct {
     Weight input_norm, post_norm, q, q_norm, o;
     Weight q_a, kv_a, kv_norm, kv_b;               /* latent attention */
     Weight k, v, k_norm, q_bias, k_bias, v_bias;   /* grouped attention */
-    Weight gate_up, down;                          /* the dense or the shared MLP */
-    Weight gate, gate_bias, experts_up, experts_down;
-    int64_t hidden; /* of the dense or shared MLP; 0 where there is none */
-    int64_t routed; /* whether there are experts */
+    Weight router, router_bias;
+    Mlp dense;          /* or shared */
+    int64_t hidden;     /* its width; 0 where there is none */
+    const Mlp *experts; /* [E]; null in a dense layer */
 } Layer;
 
 /* An entry of the cache holds `groups` keys side by side, and as many values from `value_start` on; H / groups queries
@@ -25,6 +31,7 @@ typedef struct {
     int64_t N, R, V, C, Q;
     int64_t E, K, F, expert_groups, kept_groups, router_flags;
     int64_t widest; /* the largest hidden of any MLP */
+    int64_t paged;  /* whether experts are to be read from disk ahead of their use */
     float eps, latent_eps, scale, factor;
 } Shape;
 

@@ -10,6 +10,7 @@ from typing import Protocol
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from ziphius.disk.memory import bytes_read
 from ziphius.engine.request import EngineStats
 from ziphius.serve.contracts.price import Rate
 from ziphius.serve.contracts.usage import Tally, Usage
@@ -136,6 +137,7 @@ class _EngineNumbers:
             ("engine_generated_tokens", stats.generated_tokens, "Tokens drawn"),
             ("engine_drafted_tokens", stats.drafted_tokens, "Tokens drafted by the prediction module"),
             ("engine_accepted_tokens", stats.accepted_tokens, "Drafted tokens that were right"),
+            ("engine_disk_read_bytes", bytes_read(), "Read from disk: of a network larger than memory, its experts"),
             ("engine_busy_seconds", busy, "Time the engine worked"),
         ):
             yield CounterMetricFamily(f"ziphius_{name}", what, value=value)

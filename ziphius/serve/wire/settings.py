@@ -22,7 +22,7 @@ class ServeSettings(BaseModel):
     - `host` and `port` to listen at; the model's `name` in requests.
     - `keys`: a file of API keys; without one, everybody on this machine may ask, and nobody else unless `open_to_all`.
     - `device` that runs the model: auto (a GPU where there is one), cpu, cuda, cuda:1. `weights` in memory: fp32, bf16,
-      int8 (half of bf16's memory and time on a CPU, slightly rounded), or auto, as the folder has them.
+      int8 or fp8 (half of bf16's memory, slightly rounded), or auto, as the folder has them.
     - `max_requests` and `max_samples` (a request has `n` for each prompt) are worked on or wait at once; the next is
       told to come back (429). Where several ask, by key or else by address, each has an equal part of them.
       `max_body_bytes`: 413 beyond.
