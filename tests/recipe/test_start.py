@@ -12,7 +12,8 @@ from ziphius.model.families import FAMILIES
 from ziphius.model.transformer import Transformer
 from ziphius.recipe.run import run_recipe
 from ziphius.recipe.schema import RecipeError, check_recipe
-from ziphius.text.tokenizer import Tokenizer, train_tokenizer
+from ziphius.text.learn import train_tokenizer
+from ziphius.text.tokenizer import Tokenizer
 
 from .conftest import read
 
