@@ -167,7 +167,7 @@ class JsonLines(ByteReader):
             if line.strip():
                 try:
                     row = json.loads(line)
-                except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
+                except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without an end
                     raise line_error(path, start, f"not JSON: {error}") from error
                 if not isinstance(row, dict):
                     raise line_error(path, start, f"a JSON {type(row).__name__} where an object is needed")

@@ -14,7 +14,7 @@ from ziphius.text.chat import SWITCHES, knows, render_spans
 from ziphius.text.dialogue import training_samples
 from ziphius.text.folder import Files, read_files, write_files
 from ziphius.text.plain import Breaker
-from ziphius.text.special import control_spellings, find_specials
+from ziphius.text.special import breaker, find_specials
 from ziphius.text.spelling import spelled_bytes
 from ziphius.text.template import CHAT_TEMPLATE, OPENS_THINKING
 from ziphius.text.thinking import ThinkingMarks
@@ -91,8 +91,8 @@ class Tokenizer:
         """The ids of a text that goes on from another: without the space that SentencePiece puts before a text."""
         if not self._puts_space:
             return self.encode(text)
-        lead = self.encode("\n")
-        return self.encode("\n" + text)[len(lead) :]
+        lead = "a" if text.startswith("\n") else "\n"  # which no token holds together with what follows
+        return self.encode(lead + text)[len(self.encode(lead)) :]
 
     @cached_property
     def _puts_space(self) -> bool:
@@ -124,7 +124,7 @@ class Tokenizer:
     @cached_property
     def breaker(self) -> Breaker:
         """Makes the spelling of a control token text."""
-        return Breaker(control_spellings(self.inner))
+        return breaker(self.inner)
 
     @cached_property
     def _bytes(self) -> list[bytes]:
