@@ -13,19 +13,15 @@ from ziphius.text import tokens
 from ziphius.text.chat import SWITCHES, knows, render_spans
 from ziphius.text.dialogue import training_samples
 from ziphius.text.folder import Files, read_files, write_files
-from ziphius.text.plain import Breaker
-from ziphius.text.special import breaker, find_specials
-from ziphius.text.spelling import spelled_bytes
+from ziphius.text.special import find_specials
 from ziphius.text.template import CHAT_TEMPLATE, OPENS_THINKING
 from ziphius.text.thinking import ThinkingMarks
 from ziphius.text.turns import Ends, Opened, find_ends, opened, set_thinking
+from ziphius.text.vocabulary import Vocabulary
 
 
-class Tokenizer:
-    """Text ↔ token ids, with a folder's special tokens and chat template.
-
-    Encoding recognises the special tokens wherever they stand in the text; it never adds one by itself.
-    """
+class Tokenizer(Vocabulary):
+    """A vocabulary with a folder's special tokens and chat template."""
 
     def __init__(
         self, inner: tokenizers.Tokenizer, chat_template: str | None = CHAT_TEMPLATE, files: Files | None = None
@@ -34,9 +30,7 @@ class Tokenizer:
 
         Without a chat template there are completions and no chat. ValueError where no token is known that ends a text.
         """
-        inner.no_padding()
-        inner.no_truncation()
-        self.inner = inner
+        super().__init__(inner)
         self._files = files if files is not None else Files(_own_config(inner))
         self._specials = find_specials(
             inner, self._files.config, self._files.named, self._files.generation, self._files.model
@@ -78,57 +72,6 @@ class Tokenizer:
         if self.chat_template is not None:
             templates = {"default": self.chat_template, **templates}
         write_files(Path(folder), self.inner.to_str(pretty=True), replace(self._files, templates=templates))
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of one text."""
-        return self.encode_batch([text])[0]  # thrice as fast as one by itself, and other threads run meanwhile
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, on all cores."""
-        return [encoding.ids for encoding in self.inner.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-    def encode_more(self, text: str) -> list[int]:
-        """The ids of a text that goes on from another: without the space that SentencePiece puts before a text."""
-        if not self._puts_space:
-            return self.encode(text)
-        lead = "a" if text.startswith("\n") else "\n"  # which no token holds together with what follows
-        return self.encode(lead + text)[len(self.encode(lead)) :]
-
-    @cached_property
-    def _puts_space(self) -> bool:
-        return self.encode("\n" + "a") != self.encode("\n") + self.encode("a")
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """The text of some ids; bytes that are not UTF-8 become U+FFFD. Skipping drops what is marked special only."""
-        return self.inner.decode(list(ids), skip_special_tokens=skip_special_tokens)
-
-    def token_bytes(self, token: int) -> bytes:
-        """The bytes one id stands for, none for an id without a token; several ids may make up one character."""
-        return self._bytes[token] if 0 <= token < len(self._bytes) else b""
-
-    @cached_property
-    def longest_token(self) -> int | None:
-        """The bytes of the longest token, so that a text of N characters has N over as many tokens at least.
-
-        None where the tokenizer changes texts before it splits them: it may shorten them.
-        """
-        normalizer = self.inner.normalizer
-        unchanged = normalizer is None or b'"normalizers":[]' in normalizer.__getstate__()
-        return max(map(len, self._bytes)) if unchanged else None
-
-    @property
-    def added_ids(self) -> list[int]:
-        """The ids of the special tokens, which no text but their own spelling gives."""
-        return sorted(self.inner.get_added_tokens_decoder())
-
-    @cached_property
-    def breaker(self) -> Breaker:
-        """Makes the spelling of a control token text."""
-        return breaker(self.inner)
-
-    @cached_property
-    def _bytes(self) -> list[bytes]:
-        return spelled_bytes(self.inner)
 
     # --- chat --------------------------------------------------------------------------------------------------------
 
@@ -242,12 +185,7 @@ class Tokenizer:
             return self
         return Tokenizer(self.inner, self.chat_template + OPENS_THINKING, self._files)
 
-    # --- what tokens there are ---------------------------------------------------------------------------------------
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of ids, added tokens included."""
-        return self.inner.get_vocab_size(with_added_tokens=True)
+    # --- what begins a text and what ends it --------------------------------------------------------------------------
 
     @cached_property
     def digest(self) -> str:
@@ -318,43 +256,6 @@ class Tokenizer:
     def pad_id(self) -> int:
         """Fills up a batch; eos where there is no token for it."""
         return self._specials.pad
-
-    @property
-    def think_id(self) -> int:
-        return self._id(tokens.THINK)
-
-    @property
-    def end_think_id(self) -> int:
-        return self._id(tokens.END_THINK)
-
-    @property
-    def user_id(self) -> int:
-        return self._id(tokens.USER)
-
-    @property
-    def assistant_id(self) -> int:
-        return self._id(tokens.ASSISTANT)
-
-    @property
-    def fim_begin_id(self) -> int:
-        return self._id(tokens.FIM_BEGIN)
-
-    @property
-    def fim_hole_id(self) -> int:
-        return self._id(tokens.FIM_HOLE)
-
-    @property
-    def fim_end_id(self) -> int:
-        return self._id(tokens.FIM_END)
-
-    def _id(self, token: str) -> int:
-        token_id = self.inner.token_to_id(token)
-        if token_id is None:
-            raise ValueError(f"this tokenizer has no token {token}: train one with train_tokenizer, or use R1's")
-        return token_id
-
-    def _spelling(self, id: int | None) -> str:
-        return "" if id is None else self.inner.id_to_token(id) or ""
 
 
 def _own_config(inner: tokenizers.Tokenizer) -> dict[str, Any]:
