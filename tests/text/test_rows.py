@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ziphius.text import rows as reading
 from ziphius.text.chats import form_name, read_chats
+from ziphius.text.files import Parquet
 from ziphius.text.rows import count_rows, read_rows, where
 
 ROWS = [{"prompt": f"鲸鱼 {number}?", "response": "[x], {y}\n\\" * number} for number in range(30)]
@@ -124,3 +125,5 @@ def test_parquet_with_broken_text_is_named(tmp_path):
     pq.write_table(pa.table({"prompt": damaged}), path)
     with pytest.raises(ValueError, match=r"a\.parquet cannot be read as Parquet"):
         list(read_rows(path))
+    with pytest.raises(ValueError, match=r"a\.parquet is damaged in row group 0"):
+        list(Parquet("prompt")(path, 0))

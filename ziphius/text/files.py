@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ziphius.text.compressed import open_bytes, unpacked_size
@@ -194,7 +195,10 @@ class Parquet:
         with self._open(path) as file:
             for first, group in self._groups(file):
                 if place < first + file.metadata.row_group(group).num_rows:
-                    yield from self._rows(file, path, group, first, place)
+                    try:
+                        yield from self._rows(file, path, group, first, place)
+                    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                        raise ValueError(f"{path} is damaged in row group {group}: {error}") from error
                     place = first + file.metadata.row_group(group).num_rows
 
     def extent(self, path: Path) -> int:
