@@ -156,7 +156,8 @@ class Tokenizer(Vocabulary):
                 `</think>`. Control tokens that a message spells are text.
             tools: as `render`'s.
             thinking: None: an answer thinks where its message does; the prompt of one that does not closes the
-                thinking, where it can. False leaves all thinking out; True trains an empty one where there is none.
+                thinking, where it can. False leaves all thinking out; True trains an empty block where the prompt
+                opens one and the message has none.
 
         Raises:
             ValueError: no assistant message, or one that the template refuses or cannot be told from its prompt.
