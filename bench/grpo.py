@@ -66,7 +66,8 @@ from ziphius.reason.rewards import RewardWeights, score
 from ziphius.reason.rollout import Group, Rollout, TaskMix
 from ziphius.reason.settings import GRPOSettings
 from ziphius.tasks.registry import make_family
-from ziphius.text.tokenizer import Tokenizer, train_tokenizer
+from ziphius.text.learn import train_tokenizer
+from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.losses import policy_loss
 from ziphius.train.place import Place, join, leave
 from ziphius.train.schedule import Schedule

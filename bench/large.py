@@ -49,7 +49,7 @@ from ziphius.disk.memory import bytes_read
 from ziphius.model.config import ModelConfig
 from ziphius.model.presets import preset
 from ziphius.model.transformer import Transformer
-from ziphius.text.tokenizer import train_tokenizer
+from ziphius.text.learn import train_tokenizer
 
 PROMPT_LENGTH, NEW_TOKENS, ROUNDS = 16, 48, 5
 GOALS = {"start_seconds": 60.0, "share_of_memory_speed": 0.6}

@@ -23,7 +23,7 @@ from ziphius.model.llama.config import LlamaConfig
 from ziphius.model.transformer import Transformer
 from ziphius.recipe.plan import memory_by_stage
 from ziphius.recipe.schema import check_recipe, load_recipe
-from ziphius.text.tokenizer import train_tokenizer
+from ziphius.text.learn import train_tokenizer
 
 R1 = [
     "pretrain.train.steps=12", "pretrain.train.gate_every=6", "pretrain.train.schedule.warmup_steps=1",

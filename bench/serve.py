@@ -41,7 +41,7 @@ from rich.table import Table
 from ziphius.checkpoint import save_model
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
-from ziphius.text.tokenizer import train_tokenizer
+from ziphius.text.learn import train_tokenizer
 
 ANSWER_TOKENS = 32
 SENTENCE = "a deep blue whale dives below the cold wave and rises far from every shore while many others wait"

@@ -78,7 +78,7 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
     from ziphius.checkpoint.folder import save_state
     from ziphius.model.presets import ladder
     from ziphius.model.transformer import Transformer
-    from ziphius.text.tokenizer import train_tokenizer
+    from ziphius.text.learn import train_tokenizer
 
     monkeypatch.chdir(tmp_path)
     tokenizer = train_tokenizer(["How many legs?"], 320)

@@ -6,7 +6,8 @@ from ziphius.engine.request import Request
 from ziphius.engine.settings import EngineSettings, SamplingSettings
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
-from ziphius.text.tokenizer import Tokenizer, train_tokenizer
+from ziphius.text.learn import train_tokenizer
+from ziphius.text.tokenizer import Tokenizer
 
 PROMPTS = [[5, 9, 11], [7], [3, 4, 5, 6, 8, 9, 10, 12], [20, 21], [33, 3, 99, 4, 17]]
 

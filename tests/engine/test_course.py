@@ -10,6 +10,7 @@ from ziphius.engine.course import Course, Demand
 from ziphius.engine.engine import Engine
 from ziphius.engine.settings import Constraint
 from ziphius.text.thinking import ThinkingMarks
+from ziphius.text.tokenizer import Tokenizer
 
 from .conftest import ask, small
 
@@ -144,6 +145,22 @@ def test_thinking_cannot_end_without_the_answer_that_must_come(model, tokenizer,
     assert finished
     assert tokens[0] == tokenizer.end_think_id
     assert FORMS[0][1](tokenizer.decode([token for token in tokens[1:] if token != tokenizer.eos_id]))
+
+
+def test_thinking_in_ordinary_tokens_does_not_end_the_turn_either(model, tokenizer):
+    text = tokenizer.inner.to_str()
+    for mark in ("<think>", "</think>"):
+        text = text.replace(f'"{mark}"', f'"{mark[:-1]}er>"')
+    spelt = Tokenizer(type(tokenizer.inner).from_str(text))
+    assert not spelt.thinking.are_tokens
+    given = {"thinking": True, "thinking_budget": 5, "max_new_tokens": 60, "ignore_eos": False}
+    given |= {"logit_bias": {spelt.eos_id: 50.0}, "constraint": FORMS[0][0]}
+    ((tokens, finished),) = run(model, spelt, ask([5], **given))[0]
+    assert finished
+    thought, close, answer = spelt.decode([token for token in tokens if token != spelt.eos_id]).partition("</think>")
+    assert len(spelt.encode(thought)) >= 5
+    assert close
+    assert FORMS[0][1](answer.removeprefix("\n\n"))
 
 
 def test_json_mode_gives_an_object(model, tokenizer):

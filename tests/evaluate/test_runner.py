@@ -10,7 +10,7 @@ from ziphius.evaluate.metrics import mean_ci, wilson
 from ziphius.evaluate.runner import evaluate
 from ziphius.evaluate.settings import EvaluationSettings
 from ziphius.tasks.base import Family, Problem, TaskError, Verdict
-from ziphius.text.tokenizer import train_tokenizer
+from ziphius.text.learn import train_tokenizer
 from ziphius.train.place import Place
 
 SETTINGS = EvaluationSettings(n=3, samples=4, temperature=0.7, top_p=0.9, max_new_tokens=9, show=2)

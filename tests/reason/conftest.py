@@ -3,7 +3,8 @@ import torch
 
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
-from ziphius.text.tokenizer import Tokenizer, train_tokenizer
+from ziphius.text.learn import train_tokenizer
+from ziphius.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from ziphius.reason.rollout import TaskMix
 from ziphius.reason.settings import GRPOSettings
 from ziphius.reason.watch import Watch
 from ziphius.tasks.base import Family, Problem, Verdict
-from ziphius.text.tokenizer import train_tokenizer
+from ziphius.text.learn import train_tokenizer
 from ziphius.train.losses import next_token_loss, policy_loss
 from ziphius.train.metrics import read_metrics
 from ziphius.train.place import Place

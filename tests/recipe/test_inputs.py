@@ -1,6 +1,6 @@
 import pytest
 
-from ziphius.recipe.inputs import check_inputs
+from ziphius.recipe.inputs import check_inputs, most_think
 from ziphius.recipe.schema import RecipeError, check_recipe, load_recipe
 
 from .conftest import RECIPE
@@ -76,3 +76,11 @@ def test_patterns_are_checked_with_the_recipe(folder):
         with pytest.raises(RecipeError) as error:
             load_recipe("r.toml", overrides)
         assert message in str(error.value)
+
+
+def test_whether_chats_teach_thinking_is_told_by_most_of_them(tmp_path):
+    rows = ['{"prompt": "q", "response": "<think>hm</think>a"}', '{"prompt": "q", "response": "a"}']
+    for thinking, plain, expected in ((2, 1, True), (1, 1, False), (0, 0, False)):
+        path = tmp_path / f"{thinking}-{plain}.jsonl"
+        path.write_text("\n".join([rows[0]] * thinking + [rows[1]] * plain))
+        assert most_think([str(path)]) is expected

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ziphius.text.tokenizer import train_tokenizer
+from ziphius.text.learn import train_tokenizer
 
 CHATS = [
     {

@@ -17,7 +17,7 @@ from ziphius.recipe.schema import RecipeError, load_recipe
 from ziphius.text.decontaminate import Decontaminator
 from ziphius.text.forms.conversation import Conversation
 from ziphius.text.forms.registry import form_of
-from ziphius.text.tokenizer import train_tokenizer
+from ziphius.text.learn import train_tokenizer
 from ziphius.train.place import Place
 
 from .conftest import RECIPE

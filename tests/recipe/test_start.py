@@ -12,7 +12,9 @@ from ziphius.model.families import FAMILIES
 from ziphius.model.transformer import Transformer
 from ziphius.recipe.run import run_recipe
 from ziphius.recipe.schema import RecipeError, check_recipe
-from ziphius.text.tokenizer import Tokenizer, train_tokenizer
+from ziphius.text.learn import train_tokenizer
+from ziphius.text.tokenizer import Tokenizer
+from ziphius.text.tokens import EOS
 
 from .conftest import read
 
@@ -89,6 +91,25 @@ def test_tuned(folder_of, family, tmp_path):
     before, after = weights(start), weights(sft)
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert str(start) in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_chats_that_think_open_the_thinking_of_what_is_trained(model, tokenizer, tmp_path, capfd):
+    """Where neither the start's tokens nor its chat template know of thinking; not where the chats do not think."""
+    text = tokenizer.inner.to_str()
+    for mark in ("<think>", "</think>"):
+        text = text.replace(f'"{mark}"', f'"{mark[:-1]}er>"')
+    turns = "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}" + EOS + "{% endfor %}"
+    plain = Tokenizer(type(tokenizer.inner).from_str(text), turns + "{% if add_generation_prompt %}[a]{% endif %}")
+    plain.save(model)
+    asked = [{"role": "user", "content": "q"}]
+    for thought, opens in (("<think>3 + 4</think>", "<think>\n"), ("", "")):
+        (tmp_path / "chats.jsonl").write_text(json.dumps({"prompt": "q", "response": f"{thought}7"}) + "\n")
+        stage = {key: value for key, value in SFT.items() if key not in ("task", "examples")}
+        run = tmp_path / f"run{opens.strip()}"
+        run_recipe(recipe(model, {"sft": stage | {"path": str(tmp_path / "chats.jsonl")}}), run)
+        (made,) = present_stages(run)
+        assert Tokenizer.load(made).render(asked) == plain.render(asked) + opens
+        assert ("opens <think> in it" in capfd.readouterr().err) is bool(opens)
 
 
 def test_pretraining_goes_on_with_a_longer_context(folder_of, tmp_path):

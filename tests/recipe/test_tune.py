@@ -12,7 +12,7 @@ from ziphius.model.transformer import Transformer
 from ziphius.recipe.run import run_recipe
 from ziphius.recipe.schema import load_recipe
 from ziphius.recipe.tune import learning_rate
-from ziphius.text.tokenizer import train_tokenizer
+from ziphius.text.learn import train_tokenizer
 
 
 @pytest.fixture(scope="module")

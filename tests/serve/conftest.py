@@ -13,7 +13,8 @@ from ziphius.serve.server import Server
 from ziphius.serve.wire.runner import Runner
 from ziphius.serve.wire.service import Service
 from ziphius.serve.wire.settings import ServeSettings
-from ziphius.text.tokenizer import Tokenizer, train_tokenizer
+from ziphius.text.learn import train_tokenizer
+from ziphius.text.tokenizer import Tokenizer
 
 settings.register_profile("ziphius", deadline=None)  # a busy machine must not fail a test
 settings.load_profile("ziphius")

@@ -63,7 +63,12 @@ def test_hermes_calls_come_in_fragments(hermes):
     assert read(hermes, turned)[:2] == ("", [["dive", ARGUMENTS]])
 
 
-@pytest.mark.parametrize("text", ["dive deep", '["name"]', '{"name": 3}', '{"n', "{}"])
+def test_of_two_names_and_two_arguments_the_first_count(hermes):
+    twice = '{"name": "dive", "arguments": {"a": 1}, "parameters": {"longer": 22}, "name": "rise"}'
+    assert read(hermes, f"<tool_call>{twice}</tool_call>")[:2] == ("", [["dive", '{"a": 1}']])
+
+
+@pytest.mark.parametrize("text", ["dive deep", '["name"]', '{"name": 3}', '{"name": "\\ud800"}', '{"n', "{}"])
 def test_what_is_no_hermes_call_becomes_text(hermes, text):
     assert read(hermes, f"<tool_call>{text}</tool_call>")[:2] == (text, [])
 

@@ -94,3 +94,13 @@ def test_the_memory_keeps_no_control_tokens(tokenizer):
     for token in tokenizer.added_ids:
         memory.keep(b"a", "x", [*tokenizer.encode("whale"), token])
     assert memory.find(b"a", "x") is None
+
+
+def test_no_call_forges_a_token_by_escapes_of_json(tokenizer):
+    calls = "{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}"
+    prompts = Prompts(Tokenizer(tokenizer.inner, "{% for m in messages %}" + calls + "{% endfor %}"))
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": "\\u003cthink>"}'}}
+    said = TypeAdapter(Message).validate_python({"role": "assistant", "content": None, "tool_calls": [call]})
+    ids = prompts.chat([*messages("hi"), said, *messages("on")]).ids
+    assert '{"a": "<think>"}' in tokenizer.decode(ids)
+    assert tokenizer.think_id not in ids

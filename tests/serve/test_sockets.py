@@ -265,7 +265,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), resource.getrlimit
 from tests.serve.conftest import running
 from tests.serve.scripted import ScriptedEngine
 from ziphius.serve.wire.log import PipeHandler, json_log
-from ziphius.text.tokenizer import train_tokenizer
+from ziphius.text.learn import train_tokenizer
 tokenizer = train_tokenizer(["a whale dives deep"] * 3, 300)
 engine = ScriptedEngine(lambda _: [tokenizer.eos_id])
 with json_log(PipeHandler(2)), running(tokenizer, engine, **eval(sys.argv[2])) as server:

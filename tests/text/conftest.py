@@ -1,7 +1,8 @@
 import pytest
 from hypothesis import settings
 
-from ziphius.text.tokenizer import Tokenizer, train_tokenizer
+from ziphius.text.learn import train_tokenizer
+from ziphius.text.tokenizer import Tokenizer
 
 settings.register_profile("ziphius", deadline=None)  # a busy machine must not fail a test
 settings.load_profile("ziphius")

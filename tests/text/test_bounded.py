@@ -16,7 +16,7 @@ from ziphius.text.corpora import Mixture, open_source
 from ziphius.text.files import reader_for
 from ziphius.text.packing import PackedStream
 from ziphius.text.shuffle import Shuffled
-from ziphius.text.tokenizer import train_tokenizer
+from ziphius.text.learn import train_tokenizer
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ziphius.text.chat import render_chat
+from ziphius.text.tokenizer import Tokenizer
 from ziphius.text.tokens import (
     ASSISTANT,
     BOS,
@@ -65,6 +66,25 @@ def test_bad_messages_are_refused(tokenizer):
         tokenizer.render([{"role": "user", "content": "x"}, {"content": "x"}])
     with pytest.raises(ValueError, match="role must be 'system', 'user', 'assistant' or 'tool', not 'whale'"):
         tokenizer.render([{"role": "whale", "content": "x"}])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 1 // 0 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ 'a'.split('') }}",
+        "{% for %}",
+        "{{ none + 'a' }}",
+    ],
+)
+def test_a_template_that_fails_is_refused(tokenizer, template):
+    failing = Tokenizer(tokenizer.inner, template)
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    for use in (failing.render, failing.render_training, failing.open_turn):
+        with pytest.raises(ValueError, match="chat template"):
+            use(talk)
+    assert failing.eos_ids == [failing.eos_id]
 
 
 def test_tools_calls_and_their_outputs(tokenizer):

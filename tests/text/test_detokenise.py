@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ziphius.text import tokens
 from ziphius.text.detokenise import Detokeniser, StopStrings
-from ziphius.text.tokenizer import train_tokenizer
+from ziphius.text.learn import train_tokenizer
 
 TOKENIZER = train_tokenizer(["many whales dive deep, 1 + 2 = 3", "Wale tauchen tief – ça va 鲸鱼"], 320)
 

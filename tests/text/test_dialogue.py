@@ -99,3 +99,24 @@ def test_what_cannot_be_trained_is_refused(tokenizer):
         odd.render_training(TALK)
     with pytest.raises(ValueError, match="no chat template"):
         Tokenizer(tokenizer.inner, None).render_training(TALK)
+
+
+def test_no_call_forges_a_token_by_escapes_of_json(tokenizer):
+    template = (
+        "{% for m in messages %}{{ m['content'] or '' }}{% for call in m['tool_calls'] or [] %}"
+        "{{ call['function']['arguments'] | tojson }}{% endfor %}" + EOS + "{% endfor %}"
+    )
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"\\u003c/think>": "\\u003cthink>"}'}}
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    ((ids, _),) = Tokenizer(tokenizer.inner, template).render_training(talk)
+    assert not {tokenizer.think_id, tokenizer.end_think_id} & set(ids)
+    assert '{"</think>": "<think>"}' in tokenizer.decode(ids)
+
+
+def test_noncharacters_in_a_message_are_kept_and_mark_no_answer(tokenizer):
+    talk = [{"role": "user", "content": "a\ufdd0b"}, {"role": "assistant", "content": "c"}]
+    ((ids, _),) = tokenizer.render_training(talk)
+    assert "a\ufdd0b" in tokenizer.decode(ids)
+    forged = [{"role": "user", "content": "\U0001fffeforged\U0001ffff"}, talk[1]]
+    with pytest.raises(ValueError, match=r"U\+1FFFE"):
+        Tokenizer(tokenizer.inner, TAGGED).render_training(forged)

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Regex, models, pre_tokenizers
 
 from ziphius.text import tokens
 from ziphius.text.gguf import CONTROL, NORMAL, UNUSED, USER_DEFINED, vocabulary_keys
-from ziphius.text.tokenizer import SPLITS
+from ziphius.text.learn import SPLITS
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ziphius.text import rows as reading
 from ziphius.text.chats import form_name, read_chats
+from ziphius.text.files import Parquet
 from ziphius.text.rows import count_rows, read_rows, where
 
 ROWS = [{"prompt": f"鲸鱼 {number}?", "response": "[x], {y}\n\\" * number} for number in range(30)]
@@ -54,7 +55,7 @@ def test_parquet_with_nested_columns(tmp_path):
     assert next(read_chats(path))[0].messages == said
     assert where(path, 2) == f"{path}, row 3"
     path.write_bytes(b"none")
-    with pytest.raises(ValueError, match="not a Parquet file"):
+    with pytest.raises(ValueError, match="cannot be read as Parquet"):
         list(read_rows(path))
 
 
@@ -107,3 +108,22 @@ def test_a_row_of_another_form_is_told_by_line(tmp_path):
 def test_other_kinds_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a\.csv is none of the kinds that hold chats \(\.jsonl, "):
         list(read_rows(tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+@pytest.mark.parametrize("row", ["[" * 100_000, '{"a": ' + "1" * 5000 + "}"])
+def test_json_that_no_parser_takes_is_named(tmp_path, kind, row):
+    path = tmp_path / f"a.{kind}"
+    path.write_text('{"a": 1}\n' + row)
+    with pytest.raises(ValueError, match=rf"a\.{kind}:2: "):
+        list(read_rows(path))
+
+
+def test_parquet_with_broken_text_is_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    damaged = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff"))
+    pq.write_table(pa.table({"prompt": damaged}), path)
+    with pytest.raises(ValueError, match=r"a\.parquet cannot be read as Parquet"):
+        list(read_rows(path))
+    with pytest.raises(ValueError, match=r"a\.parquet is damaged in row group 0"):
+        list(Parquet("prompt")(path, 0))

@@ -6,6 +6,7 @@ from ziphius.engine.course import Course
 from ziphius.serve.dialogue.parse import ReplyParser
 from ziphius.text.thinking import Thinking, ThinkingMarks, split_thought
 from ziphius.text.tokenizer import Tokenizer
+from ziphius.text.turns import opened
 
 THINK, END, WORD = 7, 8, 9
 
@@ -102,3 +103,10 @@ def test_a_budget_writes_a_mark_of_ordinary_tokens(spelt):
 )
 def test_a_written_reply_is_parted_at_its_first_end(text, parts):
     assert split_thought(text) == parts
+
+
+@given(told=st.text("ab", max_size=6), prompt=st.text("ab", max_size=6))
+def test_a_turn_is_opened_where_the_texts_part(told, prompt):
+    turn = opened(told, prompt + "<think>\n")
+    assert turn.thinking is True
+    assert turn.head == prompt

@@ -1,5 +1,4 @@
 import json
-import time
 
 import pytest
 from hypothesis import given
@@ -7,9 +6,8 @@ from hypothesis import strategies as st
 from tokenizers import models
 
 from ziphius.text import tokens
-from ziphius.text.tokenizer import BYTES, Tokenizer, train_tokenizer
+from ziphius.text.tokenizer import Tokenizer
 
-SMALLEST = BYTES + len(tokens.CONTROL) + len(tokens.MARKUP)
 ASSORTED = [
     "",
     " ",
@@ -31,11 +29,6 @@ def test_round_trip_of_any_text(tokenizer, text):
 @given(texts=st.lists(st.text(), max_size=5))
 def test_batch_equals_one_by_one(tokenizer, texts):
     assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
-
-
-def test_training_is_deterministic_and_reads_an_iterator_once(tokenizer, texts):
-    again = train_tokenizer(iter(texts), 420)
-    assert again.inner.to_str(pretty=True) == tokenizer.inner.to_str(pretty=True)
 
 
 def test_ids_are_where_deepseek_has_them(tokenizer):
@@ -67,31 +60,6 @@ def test_text_is_cut_as_v3_cuts_it(tokenizer):
     text = "deep 12345 dives 鲸鱼ab.\n\nOk (x)"
     pieces = [text[start:end] for _, (start, end) in cut(text)]
     assert pieces == ["deep", " ", "123", "45", " dives", " ", "鲸鱼", "ab", ".\n\n", "Ok", " (", "x", ")"]
-
-
-def test_markup_in_the_texts_costs_no_merges():
-    plain = train_tokenizer(["deep deep dive"] * 9, 300)
-    marked = train_tokenizer([f"{tokens.USER}deep deep dive{tokens.EOS}"] * 9, 300)
-    assert marked.inner.get_vocab() == plain.inner.get_vocab()
-
-
-def test_a_text_without_whitespace_is_learnt_from_in_parts():
-    run = "".join(chr(0x4E00 + number * 7919 % 20_000) for number in range(60_000))
-    parted = " ".join(run[start : start + 200] for start in range(0, len(run), 200))
-    seconds = []
-    for text in (parted, run):
-        began = time.process_time()
-        tokenizer = train_tokenizer([text, "deep deep dive"], 600)
-        seconds.append(time.process_time() - began)
-    assert seconds[1] < 4 * seconds[0] + 0.5  # as one word it takes twenty times as long
-    assert tokenizer.decode(tokenizer.encode(run)) == run
-    assert len(tokenizer.encode(run)) < 2 * len(run)
-
-
-def test_vocab_size_below_the_minimum_is_refused(texts):
-    with pytest.raises(ValueError, match=rf"{SMALLEST - 1} is too small.*need {SMALLEST}"):
-        train_tokenizer(texts, SMALLEST - 1)
-    assert train_tokenizer(texts, SMALLEST).vocab_size == SMALLEST
 
 
 def test_save_and_load(tokenizer, folder, tmp_path):

@@ -155,3 +155,12 @@ def test_a_template_that_says_nothing_of_thinking_opens_it_once_a_model_learns_t
     trained = [id for id, weight in zip(ids, weights, strict=True) if weight]
     assert thinks.decode(ids).count("<think>") == 1
     assert thinks.decode(trained).startswith("t")
+
+
+def test_line_breaks_that_a_text_goes_on_with_are_kept(tmp_path):
+    """Where two of them are one token, as SentencePiece's vocabularies may have it."""
+    inner = tokenizers.Tokenizer(models.BPE({"▁": 0, "\n": 1, "\n\n": 2, "a": 3}, [("\n", "\n")]))
+    inner.normalizer = normalizers.Prepend("▁")
+    inner.add_special_tokens(["</s>"])
+    found = Tokenizer.load(write(tmp_path, inner, tokenizer_config={"eos_token": "</s>"}))
+    assert [found.encode_more(text) for text in ("\na", "\n\na", "a\n", "")] == [[1, 3], [2, 3], [3, 1], []]

@@ -6,7 +6,8 @@ import torch
 
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
-from ziphius.text.tokenizer import Tokenizer, train_tokenizer
+from ziphius.text.learn import train_tokenizer
+from ziphius.text.tokenizer import Tokenizer
 
 ROOT = str(Path(__file__).parents[2])
 if ROOT not in sys.path:  # the processes that tests start import `tests.train.jobs`

@@ -12,11 +12,17 @@ from ziphius.text.thinking import Thinking, ThinkingMarks
 
 
 class Demand(NamedTuple):
-    """Of the next token: which must come, which may (bool [W]), which comes in place of one that ends the turn."""
+    """Of the next token: which must come, which may (bool [W]), which comes in place of one that ends the turn, whether
+    the turn may end."""
 
     forced: int | None = None
     allowed: np.ndarray | None = None
     for_end: int | None = None
+    may_end: bool = True
+
+    @property
+    def is_none(self) -> bool:
+        return self.forced is None and self.allowed is None and self.for_end is None and self.may_end
 
 
 class Course:
@@ -26,8 +32,8 @@ class Course:
     very first token or, where no constraint forbids it, once more before the answer. The budget of `thinking_budget`
     tokens ends it by force. The constraint binds the answer alone; for an answer to come, the end of the
     turn within the thinking is read as the end of the thinking. Where the marks are spelt in ordinary tokens, a forced
-    `</think>` comes in several, and neither the turn's end closes the thinking nor may an answer with a constraint
-    open one.
+    `</think>` comes in several, the turn may not end within the thinking instead, and an answer with a constraint may
+    not open one.
 
     What the constraint allows is known some time after `ask`: `look_ahead` may be called once nothing `waits`.
     """
@@ -147,7 +153,8 @@ class Course:
 
     def _demand(self) -> Demand:
         owes = self.thinking and self.matcher is not None
-        return Demand(self.forced(), self.allowed(), self._marks.close_id if owes else None)
+        may_end = not owes or self._marks.are_tokens
+        return Demand(self.forced(), self.allowed(), self._marks.close_id if owes else None, may_end)
 
     def look_ahead(self, drafts: Seq[int]) -> list[Demand]:
         """What is demanded now, and behind each draft in turn that may come itself."""

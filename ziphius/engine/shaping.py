@@ -62,7 +62,7 @@ class Shaper:
 
     def shape(self, logits_SW: Tensor, bound: Seq[Bound]) -> Tensor:
         """The logits as settings and constraints change them at the rows in `bound`; the others as they are."""
-        bound = [b for b in bound if b.demand.allowed is not None or is_shaped(b.sequence.request.settings)]
+        bound = [b for b in bound if _binds(b.demand) or is_shaped(b.sequence.request.settings)]
         if not bound:
             return logits_SW
         places_B = torch.tensor([b.place for b in bound], device=self.device)
@@ -96,7 +96,8 @@ class Shaper:
         sequence = b.sequence
         if b.demand.allowed is not None:
             row_W.masked_fill_(~torch.from_numpy(b.demand.allowed).to(self.device), -math.inf)
-        if sequence.generated + len(b.behind) < sequence.request.settings.min_tokens:
+        too_early = sequence.generated + len(b.behind) < sequence.request.settings.min_tokens
+        if too_early or not b.demand.may_end:
             stops = list(sequence.stops)
             ends = row_W[stops]
             row_W[stops] = -math.inf
@@ -125,6 +126,10 @@ def penalised(
     repeated_BW = torch.where(logits_BW > 0, logits_BW / repetition_B1, logits_BW * repetition_B1)
     lowered_BW = torch.where(said_BW | prompt_BW, repeated_BW, logits_BW)
     return lowered_BW - frequency_B.unsqueeze(1) * count_BW - presence_B.unsqueeze(1) * said_BW
+
+
+def _binds(demand: Demand) -> bool:
+    return demand.allowed is not None or not demand.may_end
 
 
 def _is_penalised(settings: SamplingSettings) -> bool:

@@ -239,7 +239,7 @@ class Stepper:
         return [
             Bound(first + place, sequence, sequence.drafts[:place], demand)
             for place, demand in enumerate(demands)
-            if always or any(part is not None for part in demand)
+            if always or not demand.is_none
         ]
 
     def _take(self, targets: list[_Target], drawn: Drawn) -> None:

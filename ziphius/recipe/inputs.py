@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from ziphius.recipe.schema import Recipe, RecipeError, SFTStage
@@ -17,6 +18,7 @@ from ziphius.text.packing import Sample
 from ziphius.text.rows import where
 from ziphius.text.tokenizer import Tokenizer
 
+_FIRST = 100  # conversations of a file that show what it is like
 Inspect = Callable[[Path, Reader], Inspected]
 Where = Callable[[], str]  # finds out where something stands, which takes a look into the file
 
@@ -54,6 +56,16 @@ def _readers(recipe: Recipe) -> dict[str, list[tuple[str, Reader]]]:
         if isinstance(stage, SFTStage):
             files[f"stages.{name}.path"] = [(path, Chats()) for path in stage.files()]
     return files
+
+
+def most_think(paths: Sequence[str]) -> bool:
+    """Whether most of the first conversations of some files end with an answer that thinks.
+
+    Raises ValueError for a malformed row.
+    """
+    chats = (chat for path in paths for chat, _ in islice(read_chats(Path(path)), _FIRST))
+    think = [any(m.get("reasoning_content") for m in chat.messages[-1:]) for chat in chats if not chat.is_empty]
+    return 2 * sum(think) > len(think)
 
 
 def chat_samples(

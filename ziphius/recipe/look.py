@@ -12,10 +12,11 @@ from rich.text import Text
 from ziphius.recipe.inputs import training_samples
 from ziphius.recipe.schema import SMALLEST_VOCABULARY
 from ziphius.text.chats import form_name, read_chats
+from ziphius.text.learn import train_tokenizer
 from ziphius.text.packing import Sample
 from ziphius.text.paths import CHATS, expand
 from ziphius.text.rows import where
-from ziphius.text.tokenizer import Tokenizer, train_tokenizer
+from ziphius.text.tokenizer import Tokenizer
 
 _MARKS = ("⟦", "⟧")  # where there is no colour
 

@@ -26,7 +26,7 @@ from ziphius.recipe.digests import Digests
 from ziphius.recipe.evaluation import evaluate_stage
 from ziphius.recipe.fitting import refuse_too_large
 from ziphius.recipe.identity import stage_identity, start_identity
-from ziphius.recipe.inputs import check_inputs
+from ziphius.recipe.inputs import check_inputs, most_think
 from ziphius.recipe.job import Job
 from ziphius.recipe.lock import Lock
 from ziphius.recipe.origin import START, Origin
@@ -217,16 +217,19 @@ def _starting_points(job: Job, digests: Digests) -> tuple[dict[str, Origin], Tok
 
 def _thinking_tokenizer(job: Job, tokenizer: Tokenizer) -> Tokenizer:
     """The folder's tokenizer; where stages teach its model to think, one whose template opens the thinking."""
-    teaches = any(
-        isinstance(stage, GRPOStage) or (isinstance(stage, SFTStage) and stage.task is not None)
-        for stage in job.recipe.stages.values()
-    )
-    if not (job.thinking and teaches):
-        return tokenizer
     thinks = tokenizer.made_to_think()
-    if thinks is not tokenizer:
-        job.say("the chat template said nothing of thinking: what is trained here opens <think> in it")
+    stages = job.recipe.stages.values()
+    if thinks is tokenizer or not job.thinking or not job.place.on_main(lambda: any(map(_teaches_thinking, stages))):
+        return tokenizer
+    job.say("the chat template said nothing of thinking: what is trained here opens <think> in it")
     return thinks
+
+
+def _teaches_thinking(stage: Stage) -> bool:
+    """Whether a stage asks for thinking, or imitates chats most of which think."""
+    if isinstance(stage, SFTStage):
+        return stage.task is not None or most_think(stage.files())
+    return isinstance(stage, GRPOStage)
 
 
 def _find(job: Job, run: Path, number: int, name: str, stage: Stage, previous: str, digests: Digests) -> StageFolder:

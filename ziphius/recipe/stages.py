@@ -24,8 +24,9 @@ from ziphius.recipe.schema import (
 )
 from ziphius.recipe.texts import make_mixture, note_held_out, sample_texts
 from ziphius.text.decontaminate import Decontaminated
+from ziphius.text.learn import train_tokenizer
 from ziphius.text.packing import PackedStream
-from ziphius.text.tokenizer import Tokenizer, train_tokenizer
+from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.lora import LoRA
 from ziphius.train.losses import next_token_loss, policy_loss
 from ziphius.train.settings import LossSettings, TrainSettings

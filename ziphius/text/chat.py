@@ -89,9 +89,13 @@ def render_spans(
             add_generation_prompt=add_generation_prompt,
             **given,
         )
-    except (TemplateError, TypeError) as error:  # a template that adds None to a text
+    except Exception as error:  # it is another's code: it may add None to a text, divide by 0, call itself for ever
         raise ValueError(f"the chat template refused the conversation: {error}") from error
-    return _spans(rendered) if marks_answers(template) else (rendered, [])
+    if not marks_answers(template):
+        return rendered, []
+    if any(mark in json.dumps((messages, tools), ensure_ascii=False, default=str) for mark in (_BEGIN, _END)):
+        raise ValueError("the messages hold U+1FFFE or U+1FFFF, by which answers are told from the rest; leave it out")
+    return _spans(rendered)
 
 
 @lru_cache(maxsize=64)
@@ -132,10 +136,19 @@ def _as_wanted(message: Mapping[str, Any], template: str) -> Mapping[str, Any]:
     if said is not None:
         message = {"thinking": said, **message, "reasoning_content": said}
     if message.get("tool_calls"):
-        as_object = reads_objects(template)
-        calls = [_call(call, as_object) for call in message["tool_calls"]]
-        message = {**message, "content": message["content"] or _nothing(template), "tool_calls": calls}
+        message = {**calls_as_read(message, template), "content": message["content"] or _nothing(template)}
     return message
+
+
+def calls_as_read(message: Mapping[str, Any], template: str) -> dict[str, Any]:
+    """The message with the arguments of its calls as the template reads them: JSON, or the object that it means.
+
+    To be done before control tokens are made text: JSON spells them in escapes, too.
+    """
+    if not message.get("tool_calls"):
+        return dict(message)
+    as_object = reads_objects(template)
+    return {**message, "tool_calls": [_call(call, as_object) for call in message["tool_calls"]]}
 
 
 @lru_cache(maxsize=8)
@@ -178,7 +191,7 @@ def _probe(template: str) -> str | None:
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     try:
         return _compile(template).render(messages=messages, tools=None, bos_token="", eos_token="")
-    except (TemplateError, TypeError):  # it asks for the items of the object
+    except Exception:  # it asks for the items of the object
         return None
 
 
@@ -211,7 +224,10 @@ def _compile(template: str) -> Template:
 
 @lru_cache(maxsize=8)
 def _parsed(template: str) -> nodes.Template:
-    return _environment().parse(template)
+    try:
+        return _environment().parse(template)
+    except TemplateError as error:
+        raise ValueError(f"the chat template is malformed: {error}") from error
 
 
 def _to_json(

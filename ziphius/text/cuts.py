@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-from ziphius.text.tokenizer import SPLITS
+from ziphius.text.learn import SPLITS
 
 # Llama 3's published expression; Qwen's differs in how many digits stand together.
 _WORDS = (

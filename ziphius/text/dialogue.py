@@ -6,11 +6,12 @@ has more than the prompt for that answer.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ziphius.text.chat import marks_answers
+from ziphius.text.chat import calls_as_read, marks_answers
 from ziphius.text.plain import free_marks
 from ziphius.text.thinking import split_thought
 from ziphius.text.tokens import END_THINK, THINK
@@ -38,10 +39,10 @@ def training_samples(
     """See `Tokenizer.render_training`."""
     if not any(message.get("role") == "assistant" for message in messages):
         raise ValueError("the conversation has no assistant message, so there is nothing to learn")
-    (mark,) = free_marks(repr((messages, tools)), 1)
-    shown = tokenizer.breaker.broken([_parted(message) for message in messages], mark)
-    told = tokenizer.breaker.broken(list(tools), mark) if tools else None
+    (mark,) = free_marks(json.dumps((messages, tools), ensure_ascii=False, default=str), 1)
     template = tokenizer.template_for(tools)
+    shown = tokenizer.breaker.broken([calls_as_read(_parted(message), template) for message in messages], mark)
+    told = tokenizer.breaker.broken(list(tools), mark) if tools else None
     make = _by_tags if marks_answers(template) else _by_prompts
     return [_encoded(tokenizer, sample, mark) for sample in make(tokenizer, shown, told, thinking)]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ziphius.text.compressed import open_bytes, unpacked_size
@@ -167,7 +168,7 @@ class JsonLines(ByteReader):
             if line.strip():
                 try:
                     row = json.loads(line)
-                except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
+                except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without an end
                     raise line_error(path, start, f"not JSON: {error}") from error
                 if not isinstance(row, dict):
                     raise line_error(path, start, f"a JSON {type(row).__name__} where an object is needed")
@@ -194,7 +195,10 @@ class Parquet:
         with self._open(path) as file:
             for first, group in self._groups(file):
                 if place < first + file.metadata.row_group(group).num_rows:
-                    yield from self._rows(file, path, group, first, place)
+                    try:
+                        yield from self._rows(file, path, group, first, place)
+                    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                        raise ValueError(f"{path} is damaged in row group {group}: {error}") from error
                     place = first + file.metadata.row_group(group).num_rows
 
     def extent(self, path: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,17 +21,34 @@ def free_marks(text: str, count: int) -> list[str]:
 class Breaker:
     """Puts a mark inside each control token that a text spells, and encodes what stands between the marks."""
 
-    def __init__(self, spellings: Sequence[str]) -> None:
-        """`spellings`: the longest first."""
-        self._special = re.compile("|".join(map(re.escape, spellings)) or "(?!)")
+    def __init__(self, spellings: Sequence[str], normalize: Callable[[str], str] | None = None) -> None:
+        """`normalize`: how texts are changed before tokens are looked for in them, where they are."""
+        rests: dict[str, list[str]] = defaultdict(list)
+        for spelling in spellings:
+            rests[spelling[0]].append(re.escape(spelling[1:]))
+        # the first letter of each, so that one that begins inside another is found, too
+        firsts = (f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items())
+        self._begins = re.compile("|".join(firsts) or "(?!)")
+        self._normalize = normalize
 
     def broken(self, value: Any, mark: str) -> Any:
-        """`value`, JSON of any shape, with `mark` inside every control token that its strings spell."""
+        """`value`, JSON of any shape, with `mark` inside every control token that its strings spell.
+
+        ValueError where it is nested so deeply that it cannot be gone through.
+        """
+        try:
+            return self._broken(value, mark)
+        except RecursionError:
+            raise ValueError("a message is nested too deeply") from None
+
+    def _broken(self, value: Any, mark: str) -> Any:
         if isinstance(value, str):
-            return self._special.sub(lambda found: found[0][0] + mark + found[0][1:], value)
+            text = self._begins.sub(rf"\g<0>{mark}", value)
+            hidden = self._normalize is not None and self._begins.search(self._normalize(text))
+            return mark.join(value) if hidden else text
         if isinstance(value, dict):
-            return {self.broken(key, mark): self.broken(part, mark) for key, part in value.items()}
-        return [self.broken(part, mark) for part in value] if isinstance(value, list) else value
+            return {self._broken(key, mark): self._broken(part, mark) for key, part in value.items()}
+        return [self._broken(part, mark) for part in value] if isinstance(value, list) else value
 
     @staticmethod
     def encode(text: str, mark: str, first: Callable[[str], list[int]], more: Callable[[str], list[int]]) -> list[int]:

@@ -54,7 +54,7 @@ def count_rows(path: Path) -> int:
             return pq.read_metadata(path).num_rows
         case ".jsonl":
             with open_bytes(path) as file:
-                return sum(bool(line.strip()) for line in file)
+                return sum(bool(line.strip()) for line in iter(lambda: file.readline(ROW), b""))
     return sum(1 for _ in read_rows(path))
 
 
@@ -68,8 +68,8 @@ def _parquet(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
                 for row in table.to_pylist():
                     yield row, place
                     place += 1
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is not a Parquet file: {error}") from error
+    except (ValueError, pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
 
 
 def _json(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
@@ -103,6 +103,8 @@ def _json(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
                     raise line_error(path, place, f"not JSON ({what}); a .json file is a list of rows") from None
                 held += more
                 continue
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists without end
+                raise line_error(path, place, f"not JSON that can be read: {error}") from None
             if not isinstance(row, dict):
                 raise line_error(path, place, f"a JSON {type(row).__name__} where an object is needed")
             yield row, place

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import tokenizers
+from tokenizers import AddedToken
 
 from ziphius.text import tokens
+from ziphius.text.plain import Breaker
 
 
 @dataclass(frozen=True)
@@ -68,15 +70,24 @@ def _ids(inner: tokenizers.Tokenizer, said: Any) -> list[int]:
     return [id for id in known if inner.id_to_token(id) is not None]
 
 
-def control_spellings(inner: tokenizers.Tokenizer) -> list[str]:
-    """The added tokens whose spelling no message may turn into a token, longest first.
+def breaker(inner: tokenizers.Tokenizer) -> Breaker:
+    """Makes text of the spelling of a control token, also of one that only the normalizer makes of a text (`＜think＞`
+    under NFKC)."""
+    control, normalizer = _control(inner), inner.normalizer
+    spellings, normalized = [a.content for a in control], [a.content for a in control if a.normalized]
+    if normalizer is None or not normalized:
+        return Breaker(spellings)
+    return Breaker([*spellings, *map(normalizer.normalize_str, normalized)], normalizer.normalize_str)
+
+
+def _control(inner: tokenizers.Tokenizer) -> list[AddedToken]:
+    """The added tokens whose spelling no message may turn into a token.
 
     Those marked special, and those spelt with signs (`<think>`, `<tool_call>`); letters and runs of whitespace that
     some tokenizers add are text.
     """
     added = inner.get_added_tokens_decoder().values()
-    control = (a.content for a in added if a.special or (len(a.content) > 1 and not _is_text(a.content)))
-    return sorted(control, key=len, reverse=True)
+    return [a for a in added if a.content and (a.special or (len(a.content) > 1 and not _is_text(a.content)))]
 
 
 def _is_text(content: str) -> bool:

@@ -1,7 +1,6 @@
 """The tokenizer of a model folder: text ↔ token ids, chat template, special tokens. New ones have V3's form."""
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from hashlib import blake2b
@@ -9,36 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
 from ziphius.text import tokens
 from ziphius.text.chat import SWITCHES, knows, render_spans
 from ziphius.text.dialogue import training_samples
 from ziphius.text.folder import Files, read_files, write_files
-from ziphius.text.plain import Breaker
-from ziphius.text.special import control_spellings, find_specials
-from ziphius.text.spelling import BYTES, spelled_bytes
+from ziphius.text.special import find_specials
 from ziphius.text.template import CHAT_TEMPLATE, OPENS_THINKING
 from ziphius.text.thinking import ThinkingMarks
 from ziphius.text.turns import Ends, Opened, find_ends, opened, set_thinking
-
-# V3's tokenizer.json cuts text three times before the bytes are merged: digits by threes, runs of Chinese and Japanese,
-# then words, marks and whitespace. Source: the published file, as llama.cpp's `deepseek-v3` pre-tokenizer restates it.
-SPLITS = (
-    r"\p{N}{1,3}",
-    r"[一-龥぀-ゟ゠-ヿ]+",
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-)
-LONGEST_RUN = 256  # characters of a text in training that no whitespace parts
-_LONG_RUN = re.compile(rf"\S{{{LONGEST_RUN}}}(?=\S)")
+from ziphius.text.vocabulary import Vocabulary
 
 
-class Tokenizer:
-    """Text ↔ token ids, with a folder's special tokens and chat template.
-
-    Encoding recognises the special tokens wherever they stand in the text; it never adds one by itself.
-    """
+class Tokenizer(Vocabulary):
+    """A vocabulary with a folder's special tokens and chat template."""
 
     def __init__(
         self, inner: tokenizers.Tokenizer, chat_template: str | None = CHAT_TEMPLATE, files: Files | None = None
@@ -47,9 +30,7 @@ class Tokenizer:
 
         Without a chat template there are completions and no chat. ValueError where no token is known that ends a text.
         """
-        inner.no_padding()
-        inner.no_truncation()
-        self.inner = inner
+        super().__init__(inner)
         self._files = files if files is not None else Files(_own_config(inner))
         self._specials = find_specials(
             inner, self._files.config, self._files.named, self._files.generation, self._files.model
@@ -91,57 +72,6 @@ class Tokenizer:
         if self.chat_template is not None:
             templates = {"default": self.chat_template, **templates}
         write_files(Path(folder), self.inner.to_str(pretty=True), replace(self._files, templates=templates))
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of one text."""
-        return self.encode_batch([text])[0]  # thrice as fast as one by itself, and other threads run meanwhile
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, on all cores."""
-        return [encoding.ids for encoding in self.inner.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-    def encode_more(self, text: str) -> list[int]:
-        """The ids of a text that goes on from another: without the space that SentencePiece puts before a text."""
-        if not self._puts_space:
-            return self.encode(text)
-        lead = self.encode("\n")
-        return self.encode("\n" + text)[len(lead) :]
-
-    @cached_property
-    def _puts_space(self) -> bool:
-        return self.encode("\n" + "a") != self.encode("\n") + self.encode("a")
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """The text of some ids; bytes that are not UTF-8 become U+FFFD. Skipping drops what is marked special only."""
-        return self.inner.decode(list(ids), skip_special_tokens=skip_special_tokens)
-
-    def token_bytes(self, token: int) -> bytes:
-        """The bytes one id stands for, none for an id without a token; several ids may make up one character."""
-        return self._bytes[token] if 0 <= token < len(self._bytes) else b""
-
-    @cached_property
-    def longest_token(self) -> int | None:
-        """The bytes of the longest token, so that a text of N characters has N over as many tokens at least.
-
-        None where the tokenizer changes texts before it splits them: it may shorten them.
-        """
-        normalizer = self.inner.normalizer
-        unchanged = normalizer is None or b'"normalizers":[]' in normalizer.__getstate__()
-        return max(map(len, self._bytes)) if unchanged else None
-
-    @property
-    def added_ids(self) -> list[int]:
-        """The ids of the special tokens, which no text but their own spelling gives."""
-        return sorted(self.inner.get_added_tokens_decoder())
-
-    @cached_property
-    def breaker(self) -> Breaker:
-        """Makes the spelling of a control token text."""
-        return Breaker(control_spellings(self.inner))
-
-    @cached_property
-    def _bytes(self) -> list[bytes]:
-        return spelled_bytes(self.inner)
 
     # --- chat --------------------------------------------------------------------------------------------------------
 
@@ -226,7 +156,8 @@ class Tokenizer:
                 `</think>`. Control tokens that a message spells are text.
             tools: as `render`'s.
             thinking: None: an answer thinks where its message does; the prompt of one that does not closes the
-                thinking, where it can. False leaves all thinking out; True trains an empty one where there is none.
+                thinking, where it can. False leaves all thinking out; True trains an empty block where the prompt
+                opens one and the message has none.
 
         Raises:
             ValueError: no assistant message, or one that the template refuses or cannot be told from its prompt.
@@ -255,12 +186,7 @@ class Tokenizer:
             return self
         return Tokenizer(self.inner, self.chat_template + OPENS_THINKING, self._files)
 
-    # --- what tokens there are ---------------------------------------------------------------------------------------
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of ids, added tokens included."""
-        return self.inner.get_vocab_size(with_added_tokens=True)
+    # --- what begins a text and what ends it --------------------------------------------------------------------------
 
     @cached_property
     def digest(self) -> str:
@@ -332,43 +258,6 @@ class Tokenizer:
         """Fills up a batch; eos where there is no token for it."""
         return self._specials.pad
 
-    @property
-    def think_id(self) -> int:
-        return self._id(tokens.THINK)
-
-    @property
-    def end_think_id(self) -> int:
-        return self._id(tokens.END_THINK)
-
-    @property
-    def user_id(self) -> int:
-        return self._id(tokens.USER)
-
-    @property
-    def assistant_id(self) -> int:
-        return self._id(tokens.ASSISTANT)
-
-    @property
-    def fim_begin_id(self) -> int:
-        return self._id(tokens.FIM_BEGIN)
-
-    @property
-    def fim_hole_id(self) -> int:
-        return self._id(tokens.FIM_HOLE)
-
-    @property
-    def fim_end_id(self) -> int:
-        return self._id(tokens.FIM_END)
-
-    def _id(self, token: str) -> int:
-        token_id = self.inner.token_to_id(token)
-        if token_id is None:
-            raise ValueError(f"this tokenizer has no token {token}: train one with train_tokenizer, or use R1's")
-        return token_id
-
-    def _spelling(self, id: int | None) -> str:
-        return "" if id is None else self.inner.id_to_token(id) or ""
-
 
 def _own_config(inner: tokenizers.Tokenizer) -> dict[str, Any]:
     """The tokenizer_config.json of a tokenizer made here."""
@@ -381,47 +270,3 @@ def _own_config(inner: tokenizers.Tokenizer) -> dict[str, Any]:
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
     }
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Learns a byte-level BPE; the same texts always give the same file.
-
-    Ids: bos 0, eos 1, pad 2, the 256 bytes, the merges, then the other special tokens, as in V3. Special tokens inside
-    the texts are cut out, so no merge is spent on their spelling. Runs without whitespace are cut at `LONGEST_RUN`
-    characters, since each merge costs the length of the words it stands in.
-
-    Args:
-        texts: what to learn from, read once.
-        vocab_size: ids in all, special tokens included; texts too few for that many merges give a smaller vocabulary.
-
-    Raises:
-        ValueError: `vocab_size` has no room for the bytes and the special tokens.
-    """
-    smallest = BYTES + len(tokens.CONTROL) + len(tokens.MARKUP)
-    if vocab_size < smallest:
-        raise ValueError(f"vocab_size {vocab_size} is too small: bytes and special tokens alone need {smallest}")
-    inner = tokenizers.Tokenizer(models.BPE())
-    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in SPLITS]
-    inner.pre_tokenizer = pre_tokenizers.Sequence(
-        [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(tokens.MARKUP),
-        special_tokens=list(tokens.CONTROL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    special = re.compile("|".join(map(re.escape, tokens.CONTROL + tokens.MARKUP)))
-    pieces = (part for text in texts for piece in special.split(text) for part in _cut_runs(piece))
-    inner.train_from_iterator(pieces, trainer)
-    inner.add_tokens([AddedToken(token, normalized=False, special=False) for token in tokens.MARKUP])
-    return Tokenizer(inner)
-
-
-def _cut_runs(text: str) -> Iterator[str]:
-    start = 0
-    for run in _LONG_RUN.finditer(text):
-        yield text[start : run.end()]
-        start = run.end()
-    yield text[start:]

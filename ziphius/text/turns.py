@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from os.path import commonprefix
 from typing import Any, NamedTuple
 
 from ziphius.text.tokens import END_THINK, THINK
@@ -22,13 +22,19 @@ class Opened(NamedTuple):
 
 def opened(told: str, prompt: str) -> Opened:
     """`told` is the conversation as rendered without, `prompt` with a generation prompt."""
-    same = commonprefix([told, prompt])  # noqa: RUF071 - of texts, not of paths
-    lead = prompt[len(same) :]
+    lead = prompt[_same(told, prompt) :]
     marks = [place for place in (lead.find(THINK), lead.find(END_THINK)) if place >= 0]
     if not marks:
         return Opened(prompt, prompt, None)
     head = prompt[: len(prompt) - len(lead) + min(marks)]
     return Opened(prompt, head, lead.rfind(THINK) > lead.rfind(END_THINK))
+
+
+def _same(told: str, prompt: str) -> int:
+    """How many letters two texts begin with alike."""
+    if prompt.startswith(told):
+        return len(told)
+    return bisect_left(range(1, len(told) + 1), True, key=lambda length: not prompt.startswith(told[:length]))
 
 
 def set_thinking(turn: Opened, thinking: bool | None, switched: bool) -> Opened:

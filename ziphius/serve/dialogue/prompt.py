@@ -12,7 +12,7 @@ from typing import Any
 from ziphius.serve.contracts.messages import AssistantMessage, Message, plain_message
 from ziphius.serve.dialogue.remembered import Remembered
 from ziphius.text import tokens
-from ziphius.text.chat import reads_objects
+from ziphius.text.chat import calls_as_read, reads_objects
 from ziphius.text.plain import free_marks
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.text.turns import Opened
@@ -80,8 +80,9 @@ class Prompts:
         cut, splice = free_marks(json.dumps((plain, tools, prefix and prefix.model_dump()), ensure_ascii=False), 2)
         turns = _turns(plain, tools)
         replies: list[list[int]] = []
-        shown = [self._break(message, cut) for message in plain]
-        as_text = not reads_objects(self.tokenizer.template_for(tools))
+        template = self.tokenizer.template_for(tools)
+        shown = [self._break(calls_as_read(message, template), cut) for message in plain]
+        as_text = not reads_objects(template)
         for turn, message, safe in zip(turns, plain, shown, strict=False):
             if message["role"] == "assistant":
                 self._splice(turn, message, safe, "content", splice, replies)

@@ -115,7 +115,7 @@ def parsed(key: str, value: Any) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{key!r} is not JSON: {error}") from None
 
 

@@ -87,7 +87,7 @@ class JsonCall:
                 self._key, self._awaits_key, self._value = text, False, -1
                 if self._strict and text not in _FIRST:
                     self.state = "no call"
-            elif self._depth == 1 and self._key == "name":
+            elif self._depth == 1 and self._key == "name" and self.name is None:
                 self.name = text
             elif self._depth == 0:
                 self.state = "no call"
@@ -95,7 +95,7 @@ class JsonCall:
     def _begin_value(self) -> None:
         if self._depth == 1 and not self._awaits_key and self._value < 0:
             self._value = len(self.raw) - 1
-            if self._key in _ARGUMENTS:
+            if self._key in _ARGUMENTS and self._arguments is None:  # the first counts: it may be on its way
                 self._arguments = self._value, None
 
     def _end_value(self) -> None:
@@ -107,8 +107,10 @@ class JsonCall:
 
 
 def _text(quoted: str) -> str | None:
+    """None for what is no text: also for half a character, which no client could be sent."""
     try:
         found = json.loads(quoted)
+        found.encode()
     except ValueError:
         return None
     return found if isinstance(found, str) else None
