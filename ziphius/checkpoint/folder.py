@@ -17,6 +17,7 @@ from ziphius.checkpoint.errors import CheckpointError
 from ziphius.checkpoint.names import published_places, shared_copies
 from ziphius.checkpoint.shards import stage_shards, weight_files
 from ziphius.checkpoint.stored import StoredWeights, open_weights
+from ziphius.ledger.model import adapter_base
 from ziphius.model.config import ModelConfig
 from ziphius.model.families import config_from_hf
 from ziphius.model.pieces import lies_in_pieces
@@ -27,7 +28,8 @@ FP32_ALWAYS = "e_score_correction_bias"  # kept in fp32 whatever the rest is: it
 
 
 def load_config(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> ModelConfig:
-    """The network that `folder/config.json` describes, with `overrides` in place of some of its keys.
+    """The network that `folder/config.json` describes, with `overrides` in place of some of its keys; of an adapter
+    without one, as PEFT writes it, that of its base.
 
     Raises CheckpointError when there is none of this family.
     """
@@ -36,6 +38,8 @@ def load_config(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
         raise CheckpointError(f"{folder} is not a folder; give one that holds config.json and the weights")
     commit.complete(folder)
     path = folder / "config.json"
+    if not path.exists() and (base := adapter_base(folder)) is not None:
+        path = base / "config.json"
     if not path.exists():
         raise CheckpointError(f"{folder} holds no config.json; give the folder of a model")
     try:
