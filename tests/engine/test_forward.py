@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -138,6 +142,25 @@ def test_drafts_equal_the_prediction_modules(backend):
         second = draft_hidden(model, 2, first[:-1], tokens[0, 2:], placed([10]), memory)
     torch.testing.assert_close(first, expected[0][0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(second, expected[1][0], rtol=1e-4, atol=1e-5)
+
+
+_FEWER = """
+import torch
+from tests.engine.test_forward import in_chunks
+from tests.model.variants import network, v3
+model, found = network(v3()), []
+for threads in (1, 4):
+    torch.set_num_threads(threads)
+    found.append(in_chunks(model)[0])
+assert all(torch.equal(a, b) for a, b in zip(*found))
+"""
+
+
+@needs_kernels
+def test_a_system_that_gives_fewer_threads_than_torch_asks_for():
+    environment = os.environ | {"OMP_THREAD_LIMIT": "2"}
+    done = subprocess.run([sys.executable, "-c", _FEWER], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
 
 
 @needs_kernels
