@@ -99,15 +99,15 @@ def test_in_bf16_it_is_as_near_as_the_torch_path(config):
 
 
 @needs_kernels
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("form", ["fp32", "bf16", "int8", "fp8"])
 @pytest.mark.parametrize("name", ["latent", "with biases", "with experts", "seven heads a key"])
-def test_a_tokens_result_is_its_own(name, dtype):
+def test_a_tokens_result_is_its_own(name, form):
     """The same bits alone and among others, on one thread and on two, whoever shares the work how."""
     model = network((SHAPES | {"seven heads a key": SEVEN})[name])
-    if dtype == torch.int8:
-        model, dtype = quantise(model), torch.bfloat16
-    else:
-        model = model.to(dtype)
+    dtype = torch.float32 if form == "fp32" else torch.bfloat16
+    model = model.to(dtype)
+    if form in ("int8", "fp8"):
+        model = quantise(model, form)
     brings = [5, 1, 1, 3, 1, 1, 1, 1, 1, 7, 1, 1]
     tokens = tokens_of(model.config, (1, sum(brings)))[0]
     results = []

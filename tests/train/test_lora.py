@@ -280,6 +280,8 @@ def test_what_an_adapter_does_not_bring_is_its_bases(tmp_path):
         assert found == brought
     with pytest.raises(CheckpointError, match="holds a model already"):
         merge_adapter(folder, folder)
+    with pytest.raises(CheckpointError, match="holds an adapter; name another folder for the model"):
+        save_model(network("llama"), folder)
 
 
 def test_merging_a_matrix_is_exact():
