@@ -43,11 +43,11 @@ def test_out_and_in_again_is_the_same_folder(tmp_path, name):
     assert before.keys() == after.keys()
     for tensor in before:
         assert torch.equal(before[tensor], after[tensor]), tensor
-    described = [json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("model", "back")]
+    contents = [json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("model", "back")]
     if "all dense" in name:
-        for content in described:
+        for content in contents:
             content |= dict.fromkeys(OF_THE_GATE)
-    assert described[0] == described[1]
+    assert contents[0] == contents[1]
 
 
 def test_bf16_comes_back_as_bf16_with_the_selection_bias_in_fp32(tmp_path):
@@ -77,6 +77,39 @@ def test_fp32_is_what_the_numbers_in_the_file_stand_for(tmp_path, file):
     exact = load_file(tmp_path / "exact" / "model.safetensors")["model.embed_tokens.weight"]
     theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}["token_embd.weight"]
     assert torch.equal(exact, torch.from_numpy(gguf.dequantize(theirs.data, theirs.tensor_type)))
+
+
+def described(tmp_path, name, **more):
+    """What is read of the network called `name`, written with some keys more, or others."""
+    config = NETWORKS[name].model_copy(update={"num_nextn_predict_layers": 0})
+    save_model(make(config), tmp_path / "model")
+    write_gguf(tmp_path / "model", tmp_path / "out.gguf", "f32", token_ids(config) | more)
+    with GGUFFile(tmp_path / "out.gguf") as opened:
+        return describe(opened)
+
+
+def test_sampling_that_a_file_advises(tmp_path):
+    advised = {"general.sampling.temp": 0.7, "general.sampling.min_p": 0.0}
+    found = described(tmp_path, "llama", **advised).generation
+    assert {name: found[name] for name in ("temperature", "min_p", "do_sample")} == {
+        "temperature": 0.7, "min_p": 0.0, "do_sample": True
+    }  # fmt: skip
+    assert described(tmp_path, "llama", **{"general.sampling.temp": 0.0}).generation["do_sample"] is False
+
+
+def test_keys_that_only_some_files_have(tmp_path):
+    betas = {"qwen2.rope.scaling.yarn_beta_fast": 16.0, "qwen2.rope.scaling.yarn_beta_slow": 2.0}
+    scaling = described(tmp_path, "qwen2, YaRN", **betas).config.rope_scaling
+    assert (scaling.beta_fast, scaling.beta_slow) == (16, 2)
+    groups = {"deepseek2.expert_group_count": 4, "deepseek2.expert_group_used_count": 2}  # as V2's, which is larger
+    routing = described(tmp_path, "V2-Lite", **groups).config.routing
+    assert (routing.groups, routing.kept_groups, routing.selection_bias) == (4, 2, False)
+    with pytest.raises(CheckpointError, match=r"8 of each head's 16 values are rotated"):
+        described(tmp_path, "llama", **{"llama.rope.dimension_count": 8})
+    with pytest.raises(CheckpointError, match=r"one of several parts"):
+        described(tmp_path, "llama", **{"split.count": 2})
+    with pytest.raises(CheckpointError, match=r"split.count is 'two', not a whole number"):
+        described(tmp_path, "llama", **{"split.count": "two"})
 
 
 # --- number formats --------------------------------------------------------------------------------------------------

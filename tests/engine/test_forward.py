@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -95,15 +99,15 @@ def test_in_bf16_it_is_as_near_as_the_torch_path(config):
 
 
 @needs_kernels
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("form", ["fp32", "bf16", "int8", "fp8"])
 @pytest.mark.parametrize("name", ["latent", "with biases", "with experts", "seven heads a key"])
-def test_a_tokens_result_is_its_own(name, dtype):
+def test_a_tokens_result_is_its_own(name, form):
     """The same bits alone and among others, on one thread and on two, whoever shares the work how."""
     model = network((SHAPES | {"seven heads a key": SEVEN})[name])
-    if dtype == torch.int8:
-        model, dtype = quantise(model), torch.bfloat16
-    else:
-        model = model.to(dtype)
+    dtype = torch.float32 if form == "fp32" else torch.bfloat16
+    model = model.to(dtype)
+    if form in ("int8", "fp8"):
+        model = quantise(model, form)
     brings = [5, 1, 1, 3, 1, 1, 1, 1, 1, 7, 1, 1]
     tokens = tokens_of(model.config, (1, sum(brings)))[0]
     results = []
@@ -138,6 +142,25 @@ def test_drafts_equal_the_prediction_modules(backend):
         second = draft_hidden(model, 2, first[:-1], tokens[0, 2:], placed([10]), memory)
     torch.testing.assert_close(first, expected[0][0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(second, expected[1][0], rtol=1e-4, atol=1e-5)
+
+
+_FEWER = """
+import torch
+from tests.engine.test_forward import in_chunks
+from tests.model.variants import network, v3
+model, found = network(v3()), []
+for threads in (1, 4):
+    torch.set_num_threads(threads)
+    found.append(in_chunks(model)[0])
+assert all(torch.equal(a, b) for a, b in zip(*found))
+"""
+
+
+@needs_kernels
+def test_a_system_that_gives_fewer_threads_than_torch_asks_for():
+    environment = os.environ | {"OMP_THREAD_LIMIT": "2"}
+    done = subprocess.run([sys.executable, "-c", _FEWER], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
 
 
 @needs_kernels

@@ -91,6 +91,9 @@ def test_adapters_that_cannot_be_served(folders, tokenizer):
         with_adapter(model, base, base)
     with pytest.raises(ValueError, match=r"is an adapter of .*base and not of .*one; serve that model"):
         with_adapter(model, folders / "one", folders / "two")
+    other = Transformer(model.config.replaced({"num_attention_heads": 2}))
+    with pytest.raises(ValueError, match=r"q_proj of shape \[32, 32\], and .*base has one of shape \[16, 32\]"):
+        with_adapter(other, base, folders / "one")
     with pytest.raises(ValueError, match=r"leave --weights int8 out, or merge one first"):
         make_service(base, ServeSettings(weights="int8", adapters={"one": folders / "one"}), EngineSettings())
     with pytest.raises(ValueError, match=r"that is the model's own name"):

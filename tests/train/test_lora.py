@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from ziphius.checkpoint import CheckpointError, load_model, save_model
 from ziphius.checkpoint.adapter import Adapter, Factors, save_adapter
+from ziphius.checkpoint.merge import merge_adapter
 from ziphius.model.families import FAMILIES
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
@@ -219,6 +220,9 @@ def written(tmp_path):
         ({"peft_type": "IA3"}, "only LORA is read"),
         ({"bias": "all"}, "biases were trained"),
         ({"modules_to_save": ["lm_head"]}, "whole modules trained beside the factors"),
+        ({"alora_invocation_tokens": [5]}, "from a marked token on"),
+        ({"init_lora_weights": "pissa_niter_16"}, "the base was changed before the training"),
+        ({"lora_alpha": None}, "lora_alpha is None, not a number"),
     ],
 )
 def test_adapters_of_other_kinds_are_refused(tmp_path, change, message):
@@ -255,6 +259,29 @@ def test_scales_are_read_as_peft_means_them(tmp_path):
     scales = {name: factors.scale for name, factors in Adapter.read(folder).factors.items()}
     assert scales[name] == pytest.approx(3)
     assert scales["model.layers.0.self_attn.q_proj"] == pytest.approx(2)
+    path.write_text(json.dumps(about | {"alpha_pattern": {"k_proj|q": 9}}))
+    assert Adapter.read(folder).factors["model.layers.0.self_attn.k_proj"].scale == pytest.approx(3)
+    assert Adapter.read(folder).factors[name].scale == pytest.approx(2)  # whose last name is not q
+
+
+def test_what_an_adapter_does_not_bring_is_its_bases(tmp_path):
+    """PEFT writes two files, readable as any other."""
+    folder = written(tmp_path)
+    expected = load_model(folder).state_dict()
+    assert (folder / "adapter_model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
+    (folder / "config.json").unlink()
+    (tmp_path / "base" / "generation_config.json").write_text('{"temperature": 0.3}')
+    (tmp_path / "base" / "tokenizer.json").write_text("{}")
+    merge_adapter(folder, tmp_path / "merged")
+    for name, tensor in load_model(tmp_path / "merged").state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    for name in ("generation_config.json", "tokenizer.json"):
+        found, brought = (json.loads((tmp_path / where / name).read_text()) for where in ("merged", "base"))
+        assert found == brought
+    with pytest.raises(CheckpointError, match="holds a model already"):
+        merge_adapter(folder, folder)
+    with pytest.raises(CheckpointError, match="holds an adapter; name another folder for the model"):
+        save_model(network("llama"), folder)
 
 
 def test_merging_a_matrix_is_exact():

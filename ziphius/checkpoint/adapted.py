@@ -30,8 +30,7 @@ def with_adapter(model: Transformer, base: Path, folder: Path) -> tuple[Transfor
     adapter = Adapter.read(folder)
     state = model.state_dict()
     places = published_places(state, model.config)
-    if unknown := [name for name in adapter.factors if f"{name}.weight" not in places]:
-        raise CheckpointError(f"{folder} updates {unknown[0]}, which {base} does not have; copy the adapter again")
+    adapter.must_fit(places, state)
     own = {places[f"{name}.weight"].name for name in adapter.factors}
     own_bytes = sum(state[name].nbytes for name in own)
     if state["model.norm.weight"].device.type == "cpu" and own_bytes / 2**30 > free_gib():

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ziphius.checkpoint import commit
 from ziphius.checkpoint.errors import CheckpointError
+from ziphius.checkpoint.names import Part
+from ziphius.checkpoint.shards import save_tensors
 from ziphius.ledger.folder import read_json
 from ziphius.ledger.model import ADAPTER, ADAPTER_CONFIG, adapter_base
 from ziphius.model.config import ModelConfig
@@ -35,7 +36,9 @@ _REFUSED = {
     "target_parameters": "updates of stacked experts",
     "trainable_token_indices": "trained rows of the embedding",
     "layer_replication": "repeated layers",
+    "alora_invocation_tokens": "updates from a marked token on (aLoRA)",
 }
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to begin that take the factors off the base
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,20 @@ class Adapter:
             return cls(folder, factors)
         return cls.read(folder).stacked(factors)
 
+    def must_fit(self, places: Mapping[str, Part], state: Mapping[str, Tensor]) -> None:
+        """Raise CheckpointError where this is an adapter of another network than that of `state`, whose published
+        tensors lie at `places`."""
+        for name, factors in self.factors.items():
+            place = places.get(f"{name}.weight")
+            shape = None if place is None else tuple(state[place.name][place.at].shape)
+            updated = len(factors.B), factors.A.shape[1]
+            if shape != updated:
+                there = "no such matrix" if shape is None else f"one of shape {list(shape)}"
+                raise CheckpointError(
+                    f"the adapter updates {name} of shape {list(updated)}, and {self.base} has {there}; give the "
+                    f"adapter's own base in {ADAPTER_CONFIG}"
+                )
+
     def stacked(self, later: Mapping[str, Factors]) -> Adapter:
         """This adapter and a `later` one on top of it as one, of their ranks' sum: low-rank sums add up."""
         names = dict.fromkeys([*self.factors, *later])
@@ -116,7 +133,7 @@ def save_adapter(adapter: Adapter, config: ModelConfig, folder: Path, generation
     }
     texts = {ADAPTER_CONFIG: about, "generation_config.json": generation_config, "config.json": config.to_hf()}
     with commit.staging(folder, sum(tensor.nbytes for tensor in tensors.values())):
-        save_file(tensors, commit.staged(folder, ADAPTER), metadata={"format": "pt"})
+        save_tensors(tensors, commit.staged(folder, ADAPTER))
         written = {name: content for name, content in texts.items() if content is not None}
         for name, content in written.items():
             commit.staged(folder, name).write_text(json.dumps(content, indent=2) + "\n")
@@ -131,6 +148,15 @@ def _refuse_others(path: Path, about: dict[str, Any]) -> None:
     for key, what in _REFUSED.items():
         if about.get(key):
             raise CheckpointError(f"{path}: {key} is {about[key]!r}: {what}, which is not read; merge it with PEFT")
+    begun = str(about.get("init_lora_weights", "")).lower()
+    if begun.startswith(_CHANGE_THE_BASE):
+        raise CheckpointError(
+            f"{path}: init_lora_weights is {begun!r}: the base was changed before the training, and is not what lies "
+            "in its folder; convert the adapter with PEFT (path_initial_model_for_weight_conversion)"
+        )
+    alpha = about.get("lora_alpha")
+    if not isinstance(alpha, (int, float)):
+        raise CheckpointError(f"{path}: lora_alpha is {alpha!r}, not a number; copy the adapter again")
 
 
 def _read_halves(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
@@ -156,7 +182,8 @@ def _read_halves(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
 def _scale(about: dict[str, Any], name: str, rank: int) -> float:
     """alpha / rank, or alpha / √rank where PEFT was told so; patterns give single matrices another alpha."""
     alphas = about.get("alpha_pattern") or {}
-    alpha = next((own for pattern, own in alphas.items() if re.search(rf"(^|\.){pattern}$", name)), about["lora_alpha"])
+    own = (alpha for pattern, alpha in alphas.items() if re.search(rf"(^|\.)({pattern})$", name))
+    alpha = next(own, about["lora_alpha"])
     return float(alpha) / (rank**0.5 if about.get("use_rslora") else rank)
 
 

@@ -17,6 +17,7 @@ from ziphius.checkpoint.errors import CheckpointError
 from ziphius.checkpoint.names import published_places, shared_copies
 from ziphius.checkpoint.shards import stage_shards, weight_files
 from ziphius.checkpoint.stored import StoredWeights, open_weights
+from ziphius.ledger.model import ADAPTER_CONFIG, adapter_base
 from ziphius.model.config import ModelConfig
 from ziphius.model.families import config_from_hf
 from ziphius.model.pieces import lies_in_pieces
@@ -27,7 +28,8 @@ FP32_ALWAYS = "e_score_correction_bias"  # kept in fp32 whatever the rest is: it
 
 
 def load_config(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> ModelConfig:
-    """The network that `folder/config.json` describes, with `overrides` in place of some of its keys.
+    """The network that `folder/config.json` describes, with `overrides` in place of some of its keys; of an adapter
+    without one, as PEFT writes it, that of its base.
 
     Raises CheckpointError when there is none of this family.
     """
@@ -36,6 +38,8 @@ def load_config(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
         raise CheckpointError(f"{folder} is not a folder; give one that holds config.json and the weights")
     commit.complete(folder)
     path = folder / "config.json"
+    if not path.exists() and (base := adapter_base(folder)) is not None:
+        path = base / "config.json"
     if not path.exists():
         raise CheckpointError(f"{folder} holds no config.json; give the folder of a model")
     try:
@@ -120,9 +124,11 @@ def save_state(
     rounds the layers' matrices to blocks of FP8, as V3 is published, which takes half of their size in BF16 as memory.
     `generation_config` replaces R1's published settings. The set is replaced as one step: after a kill at any moment
     `load_model` finds the old one or the new one, whole. Other files in `folder` stay. Raises DiskError where the
-    disk refuses.
+    disk refuses, CheckpointError where `folder` holds an adapter, which would be read in the weights' place.
     """
     folder = Path(folder)
+    if (folder / ADAPTER_CONFIG).exists():
+        raise CheckpointError(f"{folder} holds an adapter; name another folder for the model")
     tensors = {name: state[place.name][place.at] for name, place in published_places(state, config).items()}
     for name, original in shared_copies(config).items():
         if name != "lm_head.weight":  # a tied head is not written, as transformers has it

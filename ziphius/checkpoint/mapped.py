@@ -44,7 +44,8 @@ def map_model(
 
     A folder that fits the memory that is free is read once from end to end, and a tensor with values that are not
     finite is refused. Of a larger one only what every token needs is looked at, with a warning: the engine takes no
-    token from numbers that are not finite. Raises CheckpointError otherwise as `load_model`.
+    token from numbers that are not finite (but a NaN of an expert in FP8 is multiplied as 480 there). Raises
+    CheckpointError otherwise as `load_model`.
     """
     folder = Path(folder)
     config = load_config(folder)

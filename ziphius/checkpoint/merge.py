@@ -10,21 +10,26 @@ from ziphius.checkpoint.errors import CheckpointError
 from ziphius.checkpoint.folder import load_config, load_model, save_model
 from ziphius.checkpoint.shards import weight_files
 from ziphius.ledger.folder import read_json
-from ziphius.ledger.model import ADAPTER_CONFIG, model_folder
+from ziphius.ledger.model import ADAPTER_CONFIG, adapter_base, model_folder
 
+_SAMPLING = "generation_config.json"
 _TEXT = ("tokenizer*", "special_tokens_map.json", "chat_template.jinja", "vocab*", "merges.txt", "added_tokens.json")
 
 
 def merge_adapter(folder: Path, out: Path) -> None:
-    """Write the model that the adapter in `folder` makes of its base to `out`, in the base's own format, with the
-    tokenizer. Raises CheckpointError where `folder` is none, or `out` holds a model."""
+    """Write the model that the adapter in `folder` makes of its base to `out`: in the base's own format (BF16 for FP8),
+    with the tokenizer and the sampling settings of the adapter, or of the base where the adapter brings none. Raises
+    CheckpointError where `folder` is none, or `out` holds a model or an adapter."""
     folder = model_folder(folder)
-    if not (folder / ADAPTER_CONFIG).exists():
+    base = adapter_base(folder)
+    if base is None:
         raise CheckpointError(f"{folder} is no adapter (it has no {ADAPTER_CONFIG}), so there is nothing to merge")
-    if weight_files(out):
+    if weight_files(out) or (out / ADAPTER_CONFIG).exists():
         raise CheckpointError(f"{out} holds a model already; name another folder")
     model = load_model(folder, stored_dtype(load_config(folder)))
-    save_model(model, out, generation_config=read_json(folder / "generation_config.json"))
+    sampling = read_json(folder / _SAMPLING) or read_json(base / _SAMPLING)
+    save_model(model, out, generation_config=sampling)
+    brings_text = any(folder.glob("tokenizer*"))
     for pattern in _TEXT:
-        for path in folder.glob(pattern):
+        for path in (folder if brings_text else base).glob(pattern):
             shutil.copy(path, out)

@@ -101,7 +101,7 @@ def stage_shards(
     for file, shard in zip(files, shards, strict=True):
         # A copy each: published tensors may be parts or repeats of one of ours, and safetensors refuses shared memory.
         ready = {name: read(name).detach().to("cpu", dtype_of[name], copy=True).contiguous() for name in shard}
-        _save(ready, staged(folder, file))
+        save_tensors(ready, staged(folder, file))
     if count == 1:
         return files
     weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
@@ -110,8 +110,8 @@ def stage_shards(
     return [*files, INDEX]
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    """`save_file`, whose errors hide the system's number in their text, with an OSError in their place."""
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """safetensors' `save_file`, whose errors hide the system's number in their text, with an OSError in their place."""
     try:
         path.touch()
         mode = path.stat().st_mode

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ziphius.checkpoint import fp8
+from ziphius.checkpoint import commit, fp8
 from ziphius.checkpoint.adapter import Adapter
 from ziphius.checkpoint.errors import CheckpointError
 from ziphius.checkpoint.names import Part, layer_of, published_places, shared_copies
@@ -31,6 +31,8 @@ def open_weights(folder: Path, config: ModelConfig) -> Iterator[StoredWeights]:
     """
     block = fp8.weight_block(folder / "config.json", config.extra.get("quantization_config"))
     adapter = Adapter.read(folder) if (folder / ADAPTER_CONFIG).exists() else None
+    if adapter is not None:
+        commit.complete(adapter.base)
     with ShardReader(folder if adapter is None else adapter.base) as reader:
         yield StoredWeights(reader, config, block, adapter)
 
@@ -54,7 +56,7 @@ class StoredWeights:
         self.places = _match(reader, self.state, config, block)
         self._published = published_places(self.state, config)
         if adapter is not None:
-            _must_sit(adapter, self._published, self.state)
+            adapter.must_fit(self._published, self.state)
 
     def value(self, name: str) -> Tensor:
         """The stored tensor `name`; one in FP8, or with an adapter's update, comes back in fp32."""
@@ -102,19 +104,6 @@ class StoredWeights:
         return value if self.adapter is None else self.adapter.merged(name, value)
 
 
-def _must_sit(adapter: Adapter, places: Mapping[str, Part], state: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError where an adapter is of another network than its base."""
-    for name, factors in adapter.factors.items():
-        place = places.get(f"{name}.weight")
-        shape = None if place is None else tuple(state[place.name][place.at].shape)
-        if shape != (len(factors.B), factors.A.shape[1]):
-            there = "no such matrix" if shape is None else f"one of shape {list(shape)}"
-            raise CheckpointError(
-                f"the adapter updates {name} of shape {[len(factors.B), factors.A.shape[1]]}, and {adapter.base} has "
-                f"{there}; give the adapter's own base in {ADAPTER_CONFIG}"
-            )
-
-
 def _modules(reader: ShardReader, config: ModelConfig) -> int:
     """How many prediction modules the network of the files has."""
     layers = {layer_of(name) or 0 for name in reader if name.endswith(".eh_proj.weight")}
@@ -152,7 +141,12 @@ def _match(
     for name, place in found.items():
         _expect(reader, name, tuple(state[place.name][place.at].shape))
         if name + fp8.SCALE_SUFFIX in reader:
-            rows, columns = reader.shape(name)
+            *stack, rows, columns = reader.shape(name)
+            if stack:
+                raise CheckpointError(
+                    f"{reader.folder}/{reader.file(name)}: {name} is a stack of experts in FP8; give a folder that has "
+                    "a matrix for each, as DeepSeek publishes them"
+                )
             _expect(reader, name + fp8.SCALE_SUFFIX, (-(-rows // block[0]), -(-columns // block[1])))
     return found
 

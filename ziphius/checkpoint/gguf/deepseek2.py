@@ -15,6 +15,7 @@ from ziphius.checkpoint.errors import CheckpointError
 from ziphius.checkpoint.gguf.file import GGUFFile
 from ziphius.checkpoint.gguf.keys import Keys, Value
 from ziphius.checkpoint.gguf.links import LatentHalves, Link, expert_links, mlp_links, outer_links, plain
+from ziphius.checkpoint.gguf.rope import yarn_betas
 from ziphius.model.deepseek.attention import LATENT_EPS
 from ziphius.model.deepseek.config import DeepSeekConfig
 from ziphius.model.scaling import YarnScaling
@@ -102,16 +103,15 @@ def _drops_groups(config: DeepSeekConfig) -> bool:
 
 
 def _expert_keys(config: DeepSeekConfig) -> dict[str, Value]:
-    if config.n_routed_experts is None:
+    routing = config.routing
+    if routing is None:
         return {}
-    normalise = config.norm_topk_prob and config.num_experts_per_tok > 1
-    scaled = not (normalise and config.model_type == "deepseek_v2")  # V2's code does one or the other
     keys: dict[str, Value] = {
-        "expert_count": config.n_routed_experts,
-        "expert_used_count": config.num_experts_per_tok,
-        "expert_gating_func": _GATES[config.scoring_func],
-        "expert_weights_norm": normalise,
-        "expert_weights_scale": config.routed_scaling_factor if scaled else 1.0,
+        "expert_count": routing.experts,
+        "expert_used_count": routing.top_k,
+        "expert_gating_func": _GATES[routing.scoring],
+        "expert_weights_norm": routing.normalise,
+        "expert_weights_scale": routing.factor,
     }
     if _drops_groups(config):
         keys |= {"expert_group_count": config.n_group, "expert_group_used_count": config.topk_group}
@@ -141,6 +141,7 @@ def read_config(keys: Keys, file: GGUFFile) -> dict[str, Any]:
         raise CheckpointError(f"{file.path} is from before April 2025, when deepseek2 changed; convert it again")
     experts, rope_dim = keys.count("expert_count", 0) or None, keys.count("rope.dimension_count")
     v3 = experts is None or keys.count("expert_gating_func", _GATES["softmax"]) == _GATES["sigmoid"]
+    groups = keys.count("expert_group_count", 1)
     return {
         "model_type": "deepseek_v3" if v3 else "deepseek_v2",
         "hidden_size": keys.count("embedding_length"),
@@ -151,9 +152,9 @@ def read_config(keys: Keys, file: GGUFFile) -> dict[str, Any]:
         "n_routed_experts": experts,
         "n_shared_experts": keys.count("expert_shared_count"),
         "num_experts_per_tok": keys.count("expert_used_count", 1),
-        "n_group": keys.count("expert_group_count", 1),
+        "n_group": groups,
         "topk_group": keys.count("expert_group_used_count", 1),
-        "topk_method": "noaux_tc" if v3 else "greedy",
+        "topk_method": "noaux_tc" if v3 else "group_limited_greedy" if groups > 1 else "greedy",
         "scoring_func": "sigmoid" if v3 else "softmax",
         "norm_topk_prob": keys.flag("expert_weights_norm", False),
         "routed_scaling_factor": keys.number("expert_weights_scale", 1.0),
@@ -183,6 +184,7 @@ def _read_scaling(keys: Keys, file: GGUFFile) -> dict[str, Any] | None:
         "original_max_position_embeddings": keys.count("rope.scaling.original_context_length"),
         "mscale": mscale,
         "mscale_all_dim": mscale,
+        **yarn_betas(keys),
     }
 
 

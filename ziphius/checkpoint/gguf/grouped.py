@@ -32,6 +32,10 @@ class Grouped:
         """config.json of the network that `keys` describe, but for its vocabulary and token ids."""
         heads, hidden = keys.count("attention.head_count"), keys.count("embedding_length")
         head_dim = keys.count("attention.key_length", hidden // max(heads, 1))
+        if (rotated := keys.count("rope.dimension_count", head_dim)) != head_dim:
+            raise CheckpointError(
+                f"{file.path}: {rotated} of each head's {head_dim} values are rotated; only whole heads are read"
+            )
         theta = keys.number("rope.freq_base", 10000.0)
         config = {
             "model_type": self.model_type,

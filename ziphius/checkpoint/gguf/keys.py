@@ -34,11 +34,12 @@ class Keys:
             raise self._refusal(name, f"is {_shown(value)}, not a whole number")
         return value
 
-    def number(self, name: str, default: float | None = None) -> float:
-        """A finite number above 0, as the fewest digits that give its fp32: 1e-05, not 9.999999747378752e-06."""
+    def number(self, name: str, default: float | None = None, zero: bool = False) -> float:
+        """A finite number above 0 (or `zero`), as the fewest digits that give its fp32: 1e-05, not
+        9.999999747378752e-06."""
         value = self._get(name, default)
-        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
-            raise self._refusal(name, f"is {_shown(value)}, not a number above 0")
+        if type(value) not in (int, float) or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+            raise self._refusal(name, f"is {_shown(value)}, not a number {'from 0 on' if zero else 'above 0'}")
         return float(str(np.float32(value)))
 
     def flag(self, name: str, default: bool | None = None) -> bool:

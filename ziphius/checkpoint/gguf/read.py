@@ -54,7 +54,7 @@ def describe(file: GGUFFile) -> Described:
     name = Keys(file.keys, "general.", file.path).text("architecture")
     if name not in ARCHITECTURES:
         raise CheckpointError(f"{file.path} is of the architecture {name!r}; {', '.join(ARCHITECTURES)} are read")
-    if int(file.keys.get("split.count") or 1) > 1:
+    if Keys(file.keys, "split.", file.path).count("count", 0) > 1:
         raise CheckpointError(
             f"{file.path} is one of several parts; join them with llama.cpp's llama-gguf-split --merge"
         )
@@ -154,8 +154,10 @@ def _token_ids(file: GGUFFile, vocab_size: int) -> tuple[dict[str, Any], dict[st
     if len(ends) > 1:
         generation["eos_token_id"] = ends
     sampling = Keys(file.keys, "general.sampling.", file.path)
-    advised = {ours: sampling.number(theirs) for theirs, ours in _SAMPLING.items() if theirs in sampling}
-    return ids, generation | advised | ({"do_sample": True} if "temperature" in advised else {})
+    advised = {ours: sampling.number(theirs, zero=True) for theirs, ours in _SAMPLING.items() if theirs in sampling}
+    if "temperature" in advised:
+        advised["do_sample"] = advised["temperature"] > 0
+    return ids, generation | advised
 
 
 def _check(file: GGUFFile, links: list[Link], constants: set[str]) -> None:

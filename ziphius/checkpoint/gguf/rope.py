@@ -73,8 +73,17 @@ def read_scaling(keys: Keys, file: GGUFFile, theta: float, dim: int) -> dict[str
             "type": "yarn",
             "factor": keys.number("rope.scaling.factor"),
             "original_max_position_embeddings": length,
+            **yarn_betas(keys),
         }
     raise _unknown(file, f"rope.scaling.type is {kind!r}")
+
+
+def yarn_betas(keys: Keys) -> dict[str, float]:
+    """Where YaRN's ramp begins and ends, which newer files say."""
+    return {
+        "beta_fast": keys.number("rope.scaling.yarn_beta_fast", 32.0),
+        "beta_slow": keys.number("rope.scaling.yarn_beta_slow", 1.0),
+    }
 
 
 def llama3_divisors(scaling: Llama3Scaling, theta: float, dim: int) -> np.ndarray:

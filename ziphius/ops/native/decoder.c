@@ -106,7 +106,7 @@ static void lay_out(Job *jobs, int64_t parts, int by_tokens, Job all, int64_t lo
 int64_t decoder_run(const Shape *s, const Layer *layers, int64_t first, int64_t count, const Weight *final,
                     const Cache *cache, const int32_t *rows, const int64_t *positions, const int64_t *slots, float *x,
                     float *out, int64_t n, int threads, int by_tokens) {
-    int64_t longest = 0, parts = 1, failed = 0;
+    int64_t longest = 0, parts = 1, failed = 0, fewer = 0;
 #ifdef _OPENMP
     if (threads > 1) parts = threads;
 #endif
@@ -119,13 +119,18 @@ int64_t decoder_run(const Shape *s, const Layer *layers, int64_t first, int64_t 
     if (!arena.base) return -1;
     lay_out(jobs, parts, by_tokens, all, longest, &arena);
     if (parts == 1) return run(jobs, layers, first, count, *final);
-#pragma omp parallel num_threads((int)parts) reduction(| : failed)
+#pragma omp parallel num_threads((int)parts) reduction(| : failed, fewer)
     {
 #ifdef _OPENMP
-        failed |= run(jobs + omp_get_thread_num(), layers, first, count, *final);
+        if (omp_get_num_threads() == parts)
+            failed |= run(jobs + omp_get_thread_num(), layers, first, count, *final);
+        else
+            fewer = 1;
 #endif
     }
-    return failed;
+    if (!fewer) return failed;
+    /* the system gave fewer threads (OMP_THREAD_LIMIT, OMP_DYNAMIC), and nobody would do the others' parts */
+    return decoder_run(s, layers, first, count, final, cache, rows, positions, slots, x, out, n, 1, by_tokens);
 }
 
 /* out [n][rows] = x [n][columns] · w, its rows shared by the threads. */

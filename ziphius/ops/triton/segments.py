@@ -140,10 +140,11 @@ def _on(x: Tensor):
 
 @triton.jit
 def _load(base, row, valid, stride, first, SIZE: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr):
-    """Columns first … first + BLOCK (of SIZE) of the given rows; nought where there are none."""
+    """Columns first … first + BLOCK (of SIZE) of the given rows; nought where there are none. A sequence may have more
+    elements than 32 bits count."""
     column = first + tl.arange(0, BLOCK)
     inside = valid[:, None] & (column[None, :] < SIZE)
-    tile = tl.load(base + row[:, None] * stride + column[None, :], mask=inside, other=0.0)
+    tile = tl.load(base + row[:, None].to(tl.int64) * stride + column[None, :], mask=inside, other=0.0)
     return tile.to(tl.float32) if WIDE else tile
 
 
@@ -151,7 +152,7 @@ def _load(base, row, valid, stride, first, SIZE: tl.constexpr, BLOCK: tl.constex
 def _store(base, row, valid, stride, first, SIZE: tl.constexpr, BLOCK: tl.constexpr, tile):
     column = first + tl.arange(0, BLOCK)
     inside = valid[:, None] & (column[None, :] < SIZE)
-    tl.store(base + row[:, None] * stride + column[None, :], tile.to(base.dtype.element_ty), mask=inside)
+    tl.store(base + row[:, None].to(tl.int64) * stride + column[None, :], tile.to(base.dtype.element_ty), mask=inside)
 
 
 @triton.jit
