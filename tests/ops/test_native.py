@@ -285,7 +285,7 @@ def test_what_native_cannot_take():
 # --- the build ------------------------------------------------------------------------------------------------------
 
 _PROGRAM = """
-import warnings, torch
+import sys, warnings, torch
 from ziphius import ops
 x = torch.arange(8.).view(2, 4)
 with warnings.catch_warnings(record=True) as caught:
@@ -299,6 +299,7 @@ try:
         print("native")
 except RuntimeError as error:
     print(error)
+assert "torch._dynamo" not in sys.modules, "the compiler takes a second to load, and nothing here is compiled"
 """
 
 

@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 
 import pytest
@@ -7,10 +6,6 @@ import torch
 from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
 from ziphius.text.tokenizer import Tokenizer, train_tokenizer
-
-ROOT = str(Path(__file__).parents[2])
-if ROOT not in sys.path:  # the processes that tests start import `tests.train.jobs`
-    sys.path.insert(0, ROOT)
 
 
 @pytest.fixture(autouse=True)
