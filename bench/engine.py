@@ -1,11 +1,11 @@
 """Decoding speed of the engine: tokens per second and share of the memory's speed, against transformers' `generate`.
 
-Networks of random weights: the shape of recipes/r1-cpu.toml at batch 1, 16, 64 and 256, and rungs of the ladder of
-about 190M and 440M parameters at batch 1 and 16. All draw at temperature 1, and none may stop early. Each side at its
-best setting of those tried at batch 16 (ours: fp32, bf16 weights; the peer: both, with each implementation of its
-experts); our 8-bit weights run beside them and are compared with our bf16. At batch 1 a step must read the weights that
-one token uses: their bytes times the tokens per second, over what a plain sum of a large array reads per second, is the
-share of the memory's speed.
+Networks of random weights: the shape of recipes/r1-cpu.toml at batch 1, 16, 64 and 256, rungs of the ladder of about
+190M and 440M parameters at batch 1 and 16, and SmolLM2-135M's shape at batch 1 and 128. All draw at temperature 1, and
+none may stop early. Each side at its best setting of those tried at batch 16 (ours: fp32, bf16 weights; the peer: both,
+with each implementation of its experts); our 8-bit weights run beside them and are compared with our bf16. At batch 1 a
+step must read the weights that one token uses: their bytes times the tokens per second, over what a plain sum of a
+large array reads per second, is the share of the memory's speed.
 
 Two more peers run where they are installed, each in an environment of its own (`bench/peer.py`): vLLM's CPU build and
 llama.cpp, on a network of 3 layers, width 256, 8 experts and vLLM's head size of 576. Both sides draw 64 tokens for 1,
@@ -13,8 +13,9 @@ llama.cpp, on a network of 3 layers, width 256, 8 experts and vLLM's head size o
 
     pip install -c constraints.txt torch        # first: the plain index brings a CUDA build
     pip install -c constraints.txt -e .[bench,gguf]
-    python bench/engine.py                      # about 13 minutes on two slow cores
+    python bench/engine.py                      # about 20 minutes on two slow cores
     python bench/engine.py --quick              # the small network only
+    python bench/engine.py --sizes smollm2      # SmolLM2's shape only
     python bench/engine.py --device cuda        # the same on a GPU, without 8-bit weights
     python bench/engine.py --sizes none --vllm VLLM/bin/python --llama LLAMA/bin/python    # those peers only
 
@@ -64,14 +65,14 @@ from ziphius.checkpoint.device import pick_device
 from ziphius.cost.flops import count_parameters
 from ziphius.engine.complete import complete
 from ziphius.engine.engine import Engine
+from ziphius.engine.native import matrix_of
 from ziphius.engine.request import Request
 from ziphius.engine.settings import EngineSettings, SamplingSettings
 from ziphius.model.config import ModelConfig
-from ziphius.model.presets import ladder
+from ziphius.model.presets import ladder, preset
 from ziphius.model.transformer import Transformer
 
-PROMPT_LENGTH = 16
-INVARIANT_BATCH, INVARIANT_TOKENS = 16, 32
+INVARIANT_BATCH, INVARIANT_TOKENS, INVARIANT_PROMPT = 16, 32, 16
 PRECISIONS = ("fp32", "bf16 weights")  # of both sides
 GOAL_OF_MEMORY, GOAL_OF_INT8 = 0.75, 1.4
 
@@ -84,10 +85,13 @@ class Size:
     depth: int
     new_tokens: int
     targets: dict[int, float]
+    prompt_length: int = 16
 
     def config(self) -> ModelConfig:
         if self.name == "small":
             return ladder(**SMALL_SHAPE, num_nextn_predict_layers=0)
+        if self.name == "smollm2":
+            return preset("smollm2-135m")
         return ladder(self.depth, num_nextn_predict_layers=0)
 
 
@@ -95,6 +99,7 @@ SIZES = [
     Size("small", 4, 64, {1: 5.0, 16: 3.5, 64: 3.5, 256: 3.5}),
     Size("190M", 19, 32, {1: 2.0, 16: 1.3}),
     Size("440M", 25, 32, {1: 2.0, 16: 1.3}),
+    Size("smollm2", 30, 64, {1: 2.0, 128: 5.0}, prompt_length=32),
 ]
 
 
@@ -105,7 +110,7 @@ def read_speed(device: torch.device) -> float:
 
 
 def best_peers(
-    size: Size, folder: Path, prompts: list[list[int]], device: torch.device
+    size: Size, config: ModelConfig, folder: Path, prompts: list[list[int]], device: torch.device
 ) -> tuple[list[PeerSetting], list[dict[str, Any]]]:
     """The peer's fastest implementation of its experts in each format, and all that was tried."""
     trials: list[dict[str, Any]] = []
@@ -127,19 +132,21 @@ def best_peers(
     for precision in PRECISIONS:
         # batched_mm copies the experts of every token: minutes a run for the larger networks
         kinds = ("grouped_mm", "eager", "batched_mm") if size.name == "small" else ("grouped_mm", "eager")
+        kinds = ("",) if config.routing is None else kinds
         settings = [PeerSetting(precision, experts=kind, stop="none") for kind in kinds]
         peers.append(min(settings, key=seconds))
     return peers, trials
 
 
 def bytes_of_a_token(model: Transformer) -> float:
-    """Bytes of the weights that one token uses: of the embedding a row, of the routed experts its own."""
-    config = model.config
-    share = config.num_experts_per_tok / (config.n_routed_experts or 1)
+    """Bytes of the weights that one token uses: of the embedding a row, unless it is the head; of the routed experts
+    its own."""
+    rule, embedding = model.config.routing, model.model.embed_tokens.weight
+    share = 1.0 if rule is None else rule.top_k / rule.experts
     tensors = [*model.named_parameters(), *model.named_buffers()]
     used = sum(x.numel() * x.element_size() * (share if ".experts." in name else 1.0) for name, x in tensors)
-    embedding = model.model.embed_tokens.weight
-    return used if config.tie_word_embeddings else used - embedding.numel() * embedding.element_size()
+    is_head = matrix_of(model.lm_head) is embedding
+    return used if is_head else used - embedding.numel() * embedding.element_size()
 
 
 def decode_rate(entry: Contestant, short: Contestant, new_tokens: int) -> float:
@@ -162,8 +169,8 @@ def run_size(size: Size, options: argparse.Namespace, read: float) -> tuple[list
         model.init_weights(torch.Generator().manual_seed(options.seed))
         save_model(model, folder)
         del model
-        prompts = [[rng.randrange(2, config.vocab_size) for _ in range(PROMPT_LENGTH)] for _ in range(256)]
-        peer_settings, trials = best_peers(size, folder, prompts[:16], device)
+        prompts = [[rng.randrange(2, config.vocab_size) for _ in range(size.prompt_length)] for _ in range(256)]
+        peer_settings, trials = best_peers(size, config, folder, prompts[:16], device)
         ours = PRECISIONS if device.type == "cuda" else (*PRECISIONS, "int8 weights")
         sides: list[Ours | Peer] = [Ours(folder, precision, device) for precision in ours]
         sides += [Peer(folder, setting, device) for setting in peer_settings]
@@ -204,7 +211,7 @@ def invariance_cost(options: argparse.Namespace) -> dict[str, Any]:
     model = Transformer(config)
     model.init_weights(torch.Generator().manual_seed(options.seed))
     rng = Random(options.seed)
-    prompts = [[rng.randrange(2, config.vocab_size) for _ in range(PROMPT_LENGTH)] for _ in range(INVARIANT_BATCH)]
+    prompts = [[rng.randrange(2, config.vocab_size) for _ in range(INVARIANT_PROMPT)] for _ in range(INVARIANT_BATCH)]
     sampling = SamplingSettings(temperature=1.0, max_new_tokens=INVARIANT_TOKENS, ignore_eos=True)
 
     def run(backend: str, invariant: bool) -> None:
@@ -234,7 +241,7 @@ def invariance_cost(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = arguments(__doc__, device="auto")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each batch")
-    parser.add_argument("--sizes", nargs="+", default=None, help="of small 190M 440M, or none (default: all)")
+    parser.add_argument("--sizes", nargs="+", default=None, help="of small 190M 440M smollm2, or none (default: all)")
     parser.add_argument("--vllm", type=Path, default=None, help="Python of an environment that has vLLM")
     parser.add_argument("--llama", type=Path, default=None, help="Python of an environment that has llama-cpp-python")
     options = parser.parse_args()

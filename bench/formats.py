@@ -22,7 +22,6 @@ from rich.table import Table
 from torch import Tensor
 
 from ziphius.checkpoint.device import load_on
-from ziphius.checkpoint.folder import model_folder
 from ziphius.engine.cache import PagedMemory
 from ziphius.engine.complete import complete, engine_for
 from ziphius.engine.forward import next_logits, step_hidden
@@ -30,6 +29,7 @@ from ziphius.engine.request import Request
 from ziphius.engine.settings import SamplingSettings
 from ziphius.evaluate.runner import evaluate
 from ziphius.evaluate.settings import EvaluationSettings
+from ziphius.ledger.model import model_folder
 from ziphius.model.formats import Weights
 from ziphius.model.transformer import Transformer
 from ziphius.ops.backend import compute_dtype

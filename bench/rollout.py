@@ -99,7 +99,7 @@ QUICK_LOADS = [Load(16), Load(4, 4)]
 class PeerSetting:
     precision: str
     attention: str = "sdpa"
-    experts: str = "grouped_mm"
+    experts: str = "grouped_mm"  # "": the network has none
     cache: str = "dynamic"
     stop: str = "min_new_tokens"  # how it is kept from stopping; "none": there is no stop token to look for
     compiled: bool = False
@@ -136,15 +136,16 @@ class Ours:
 
 
 class Peer:
-    """`DeepseekV3ForCausalLM.generate`, or `generate_batch` for continuous batching."""
+    """transformers' `generate` of the folder's class, or `generate_batch` for continuous batching."""
 
     def __init__(self, folder: Path, setting: PeerSetting, device: torch.device = CPU) -> None:
-        from transformers import DeepseekV3ForCausalLM
+        from transformers import AutoModelForCausalLM
 
         dtype = torch.bfloat16 if setting.precision.startswith("bf16 weights") else torch.float32
         self.setting, self.device = setting, device
-        self.model = DeepseekV3ForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=setting.attention, experts_implementation=setting.experts
+        experts = {"experts_implementation": setting.experts} if setting.experts else {}
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=setting.attention, **experts
         )
         self.model.eval().to(device)
         if setting.stop == "none":  # else the folder's own would fill the gap

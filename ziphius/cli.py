@@ -75,6 +75,62 @@ def run(
         show_summary(folder)
 
 
+@app.command()
+def tune(
+    folder: Annotated[Path, typer.Argument(help="A model's folder, or a run's (its last stage is taken).")],
+    data: Annotated[list[str], typer.Option(help="Chats to imitate, e.g. --data chats.jsonl. Repeatable.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Run folder; runs/tune-FOLDER-seedN otherwise.")
+    ] = None,
+    lora: Annotated[
+        int | None,
+        typer.Option(min=0, help="Rank of low-rank updates; 0 trains all weights, as is done up to 1B of them."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="How often the chats are read.")] = 2,
+    lr: Annotated[float | None, typer.Option(help="Learning rate, e.g. 1e-4; by size otherwise.")] = None,
+    seq: Annotated[int | None, typer.Option(min=2, help="Tokens of a row; by the chats' lengths otherwise.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of order and of new factors.")] = 0,
+    device: DeviceOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over another recipe in the run folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the recipe and print the plan only.")] = False,
+) -> None:
+    """Tune a model on chats: writes a recipe (tune.toml in the run's folder), prints its plan, and runs it.
+
+    The chats may be in any of the usual forms; `ziphius inspect` shows what is trained on.
+
+    Example: `ziphius tune SmolLM2-135M-Instruct --data chats.jsonl --lora 16 --epochs 3`
+    """
+    from ziphius.recipe.launch import launch
+    from ziphius.recipe.plan import render_plan
+    from ziphius.recipe.screen import show_summary
+    from ziphius.recipe.tune import RECIPE, TuneOptions, tuning
+
+    options = TuneOptions(data, out, lora, epochs, lr, seq, seed, device, force)
+    recipe, run_folder = tuning(folder, options)
+    render_plan(recipe)
+    print(f"Recipe:  {run_folder / RECIPE}")
+    if dry_run:
+        return
+    code = launch(recipe, run_folder, None, False, _debug)
+    if code:
+        raise typer.Exit(code)
+    show_summary(run_folder)
+
+
+@app.command()
+def merge(
+    folder: Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter's folder, or a run's.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
+) -> None:
+    """Write an adapter and its base as one model, which every program opens.
+
+    Example: `ziphius merge runs/tune-model-seed0 tuned`
+    """
+    from ziphius.checkpoint.merge import merge_adapter
+
+    merge_adapter(folder, out)
+
+
 @plan.command()
 def budget(
     dollars: Annotated[float, typer.Option(min=0.000001, help="What may be spent, e.g. 100.")],

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.model.variants import VARIANTS, network, tokens_of, v3
+from tests.model.variants import FAMILIES, GROUPED, network, tokens_of, v3
 from ziphius import ops
 from ziphius.engine.cache import PagedMemory
 from ziphius.engine.forward import draft_hidden, next_logits, step_hidden
+from ziphius.model.llama.config import LlamaConfig
+from ziphius.model.packed import quantise
 from ziphius.ops.native import build
 from ziphius.ops.placement import Placement
 
@@ -48,9 +50,9 @@ def in_chunks(model, dtype=torch.float32, backend="auto"):
 
 
 @needs_kernels
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_equals_whole_forward_passes(name):
-    model = network(VARIANTS[name])
+    model = network(FAMILIES[name])
     found, sequences = in_chunks(model, backend="native")
     for hidden, tokens in zip(found, sequences, strict=True):
         with torch.no_grad(), ops.backend("reference"):
@@ -66,8 +68,22 @@ def wide(**overrides):
     return v3(qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=16, q_lora_rank=None, **sizes)
 
 
+SEVEN = LlamaConfig(
+    vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=14,
+    num_key_value_heads=2, head_dim=80, max_position_embeddings=256,
+)  # fmt: skip
+SHAPES = {
+    "latent": wide(),
+    "three latent heads": wide(kv_lora_rank=80, num_attention_heads=3),
+    "low-rank queries": v3(),
+    "grouped": GROUPED["Llama 3.1"],
+    "with biases": GROUPED["Qwen2.5"],
+    "with experts": GROUPED["Qwen3, some dense"],
+}
+
+
 @needs_kernels
-@pytest.mark.parametrize("config", [wide(), wide(kv_lora_rank=80, num_attention_heads=3), v3()], ids=["a", "b", "c"])
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 def test_in_bf16_it_is_as_near_as_the_torch_path(config):
     model = network(config)
     exact, _ = in_chunks(model, backend="reference")
@@ -79,10 +95,15 @@ def test_in_bf16_it_is_as_near_as_the_torch_path(config):
 
 
 @needs_kernels
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_tokens_result_is_its_own(dtype):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("name", ["latent", "with biases", "with experts", "seven heads a key"])
+def test_a_tokens_result_is_its_own(name, dtype):
     """The same bits alone and among others, on one thread and on two, whoever shares the work how."""
-    model = network(wide()).to(dtype)
+    model = network((SHAPES | {"seven heads a key": SEVEN})[name])
+    if dtype == torch.int8:
+        model, dtype = quantise(model), torch.bfloat16
+    else:
+        model = model.to(dtype)
     brings = [5, 1, 1, 3, 1, 1, 1, 1, 1, 7, 1, 1]
     tokens = tokens_of(model.config, (1, sum(brings)))[0]
     results = []

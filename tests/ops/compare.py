@@ -55,3 +55,8 @@ def close(got: Tensor, expected: Tensor, dtype: torch.dtype | None = None) -> No
 def latent(rank: int, rope: int = 0) -> CacheLayout:
     """Entries of one head whose value is the front of its key."""
     return CacheLayout(1, rank + rope, rank, 0)
+
+
+def shared(heads: int, dim: int) -> CacheLayout:
+    """Entries of `heads` keys and as many values."""
+    return CacheLayout(heads, dim, dim, heads * dim)

@@ -118,6 +118,37 @@ def test_attention_beyond_the_native_sizes_takes_the_torch_path():
     assert torch.equal(attend(*inputs), expected)
 
 
+# --- grouped attention ----------------------------------------------------------------------------------------------
+
+
+def grouped_agrees(seed, dtype, B, T, G, per, K, per_row=False, numbers=None):
+    angle = normal(seed + 3, B if per_row else 1, T, K // 2) * 3
+    q, k, v = (normal(seed + i, B, T, heads, K, dtype=dtype) for i, heads in enumerate((G * per, G, G)))
+
+    def operation(q, k, v):
+        return ops.grouped_attention(q, k, v, angle.cos(), angle.sin(), K**-0.5, numbers)
+
+    agree(operation, [q, k, v])
+
+
+@few
+@given(
+    seed=seeds, dtype=dtypes, B=st.integers(1, 3), T=st.integers(1, 70), G=st.integers(1, 3), per=st.integers(1, 4),
+    K=st.integers(1, 40).map(lambda pairs: 2 * pairs), per_row=st.booleans(), segments=st.booleans(),
+)  # fmt: skip
+def test_grouped_attention(seed, dtype, B, T, G, per, K, per_row, segments):
+    numbers = torch.randint(-1, 3, (B, T), generator=torch.Generator().manual_seed(seed)) if segments else None
+    grouped_agrees(seed, dtype, B, T, G, per, K, per_row, numbers)
+
+
+@pytest.mark.parametrize("T", [16, 17, 300])
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+@pytest.mark.parametrize("segments", [False, True])
+def test_grouped_attention_of_published_heads(T, dtype, segments):
+    numbers = (torch.arange(T) * 3 // T).expand(2, T) if segments else None
+    grouped_agrees(T, dtype, 2, T, 2, 3, 64, segments, numbers)
+
+
 # --- the other operations -------------------------------------------------------------------------------------------
 
 

@@ -14,27 +14,28 @@ from ziphius.ops import triton as kernels
 from ziphius.ops.paged import paged_attention, paged_attention_reference, uses_kernel
 from ziphius.ops.placement import Placement
 
-from .compare import close, few, latent, normal, seeds
+from .compare import close, few, latent, normal, seeds, shared
 
 pytestmark = pytest.mark.skipif(kernels.why_not() is not None, reason=str(kernels.why_not()))
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def step_of(brings, block_size, H, C, R, dtype, seed=0, room=0):
+def step_of(brings, block_size, H, C, R, dtype, seed=0, room=0, layout=None):
     """Queries, memory and placement of sequences that bring (stored, new) tokens; unseen memory holds NaN."""
+    layout = layout or latent(C, R)
     generator = torch.Generator().manual_seed(seed)
     blocks = -(-max(sum(pair) for pair in brings) // block_size) + room
     tables = torch.randperm(len(brings) * blocks, generator=generator).view(len(brings), blocks).int()
     rows = torch.tensor([row for row, (_, new) in enumerate(brings) for _ in range(new)], dtype=torch.int32)
     positions = torch.cat([torch.arange(old, old + new) for old, new in brings])
     placement = Placement.of(rows, positions, tables, block_size)
-    memory = torch.full((len(brings) * blocks * block_size, C + R), float("nan"), dtype=dtype)
+    memory = torch.full((len(brings) * blocks * block_size, layout.width), float("nan"), dtype=dtype)
     for row, pair in enumerate(brings):
         column = torch.arange(sum(pair))
         slots = tables[row, column // block_size].long() * block_size + column % block_size
-        memory[slots] = normal(seed + row, len(column), C + R, dtype=dtype)
-    q = normal(seed + 99, len(rows), H, C + R, dtype=dtype)
+        memory[slots] = normal(seed + row, len(column), layout.width, dtype=dtype)
+    q = normal(seed + 99, len(rows), H, layout.key, dtype=dtype)
     parts = (placement.rows_N, placement.positions_N, placement.slots_N, placement.tables_BM)
     placement = Placement(*(x.to(DEVICE) for x in parts), block_size, max(new for _, new in brings))
     return q.to(DEVICE), memory.to(DEVICE), placement
@@ -59,6 +60,43 @@ def test_any_mix_of_prompts_and_answers(seed, H, C, R, block_size, dtype, room, 
     with ops.backend("triton"):
         got = paged_attention(q, memory, placement, latent(C, memory.shape[1] - C), 0.3)
     close(got, paged_attention_reference(q, memory, placement, latent(C, memory.shape[1] - C), 0.3))
+
+
+def grouped_step(brings, block_size, G, sharing, K, dtype, seed=0):
+    return *step_of(brings, block_size, G * sharing, K, 0, dtype, seed, layout=shared(G, K)), shared(G, K)
+
+
+def check_grouped(q, memory, placement, layout):
+    with ops.backend("triton"):
+        got = paged_attention(q, memory, placement, layout, 0.3)
+    close(got, paged_attention_reference(q, memory, placement, layout, 0.3))
+    return got
+
+
+@few
+@given(
+    seed=seeds, G=st.integers(1, 3), sharing=st.sampled_from([1, 3, 7, 17]), K=st.integers(1, 40),
+    block_size=st.integers(1, 9), dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    brings=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 3)), min_size=1, max_size=3),
+)  # fmt: skip
+def test_any_mix_with_shared_heads(seed, G, sharing, K, block_size, dtype, brings):
+    check_grouped(*grouped_step(brings, block_size, G, sharing, K, dtype, seed))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("G", "sharing", "K"), [(3, 3, 64), (2, 7, 128)])
+def test_shared_heads_of_published_shapes(G, sharing, K, dtype):
+    check_grouped(*grouped_step([(69, 1), (0, 1), (33, 2)], 16, G, sharing, K, dtype))
+
+
+def test_shared_heads_of_a_token_are_its_own():
+    """The same bits alone and among others, in splits and with wider tables."""
+    q, memory, placement, layout = grouped_step([(600, 1), (5, 1), (90, 2)], 8, 2, 3, 16, torch.float32)
+    together = check_grouped(q, memory, placement, layout)
+    wider = torch.nn.functional.pad(placement.tables_BM, (0, 100))
+    for n in range(len(q)):
+        lone = Placement(placement.rows_N[n : n + 1], placement.positions_N[n : n + 1], placement.slots_N, wider, 8)
+        assert torch.equal(check_grouped(q[n : n + 1], memory, lone, layout)[0], together[n])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ziphius.recipe.plan import memory_gib, plan_stages, vocabulary
+from ziphius.recipe.plan import memory_gib, network, plan_stages
 from ziphius.recipe.schema import load_recipe
 
 # Runs a verb in a process of its own and says what it has imported.
@@ -55,12 +55,12 @@ def test_the_dry_run_names_the_parameters_that_the_network_has(recipe, ziphius):
     from ziphius.model.transformer import Transformer
 
     checked = load_recipe(recipe)
-    model = Transformer(checked.model.config(vocabulary(checked)))
+    model = Transformer(network(checked))
     count = sum(p.numel() for p in model.parameters())
     code, out, _ = ziphius("run", recipe, "--dry-run")
     assert code == 0
     assert f"Parameters: {count:,} with multi-token prediction" in " ".join(out.split())
-    assert memory_gib(checked, model.config) > 6 * 4 * count / 2**31
+    assert memory_gib(checked) > 6 * 4 * count / 2**31
 
 
 def test_plan(recipe):

@@ -61,7 +61,7 @@ WRONG = [
     ("corpora.more.path='no.txt'", "corpora.more: path: there is no file no.txt; correct it"),
     ("cold_start.path='no.jsonl'", "stages.cold_start: give either task (worked solutions) or path"),
     ("stages.more={kind='sft', path='no.jsonl', train={steps=1}}", "stages.more: path: there is no file no.jsonl"),
-    ("model.preset='deepseek-v3'", "model: give either depth (the ladder of small models) or preset"),
+    ("model.preset='deepseek-v3'", "model: give one of depth (the ladder of small models), preset"),
     ("model.depth=1", "model.depth: Input should be greater than or equal to 2 (got 1)"),
     ("model.overrides.width=3", "model: overrides.width is no setting here"),
     ("model.overrides.qk_rope_head_dim=15", "qk_rope_head_dim is 15; rotary pairs need an even number"),

@@ -211,6 +211,7 @@ def test_metrics_are_the_engines(served, client):
     text = httpx2.get(f"{served.url}/metrics").text
     values = {line.split()[0]: float(line.split()[1]) for line in text.splitlines() if not line.startswith("#")}
     assert values["ziphius_engine_generated_tokens_total"] > 0
+    assert values["ziphius_engine_disk_read_bytes_total"] >= 0
     assert values["ziphius_blocks_used"] == 0
     assert values["ziphius_dollars_per_hour"] == 0.09
     assert values["ziphius_request_dollars_total"] > 0
@@ -219,7 +220,7 @@ def test_metrics_are_the_engines(served, client):
 def test_the_terminal_talks_to_a_service_and_to_a_folder(served, folder, capsys):
     for target in (served.url, str(folder)):
         converse(target, "how deep?", {"max_tokens": 30, "seed": 1}, thinking=True)
-        assert re.search(r"\(cut off.*\n\d+ tokens, [\d,]+ a second", capsys.readouterr().out)
+        assert re.search(r"\(cut off.*\n\d+ tokens, [\d,.]+ a second", capsys.readouterr().out)
     with pytest.raises(ValueError, match="v1/models cannot be reached"):
         converse("http://127.0.0.1:9", "x", {}, thinking=True)
     with pytest.raises(ValueError, match="answers 400: the prompt has"):

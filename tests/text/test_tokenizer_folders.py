@@ -135,3 +135,23 @@ def test_sentence_piece(tmp_path, legacy):
     assert [ids.count(2), sum(ids[place] == 2 for place, weight in enumerate(weights) if weight)] == [2, 2]
     said = b"".join(found.token_bytes(id) for id, weight in zip(ids, weights, strict=True) if weight)
     assert said.decode() == " whale</s> whale</s>"
+
+
+def test_a_template_that_says_nothing_of_thinking_opens_it_once_a_model_learns_to(tmp_path):
+    files = {"tokenizer_config": {"eos_token": "<|im_end|>"}, "chat_template": CHATML}
+    plain = Tokenizer.load(write(tmp_path, byte_level(), **files))
+    asked = [{"role": "user", "content": "q"}]
+    thinks = plain.made_to_think()
+    assert (plain.can_think, thinks.can_think) == (False, True)
+    assert thinks.made_to_think() is thinks
+    assert thinks.render(asked) == plain.render(asked) + "<think>\n"
+    assert thinks.render(asked, thinking=False) == plain.render(asked)
+    assert thinks.prompt_ids("q", thinking=True) == plain.prompt_ids("q", thinking=True)
+    thinks.save(tmp_path / "saved")
+    again = Tokenizer.load(tmp_path / "saved")
+    said = [*asked, {"role": "assistant", "content": "t</think>a"}]
+    assert again.render_training(said) == thinks.render_training(said)
+    ((ids, weights),) = thinks.render_training(said)
+    trained = [id for id, weight in zip(ids, weights, strict=True) if weight]
+    assert thinks.decode(ids).count("<think>") == 1
+    assert thinks.decode(trained).startswith("t")

@@ -12,22 +12,25 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from ziphius.checkpoint import commit
+from ziphius.checkpoint import commit, fp8
 from ziphius.checkpoint.errors import CheckpointError
 from ziphius.checkpoint.names import published_places, shared_copies
 from ziphius.checkpoint.shards import stage_shards, weight_files
-from ziphius.checkpoint.stored import open_weights
-from ziphius.ledger.folder import present_stages
+from ziphius.checkpoint.stored import StoredWeights, open_weights
 from ziphius.model.config import ModelConfig
 from ziphius.model.families import config_from_hf
+from ziphius.model.pieces import lies_in_pieces
 from ziphius.model.transformer import Transformer
 
 MAX_SHARD_BYTES = 5 * 1024**3
 FP32_ALWAYS = "e_score_correction_bias"  # kept in fp32 whatever the rest is: its steps of 0.001 vanish in bf16
 
 
-def load_config(folder: str | Path) -> ModelConfig:
-    """The network that `folder/config.json` describes. Raises CheckpointError when there is none of this family."""
+def load_config(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> ModelConfig:
+    """The network that `folder/config.json` describes, with `overrides` in place of some of its keys.
+
+    Raises CheckpointError when there is none of this family.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give one that holds config.json and the weights")
@@ -39,7 +42,8 @@ def load_config(folder: str | Path) -> ModelConfig:
         raw = json.loads(path.read_text())
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return parsed_config(raw, path)
+    config = parsed_config(raw, path)
+    return config.replaced(dict(overrides)) if overrides else config
 
 
 def parsed_config(raw: dict[str, Any], source: Path) -> ModelConfig:
@@ -53,50 +57,35 @@ def parsed_config(raw: dict[str, Any], source: Path) -> ModelConfig:
         raise CheckpointError(f"{source}: {error}") from None
 
 
-def model_folder(folder: Path) -> Path:
-    """`folder` itself, or the last trained stage of a run. Raises ValueError for a run without one, or a file."""
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file; give the folder that holds config.json and the weights")
-    if (folder / "stages").is_dir():
-        trained = [stage for stage in present_stages(folder) if (stage / "config.json").exists()]
-        if not trained:
-            raise ValueError(f"{folder}: no stage of this run has written a model yet")
-        return trained[-1]
-    return folder
-
-
 def load_model(
-    folder: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    overrides: Mapping[str, Any] | None = None,
 ) -> Transformer:
     """The network in `folder`, its weights in `dtype` (`e_score_correction_bias` in fp32) on `device`.
 
     Reads what DeepSeek publishes (BF16, or FP8 in blocks, which is dequantised), what transformers writes, and what
     `save_model` writes. Tensors are copied one by one into their places, so the weights exist once. Prediction
     modules that config.json promises and the folder lacks are left out with a warning: transformers drops them. Those
-    that it does not mention are read.
+    that it does not mention are read. `overrides` replaces keys of config.json that change no tensor.
     Repeated tensors (a prediction module's embedding and head) must equal their originals.
 
     Raises CheckpointError naming the tensor or file that is missing, not expected, or of another shape; all of that
     is checked before the first value is read. A tensor with values that are not finite is refused as it is read.
     """
     folder = Path(folder)
-    config = load_config(folder)
+    config = load_config(folder, overrides)
     with open_weights(folder, config) as stored:
         if stored.config.num_nextn_predict_layers < config.num_nextn_predict_layers:
-            warnings.warn(
-                f"{folder} has no multi-token-prediction weights though config.json counts "
-                f"{config.num_nextn_predict_layers}: loaded without them",
-                stacklevel=2,
-            )
+            warnings.warn(without_modules(folder, config), stacklevel=2)
         model = _empty(stored.config, dtype, device)
         state = model.state_dict()
         for name, place in stored.places.items():
             value = stored.value(name)
-            _must_be_finite(value, f"{folder}/{stored.reader.file(name)}: {name}")
+            must_be_finite(value, f"{folder}/{stored.reader.file(name)}: {name}")
             state[place.name][place.at].copy_(value)
-        for name, original in shared_copies(stored.config).items():
-            if name in stored.reader and not torch.equal(state[original].cpu(), stored.reader.tensor(name).to(dtype)):
-                raise CheckpointError(f"{folder}: {name} differs from {original}, which this network shares with it")
+        copies_must_equal(stored, state)
     return model
 
 
@@ -106,13 +95,14 @@ def save_model(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     dtype: torch.dtype | None = None,
     generation_config: dict[str, Any] | None = None,
+    in_fp8: bool = False,
 ) -> None:
     """Write `model` as a folder that transformers, vLLM and SGLang open; see `save_state`.
 
-    Raises CheckpointError for a network in 8 bits, which is made for sampling."""
-    if any(tensor.dtype == torch.int8 for tensor in model.buffers()):
-        raise CheckpointError("weights in 8-bit integers are for sampling; save the network before it is quantised")
-    save_state(model.config, model.state_dict(), folder, max_shard_bytes, dtype, generation_config)
+    Raises CheckpointError for a network in pieces, which is made for sampling."""
+    if lies_in_pieces(model):
+        raise CheckpointError("this network was opened for sampling (load_on, quantise); save what load_model gives")
+    save_state(model.config, model.state_dict(), folder, max_shard_bytes, dtype, generation_config, in_fp8)
 
 
 def save_state(
@@ -122,10 +112,12 @@ def save_state(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     dtype: torch.dtype | None = None,
     generation_config: dict[str, Any] | None = None,
+    in_fp8: bool = False,
 ) -> None:
     """Write config.json, generation_config.json and the weights `state` (a whole `state_dict`) into `folder`.
 
-    Weights are converted to `dtype` (each keeps its own when None; `e_score_correction_bias` is fp32 always).
+    Weights are converted to `dtype` (each keeps its own when None; `e_score_correction_bias` is fp32 always). `in_fp8`
+    rounds the layers' matrices to blocks of FP8, as V3 is published, which takes half of their size in BF16 as memory.
     `generation_config` replaces R1's published settings. The set is replaced as one step: after a kill at any moment
     `load_model` finds the old one or the new one, whole. Other files in `folder` stay. Raises DiskError where the
     disk refuses.
@@ -135,13 +127,15 @@ def save_state(
     for name, original in shared_copies(config).items():
         if name != "lm_head.weight":  # a tied head is not written, as transformers has it
             tensors[name] = state[original]
-    dtype_of = {
-        name: torch.float32 if name.endswith(FP32_ALWAYS) else dtype or tensor.dtype for name, tensor in tensors.items()
-    }
+    if in_fp8:
+        tensors = fp8.quantise(tensors)
+    dtype_of = {name: _written_dtype(name, tensor, dtype, in_fp8) for name, tensor in tensors.items()}
     described = config.to_hf()
     # Neither the old folder's quantisation nor its own Python files are in this one.
     for key in ("quantization_config", "auto_map", "dtype"):
         described.pop(key, None)
+    if in_fp8:
+        described["quantization_config"] = fp8.CONFIG
     described["torch_dtype"] = str(dtype_of["model.embed_tokens.weight"]).removeprefix("torch.")
     needed = sum(tensor.numel() * dtype_of[name].itemsize for name, tensor in tensors.items())
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -151,6 +145,12 @@ def save_state(
         _stage_json(folder, "config.json", described)
         stale = weight_files(folder) - set(names)
         commit.commit(folder, [*names, "generation_config.json", "config.json"], sorted(stale))
+
+
+def _written_dtype(name: str, tensor: Tensor, asked: torch.dtype | None, in_fp8: bool) -> torch.dtype:
+    if name.endswith(FP32_ALWAYS) or name.endswith(fp8.SCALE_SUFFIX):
+        return torch.float32
+    return torch.float8_e4m3fn if in_fp8 and fp8.is_kept_so(name) else asked or tensor.dtype
 
 
 def default_generation_config(config: ModelConfig) -> dict[str, Any]:
@@ -172,7 +172,25 @@ def _empty(config: ModelConfig, dtype: torch.dtype, device: torch.device | str) 
     return model
 
 
-def _must_be_finite(value: Tensor, where: str) -> None:
+def without_modules(folder: Path, config: ModelConfig) -> str:
+    """What to warn of where the files lack prediction modules."""
+    return (
+        f"{folder} has no multi-token-prediction weights though config.json counts "
+        f"{config.num_nextn_predict_layers}: loaded without them"
+    )
+
+
+def copies_must_equal(stored: StoredWeights, state: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError where a published tensor that repeats another has other values than it has in `state`."""
+    for name, original in shared_copies(stored.config).items():
+        ours = state[original]
+        if name in stored.reader and not torch.equal(ours.cpu(), stored.reader.tensor(name).to(ours.dtype)):
+            raise CheckpointError(
+                f"{stored.reader.folder}: {name} differs from {original}, which this network shares with it"
+            )
+
+
+def must_be_finite(value: Tensor, where: str) -> None:
     """Raise CheckpointError where `value` holds NaN or an infinity. A sum shows either in one pass without memory of
     its own; only where the sum itself is not finite (it may merely be too large) the values are looked at."""
     if not value.is_floating_point() or value.sum().isfinite():

@@ -56,6 +56,10 @@ class ShardReader:
         """Names in the order of the files, so that reading them so walks each file once."""
         return iter(self._file_of)
 
+    @property
+    def files(self) -> list[Path]:
+        return [self.folder / file for file in self._open]
+
     def file(self, name: str) -> str:
         return self._file_of[name]
 
@@ -63,7 +67,8 @@ class ShardReader:
         return tuple(self._open[self._file_of[name]].get_slice(name).get_shape())
 
     def tensor(self, name: str, at: tuple[int | slice, ...] = ()) -> Tensor:
-        """The tensor `name`, or what lies `at` these indices of it; no more than that is read."""
+        """The tensor `name`, a view of the file's map, which lives as long as it: read from disk where it is touched,
+        never written. What lies `at` these indices of it is a copy; no more than that is read."""
         handle = self._open[self._file_of[name]]
         return handle.get_slice(name)[at] if at else handle.get_tensor(name)
 
@@ -108,7 +113,10 @@ def stage_shards(
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
     """`save_file`, whose errors hide the system's number in their text, with an OSError in their place."""
     try:
+        path.touch()
+        mode = path.stat().st_mode
         save_file(tensors, path, metadata={"format": "pt"})
+        path.chmod(mode)  # it makes files that no other user may read
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:

@@ -15,6 +15,14 @@ def free_gib() -> float:
     return min(rooms, default=0.0) / 2**30
 
 
+def bytes_read() -> int:
+    """What this process has had read from disk since its start, pages of mapped files too (Linux; else 0)."""
+    for line in _lines(Path("/proc/self/io")):
+        if line.startswith("read_bytes:"):
+            return int(line.split()[1])
+    return 0
+
+
 def oom_kills() -> int:
     """How many processes the kernel has ended since the start for want of memory (Linux; 0 where it does not say)."""
     for line in _lines(Path("/proc/vmstat")):

@@ -1,4 +1,4 @@
-"""One step of the network over a latent cache: every pass of the engine goes through here.
+"""One step of the network over a paged cache: every pass of the engine goes through here.
 
 The native kernels serve where the model and the machine allow it, the network's own modules elsewhere.
 N tokens of a step, D model, W vocabulary.
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ziphius.engine.cache import PagedMemory, PlacedCache
 from ziphius.engine.native import describe, matrix_of
-from ziphius.model.deepseek.config import DeepSeekConfig
 from ziphius.model.mtp import MTPModule
 from ziphius.model.transformer import Transformer
 from ziphius.ops.backend import backend_for
@@ -72,7 +71,7 @@ def _decoder(model: Transformer, memory: PagedMemory) -> native.Decoder | None:
     known = _decoders.get(model)
     if known is not None and known[1] == [weight.data_ptr() for weight in known[0]]:
         return known[2]
-    if not isinstance(model.config, DeepSeekConfig) or backend_for(*model.parameters()) != "native":
+    if backend_for(*model.parameters()) != "native":
         return None
     decoder = describe(model)
     weights = [*model.parameters(), *model.buffers()]

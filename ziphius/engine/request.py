@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from ziphius.engine.settings import SamplingSettings
@@ -87,6 +87,16 @@ class EngineStats:
     accepted_tokens: int
     steps: int
     owners: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @classmethod
+    def total(cls, several: Sequence[EngineStats]) -> EngineStats:
+        """Of several engines together."""
+        owners = {owner: (0, 0) for stats in several for owner in stats.owners}
+        for stats in several:
+            for owner, (running, waiting) in stats.owners.items():
+                owners[owner] = (owners[owner][0] + running, owners[owner][1] + waiting)
+        names = [field.name for field in fields(cls) if field.name != "owners"]
+        return cls(**{name: sum(getattr(stats, name) for stats in several) for name in names}, owners=owners)
 
     @property
     def acceptance(self) -> float | None:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ziphius.checkpoint.device import load_on, pick_device
-from ziphius.checkpoint.folder import model_folder
 from ziphius.evaluate.runner import evaluate
 from ziphius.evaluate.settings import EvaluationSettings
+from ziphius.ledger.model import model_folder
 from ziphius.model.formats import Weights
 from ziphius.tasks.registry import make_family
 from ziphius.text.tokenizer import Tokenizer

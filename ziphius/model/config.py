@@ -7,10 +7,11 @@ asks of a network (how its gates choose, what its cache holds) is a property her
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ziphius.model.formats import Stored
 from ziphius.model.scaling import RopeScaling
 
 # config.json keys that say nothing about the network itself: kept on load and written back as they were.
@@ -125,6 +126,16 @@ class ModelConfig(BaseModel):
     def is_moe_layer(self, layer: int) -> bool:
         """Whether layer `layer` (0-based; prediction modules follow the main stack) holds experts."""
         return False
+
+    @property
+    def stored(self) -> Stored:
+        """BF16 where config.json says that the weights are in 16 or 8 bits, else FP32."""
+        format = self.extra.get("dtype") or self.extra.get("torch_dtype")
+        return "bf16" if format in ("bfloat16", "float16") else "fp32"
+
+    def replaced(self, changes: dict[str, Any]) -> Self:
+        """The same with some keys of config.json changed, checked as a whole."""
+        return type(self)(**self.model_dump() | changes, extra=self.extra)
 
     # --- config.json -----------------------------------------------------------------------------------------------
 

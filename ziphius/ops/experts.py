@@ -76,14 +76,15 @@ class _GroupedExperts(torch.autograd.Function):
         return gather_sum(y, place_NK)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_ECD, w_EC1, pre, hidden, gate_up, down, token_of_row, place_NK = ctx.saved_tensors
         grad_y = grads[0][token_of_row].view_as(x_ECD)
         grad_scaled = torch.bmm(grad_y, down)
-        grad_down = torch.bmm(grad_y.transpose(1, 2), hidden * w_EC1)
+        # Frozen experts cost neither the memory of their gradients nor the products.
+        grad_down = torch.bmm(grad_y.transpose(1, 2), hidden * w_EC1) if ctx.needs_input_grad[4] else None
         grad_weights = torch.linalg.vecdot(grad_scaled, hidden).flatten()[place_NK]
         grad_pre = swiglu_grad(pre, grad_scaled.mul_(w_EC1))
-        grad_gate_up = torch.bmm(grad_pre.transpose(1, 2), x_ECD)
+        grad_gate_up = torch.bmm(grad_pre.transpose(1, 2), x_ECD) if ctx.needs_input_grad[3] else None
         grad_x = gather_sum(torch.bmm(grad_pre, gate_up).flatten(0, 1), place_NK)
         return grad_x, None, grad_weights, grad_gate_up, grad_down
 

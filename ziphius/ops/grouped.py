@@ -8,8 +8,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from ziphius.ops.attention import causal_attention
-from ziphius.ops.backend import compute_dtype
+from ziphius.ops.backend import backend_for, compute_dtype, current_backend
+from ziphius.ops.native import gqa as native
 from ziphius.ops.rope import apply_rope
+
+# Up to these sizes the native kernel beats torch's forms, forward and backward together; wider heads leave its caches.
+_NATIVE_LENGTH, _NATIVE_HEAD = 2048, 128
 
 
 def grouped_attention(
@@ -28,5 +32,11 @@ def grouped_attention(
     """
     dtype = compute_dtype(q_BTHK)
     q, k, v = q_BTHK.to(dtype), k_BTGK.to(dtype), v_BTGK.to(dtype)
+    if backend_for(q, k, v) == "native" and (current_backend() == "native" or _is_small(q)):
+        return native.GroupedAttention.apply(q, k, v, cos, sin, scale, segments_BT)
     q, k = (apply_rope(x, cos.unsqueeze(2), sin.unsqueeze(2), interleaved=False) for x in (q, k))
     return causal_attention(q, k, v, scale, segments_BT)
+
+
+def _is_small(q: Tensor) -> bool:
+    return q.shape[1] <= _NATIVE_LENGTH and q.shape[-1] <= _NATIVE_HEAD

@@ -15,10 +15,10 @@ from ziphius.ops.placement import Layout, Placement
 
 _ROUND = 32  # visible columns are padded to a multiple: few shapes reach the matrix library
 
-# The Triton kernel reads a token's whole prefix for that token. A prompt's tokens share most of theirs, which the
+# The Triton kernels read a token's whole prefix for that token. A prompt's tokens share most of theirs, which the
 # products of the torch form read once for all; drafts behind an answer's token are few enough to find it in the cache.
 _FEW = 8
-_WIDEST_RANK = {torch.bfloat16: 1024, torch.float32: 256}  # what a program of the kernel has registers for
+_WIDEST = {torch.bfloat16: 1024, torch.float32: 256}  # what a program of the kernels has registers for
 
 
 def paged_attention(q_NHK: Tensor, memory_SX: Tensor, placement: Placement, layout: Layout, scale: float) -> Tensor:
@@ -30,9 +30,7 @@ def paged_attention(q_NHK: Tensor, memory_SX: Tensor, placement: Placement, layo
     if current_backend() == "reference":
         return paged_attention_reference(q_NHK, memory_SX, placement, layout, scale)
     if uses_kernel(q_NHK, memory_SX, layout, placement.most):
-        from ziphius.ops.triton.paged import latent_decode
-
-        return latent_decode(q_NHK, memory_SX, placement, layout.value, scale)
+        return _with_kernel(q_NHK, memory_SX, placement, layout, scale)
     _, counts_B = torch.unique_consecutive(placement.rows_N, return_counts=True)
     starts_B = counts_B.cumsum(0) - counts_B
     out = q_NHK.new_empty(*q_NHK.shape[:2], layout.value)
@@ -45,10 +43,20 @@ def paged_attention(q_NHK: Tensor, memory_SX: Tensor, placement: Placement, layo
 
 def uses_kernel(q: Tensor, memory: Tensor, layout: Layout, most: int) -> bool:
     """Whether the Triton kernel serves: on a GPU where no sequence brings more than a few tokens, as in decoding, or
-    wherever the backend is 'triton' by name; for latents of up to 1,024 (fp32: 256). `most` as in `Placement`."""
-    if backend_for(q, memory) != "triton" or layout.value_start or layout.value > _WIDEST_RANK[memory.dtype]:
+    wherever the backend is 'triton' by name; for values of up to 1,024 (fp32: 256). `most` as in `Placement`."""
+    if backend_for(q, memory) != "triton" or layout.value > _WIDEST[memory.dtype]:
         return False
     return current_backend() == "triton" or 0 < most <= _FEW
+
+
+def _with_kernel(q_NHK: Tensor, memory_SX: Tensor, placement: Placement, layout: Layout, scale: float) -> Tensor:
+    if layout.heads == 1 and layout.value_start == 0:  # values are the fronts of the keys, which are read once
+        from ziphius.ops.triton.paged import latent_decode
+
+        return latent_decode(q_NHK, memory_SX, placement, layout.value, scale)
+    from ziphius.ops.triton.grouped import grouped_decode
+
+    return grouped_decode(q_NHK, memory_SX, placement, layout, scale)
 
 
 def paged_attention_reference(

@@ -17,6 +17,7 @@ from ziphius.reason.settings import GRPOSettings
 from ziphius.text.packing import pad_samples
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.batch import Batch, stack_rows
+from ziphius.train.lora import LoRA
 from ziphius.train.losses import batch_logprobs
 from ziphius.train.place import Place
 from ziphius.train.trainer import StepData
@@ -29,6 +30,8 @@ class GRPOSource:
     """Rolls out the live model and hands the loop its own answers with their advantages.
 
     It samples and weighs in the precision and on the device of `place`; its batches stay in the processor's memory.
+    With `lora`, the updates that `model` is trained by, a merged copy samples, and the reference of a KL penalty is the
+    network without them.
     """
 
     def __init__(
@@ -41,10 +44,14 @@ class GRPOSource:
         *,
         seed: int,
         thinking: bool,
+        lora: LoRA | None = None,
     ) -> None:
         self.model, self.tokenizer, self.tasks, self.settings = model, tokenizer, tasks, settings
-        self.place, self.seed, self.thinking = place, seed, thinking
-        self.reference = copy.deepcopy(model).requires_grad_(False) if settings.policy.kl_weight else None
+        self.place, self.seed, self.thinking, self.lora = place, seed, thinking, lora
+        self.anchored = settings.policy.kl_weight > 0
+        copied = self.anchored and lora is None
+        self.reference = copy.deepcopy(model).requires_grad_(False) if copied else None
+        self._sampler = model if lora is None else lora.sampler()
         self._pending: list[list[Batch]] = []
         self._engine: Engine | None = None
 
@@ -97,7 +104,9 @@ class GRPOSource:
         sampling = SamplingSettings(temperature=s.temperature, max_new_tokens=s.max_new_tokens)
         with self.place.autocast():
             if self._engine is None:
-                self._engine = rollout_engine(self.model, self.tokenizer)
+                self._engine = rollout_engine(self._sampler, self.tokenizer)
+            if self.lora is not None:
+                self.lora.refresh(self._sampler)
             self._engine.weights_changed()
             return roll_out(
                 self._engine,
@@ -137,7 +146,7 @@ class GRPOSource:
                     continue
                 decided += 1
                 tokens += len(rollout.completion.tokens)
-                if advantage or self.reference is not None:  # without either it would add nothing
+                if advantage or self.anchored:  # without either it would add nothing
                     answers.append((group.prompt, rollout, advantage))
         normaliser = float(tokens if s.mean == "token" else decided)
         answers.sort(key=lambda item: len(item[0]) + len(item[1].completion.tokens))
@@ -168,9 +177,16 @@ class GRPOSource:
             span = slice(len(prompt), len(prompt) + len(rollout.completion.tokens))
             batch.advantages[row, span] = advantage
             batch.sampler_logprobs[row, span] = torch.tensor(rollout.completion.logprobs)
-        if self.reference is not None:
-            batch.reference_logprobs = self._logprobs(self.reference, batch)
+        if self.anchored:
+            batch.reference_logprobs = self._reference_logprobs(batch)
         return batch
+
+    def _reference_logprobs(self, batch: Batch) -> torch.Tensor:
+        if self.reference is not None:
+            return self._logprobs(self.reference, batch)
+        assert self.lora is not None
+        with self.lora.off():
+            return self._logprobs(self.model, batch)
 
     def _logprobs(self, model: Transformer, batch: Batch) -> torch.Tensor:
         with self.place.autocast():
@@ -191,7 +207,7 @@ class GRPOSource:
         batch.valid = torch.zeros_like(batch.tokens, dtype=torch.bool)
         batch.advantages = torch.zeros_like(batch.weights)
         batch.sampler_logprobs = torch.zeros_like(batch.weights)
-        if self.reference is not None:
+        if self.anchored:
             batch.reference_logprobs = torch.zeros_like(batch.weights)
         return batch
 

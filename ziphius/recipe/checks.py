@@ -11,6 +11,7 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
+from ziphius.recipe.origin import START
 from ziphius.tasks.base import Family, Problem, TaskError
 from ziphius.tasks.registry import make_family
 
@@ -21,6 +22,32 @@ SHORTEST_PROMPT = 6  # tokens: the chat template's four, the opening of the thin
 PATIENCE_S = 0.25  # of this process, for drawing problems; what it did not come to is found when its stage starts
 
 
+def check_order(recipe: Recipe) -> None:
+    """Raise ValueError where the stages do not begin with a model, or no stage reads what the recipe names."""
+    kinds = [stage.kind for stage in recipe.stages.values()]
+    if recipe.model.from_ is not None:
+        if START in recipe.stages:
+            raise ValueError(f"stages.{START}: this name stands for the folder of model.from; give the stage another")
+        if "tokenizer" in kinds:
+            raise ValueError("model.from brings its own tokenizer; remove the stage of kind 'tokenizer'")
+        if not kinds:
+            raise ValueError("stages is empty; name one of kind 'pretrain', 'sft' or 'grpo'")
+        if "pretrain" in kinds[1:]:
+            raise ValueError("a stage of kind 'pretrain' goes on from model.from, so it must be the first and only one")
+    else:
+        if not kinds or kinds[0] != "tokenizer" or kinds.count("tokenizer") > 1:
+            raise ValueError("stages must begin with one of kind 'tokenizer', unless model.from names a folder")
+        if len(kinds) > 1 and kinds[1] != "pretrain":
+            raise ValueError(f"the stage after the tokenizer is {kinds[1]!r}; a model begins with 'pretrain'")
+        if kinds.count("pretrain") > 1:
+            raise ValueError("stages has two of kind 'pretrain', which begins with random weights; keep one")
+    reading = [kind for kind in kinds if kind in ("tokenizer", "pretrain")]
+    if reading and not recipe.corpora:
+        raise ValueError("corpora is empty; name at least one text to learn from")
+    if recipe.corpora and not reading:
+        raise ValueError("corpora names text that no stage reads; add a stage of kind 'pretrain', or remove corpora")
+
+
 def check_together(recipe: Recipe) -> None:
     """Raise ValueError for the first thing in `recipe` that the stages would trip over."""
     _weights(recipe)
@@ -29,7 +56,7 @@ def check_together(recipe: Recipe) -> None:
 
 
 def _weights(recipe: Recipe) -> None:
-    if not any(corpus.weight for corpus in recipe.corpora.values()):
+    if recipe.corpora and not any(corpus.weight for corpus in recipe.corpora.values()):
         raise ValueError("corpora: every weight is 0, so there is nothing to read; give one a weight above 0")
 
 

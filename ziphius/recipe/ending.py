@@ -6,11 +6,11 @@ import errno
 import signal
 
 from ziphius.disk.memory import free_gib, rooms_of_all
-from ziphius.recipe.plan import memory_gib, vocabulary
+from ziphius.recipe.memory import LIBRARIES_GIB
+from ziphius.recipe.plan import memory_gib
 from ziphius.recipe.schema import Recipe, RecipeError
 
 LOST_PEERS = 75  # the exit code of a process that ended because another had: it has nothing to say of its own
-LIBRARIES_GIB = 0.6  # what a process holds before it has a network
 _AGAIN = "run the same command again: it goes on from its last save"
 _SMALLER = "a smaller micro_rows or micro_tokens, with which the stage begins anew"
 _NO_MEMORY = (  # as torch's allocator, oneDNN, C++ and the system's threads say it
@@ -51,7 +51,7 @@ def exited(rank: int, code: int) -> str:
 
 def memory_needed(recipe: Recipe, processes: int) -> str:
     """How much memory this run needs and what is free, with the mend."""
-    need = memory_gib(recipe, recipe.model.config(vocabulary(recipe))) + LIBRARIES_GIB
+    need = memory_gib(recipe)
     fewer = "fewer processes (--set machine.processes=1) or " if processes > 1 else ""
     each = f"{need:.2g} GiB in each of {processes} processes" if processes > 1 else f"{need:.2g} GiB"
     free = f"{free_gib():.2g} GiB are free"

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from ziphius.recipe.digests import Digests
 
 _ABSENT = object()
-_AS_EVER = (("too_long", "drop"),)  # settings that came after the first stages were made, at what they had been
+# Settings that came after the first stages were made, at what had been before: those stages are found all the same.
+_AS_EVER: tuple[tuple[str, Any], ...] = (("too_long", "drop"), ("from", None), ("dtype", None), ("lora", None))
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,14 @@ class Identity:
         return cls(found["settings"], found["files"]) if found else None
 
 
+def start_identity(recipe: Recipe, digests: Digests) -> Identity:
+    """Of the folder that a recipe begins from: its files, and what the recipe has otherwise."""
+    start = {"dtype": recipe.model.stored, "overrides": recipe.model.overrides}
+    return Identity({"start": start}, digests.of([str(path) for path in recipe.model.start_files()]))
+
+
 def stage_identity(recipe: Recipe, stage: Stage, previous: str, thinking: bool, digests: Digests) -> Identity:
-    """Of a stage that begins from `previous`: the digest of the tokenizer, or the print of the stage before."""
+    """Of a stage that begins from `previous`: the digest of the tokenizer, or the print of a stage or of the start."""
     settings: dict[str, Any] = {"stage": _what_is_learned(stage), "seed": recipe.seed, "previous": previous}
     paths: list[str] = []
     tasks: list[str] = []
@@ -63,7 +70,8 @@ def stage_identity(recipe: Recipe, stage: Stage, previous: str, thinking: bool, 
             paths = [path for corpus in corpora.values() for path in corpus.files()]
             tasks = [corpus.task for corpus in corpora.values() if corpus.task]
             if isinstance(stage, PretrainStage):
-                settings["model"] = recipe.model.model_dump(mode="json")
+                if recipe.model.from_ is None:
+                    settings["model"] = _without_path(recipe.model)
                 tasks += [stage.probe] if stage.probe else []
         case SFTStage():
             settings["thinking"] = thinking
@@ -102,6 +110,7 @@ def differences(old: Identity, new: Identity) -> str:
 
 def _what_is_learned(stage: Stage) -> dict[str, Any]:
     settings = _without_path(stage)
+    settings.pop("from", None)  # it is in what the stage begins from
     for manner in ("save_every", "recompute", "compile") if "train" in settings else ():
         del settings["train"][manner]
     return settings
@@ -109,8 +118,15 @@ def _what_is_learned(stage: Stage) -> dict[str, Any]:
 
 def _without_path(settings: BaseModel) -> dict[str, Any]:
     """A file counts by what is in it, not by where it lies; a later setting only where it is not what always was."""
-    found = settings.model_dump(mode="json", exclude={"path"})
-    return {key: value for key, value in found.items() if (key, value) not in _AS_EVER}
+    return _without_as_ever(settings.model_dump(mode="json", exclude={"path"}))
+
+
+def _without_as_ever(settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_as_ever(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if (key, value) not in _AS_EVER
+    }
 
 
 def _tasks(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:

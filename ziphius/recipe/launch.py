@@ -140,7 +140,8 @@ def _last_words(workers: list[_Worker], recipe: Recipe, by_kernel: bool) -> list
 
 def _process_count(recipe: Recipe, run: Path, count_gpus: Callable[[], int]) -> int:
     """As many as the recipe asks for, or an earlier start of this run settled on, or one a GPU, or one a core up to 8
-    to be tried. Raises RecipeError for more than there are GPUs."""
+    to be tried; one for a network from a folder, which is large more often than not. Raises RecipeError for more than
+    there are GPUs."""
     device, asked = recipe.machine.device, recipe.machine.processes
     gpus = 0 if device == "cpu" else count_gpus()
     if gpus or device not in ("auto", "cpu"):
@@ -148,7 +149,7 @@ def _process_count(recipe: Recipe, run: Path, count_gpus: Callable[[], int]) -> 
     settled = None if asked else read_json(run / "machine.json")
     if settled is not None and settled.get("device", "cpu") == "cpu":
         return int(settled["processes"])
-    return asked or min(os.cpu_count() or 1, 8)
+    return asked or (1 if recipe.model.from_ is not None else min(os.cpu_count() or 1, 8))
 
 
 def _one_a_gpu(device: str, asked: int, gpus: int) -> int:

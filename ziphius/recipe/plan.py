@@ -12,11 +12,11 @@ from rich.table import Table
 
 from ziphius.cost.flops import count_parameters, forward_flops_per_token, train_flops_per_token
 from ziphius.model.config import ModelConfig
-from ziphius.recipe.schema import GRPOStage, PretrainStage, Recipe, SFTStage, TokenizerStage
+from ziphius.recipe.memory import LIBRARIES_GIB, StageMemory, stage_memory
+from ziphius.recipe.schema import SMALLEST_VOCABULARY, GRPOStage, PretrainStage, Recipe, SFTStage, TokenizerStage
 
 # Tokens per second and active parameter that training reached per process on a two-core cloud CPU (docs/LOG.md,
 # "speed of the loop"): small networks are bound by memory passes, which grow with the parameters a token meets.
-_BYTES_PER_PARAMETER = {"fp32": 16, "bf16": 20}  # master, gradient, two moments; bf16 adds a working copy and gradient
 _CPU_FLOPS_PER_SECOND = 60e9
 _CPU_DECODE_TOKENS_PER_SECOND = 30000.0
 
@@ -33,13 +33,15 @@ class StagePlan:
     seconds: float
 
 
-def vocabulary(recipe: Recipe) -> int:
-    return next(stage.vocab_size for stage in recipe.stages.values() if isinstance(stage, TokenizerStage))
+def network(recipe: Recipe) -> ModelConfig:
+    """The network's shape, with the vocabulary that is asked for where the recipe makes its own tokenizer."""
+    made = [stage.vocab_size for stage in recipe.stages.values() if isinstance(stage, TokenizerStage)]
+    return recipe.model.config(made[0] if made else SMALLEST_VOCABULARY)
 
 
 def plan_stages(recipe: Recipe) -> list[StagePlan]:
     """One row a stage. Times are for a two-core CPU, within about a factor of two."""
-    config = recipe.model.config(vocabulary(recipe))
+    config = network(recipe)
     plans = []
     for name, stage in recipe.stages.items():
         steps, tokens, length, rollout = 0, 0.0, 1, 0.0
@@ -98,19 +100,16 @@ def _plan_evaluation(recipe: Recipe, config: ModelConfig, after: str) -> StagePl
     return StagePlan(f"evaluate {after}", "evaluation", 0, tokens, flops, tokens / _CPU_DECODE_TOKENS_PER_SECOND)
 
 
-def memory_gib(recipe: Recipe, config: ModelConfig) -> float:
-    """Weights, gradients and moments of one process, and the activations of its largest micro-batch, in GiB."""
-    counts = count_parameters(config)
-    need = 0.0
-    for stage in recipe.stages.values():
-        if isinstance(stage, TokenizerStage):
-            continue
-        weights = (counts.total + counts.mtp_total) * _BYTES_PER_PARAMETER[stage.train.precision]
-        tokens = stage.grpo.micro_tokens if isinstance(stage, GRPOStage) else stage.micro_rows * stage.seq_len
-        layers = config.num_hidden_layers + config.num_nextn_predict_layers
-        per_token = 2 * layers * (34 * config.hidden_size) + 8 * config.vocab_size
-        need = max(need, weights + tokens * per_token)
-    return need / 2**30
+def memory_by_stage(recipe: Recipe) -> dict[str, StageMemory]:
+    """What a process needs in each stage that trains."""
+    config = network(recipe)
+    trained = {n: s for n, s in recipe.stages.items() if not isinstance(s, TokenizerStage)}
+    return {name: stage_memory(recipe, stage, config) for name, stage in trained.items()}
+
+
+def memory_gib(recipe: Recipe) -> float:
+    """The most that a process needs in any stage."""
+    return max((memory.total for memory in memory_by_stage(recipe).values()), default=LIBRARIES_GIB)
 
 
 def render_plan(recipe: Recipe) -> None:
@@ -118,7 +117,7 @@ def render_plan(recipe: Recipe) -> None:
     console = Console()
     resolved = recipe.model_dump(mode="json", exclude_none=True)
     console.print(Syntax(tomli_w.dumps(resolved), "toml", background_color="default"))
-    config = recipe.model.config(vocabulary(recipe))
+    config = network(recipe)
     counts = count_parameters(config)
     rate = recipe.price.dollars_per_hour
     speed = recipe.machine.train_flops_per_second
@@ -139,8 +138,24 @@ def render_plan(recipe: Recipe) -> None:
     for name, stage in recipe.stages.items():
         if isinstance(stage, SFTStage):
             console.print(_what_binds(name, stage), highlight=False)
+    console.print(_memory_table(recipe))
     console.print(
         f"Parameters: {counts.total + counts.mtp_total:,} with multi-token prediction, {counts.active:,} active per "
-        f"token. Memory: about {memory_gib(recipe, config):.2f} GiB a process plus 0.6 GiB for the libraries. "
-        f"Times are rough (a factor of two either way); rate ${rate}/h{': ' + recipe.price.what if rate else ''}."
+        f"token. Times are rough (a factor of two either way); rate ${rate}/h"
+        f"{': ' + recipe.price.what if rate else ''}.",
+        highlight=False,
     )
+
+
+def _memory_table(recipe: Recipe) -> Table:
+    stages = memory_by_stage(recipe)
+    parts = list(dict.fromkeys(part for memory in stages.values() for part in memory.parts))
+    table = Table(title="Memory of a process on a CPU, GiB (within 15%)")
+    table.add_column("")
+    for name in stages:
+        table.add_column(name, justify="right")
+    for part in parts:
+        table.add_row(part, *[f"{m.parts[part]:.2f}" if part in m.parts else "" for m in stages.values()])
+    table.add_section()
+    table.add_row("total", *[f"{memory.total:.2f}" for memory in stages.values()])
+    return table

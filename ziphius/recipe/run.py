@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,34 @@ import torch
 
 from ziphius.checkpoint.commit import sweep
 from ziphius.checkpoint.shards import weight_files
-from ziphius.cost.energy import EnergyMeter
 from ziphius.cost.ledger import LedgerRow, write_rows
 from ziphius.disk.checksum import crc32_of
 from ziphius.ledger.clock import Clock
-from ziphius.ledger.folder import DONE, EVALUATION, LISTED, SAMPLES, evaluation_key, read_json, stage_key, write_json
+from ziphius.ledger.folder import DONE, LISTED, SAMPLES, read_json, stage_key, write_json
+from ziphius.ledger.model import ADAPTER
 from ziphius.recipe import stages as work
 from ziphius.recipe.bills import bill, devices_of, measured_energy, stage_energy
 from ziphius.recipe.digests import Digests
-from ziphius.recipe.identity import Identity, evaluation_identity, stage_identity
+from ziphius.recipe.evaluation import evaluate_stage
+from ziphius.recipe.fitting import refuse_too_large
+from ziphius.recipe.identity import stage_identity, start_identity
 from ziphius.recipe.inputs import check_inputs
 from ziphius.recipe.job import Job
 from ziphius.recipe.lock import Lock
+from ziphius.recipe.origin import START, Origin
 from ziphius.recipe.plan import plan_stages
-from ziphius.recipe.schema import GRPOStage, PretrainStage, Recipe, RecipeError, SFTStage, Stage, TokenizerStage
-from ziphius.recipe.screen import undecided_answers
-from ziphius.recipe.stage_folder import StageFolder, find_evaluation, find_stage_folder, open_stage_folder
+from ziphius.recipe.schema import (
+    GRPOStage,
+    PretrainStage,
+    Recipe,
+    RecipeError,
+    SFTStage,
+    Stage,
+    TokenizerStage,
+)
+from ziphius.recipe.stage_folder import StageFolder, find_stage_folder, open_stage_folder
 from ziphius.recipe.summary import summarise
-from ziphius.recipe.texts import files_unread, not_held_out, reads_files
+from ziphius.recipe.texts import files_unread, reads_files
 from ziphius.report import write_report
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.choose import processes_are_faster
@@ -161,34 +170,63 @@ def _run_stages(
     job: Job, run: Path, until: str | None, digests: Digests, bases: dict[str, StageFolder]
 ) -> dict[str, StageFolder]:
     """Every stage up to `until`; later ones are taken up where they are finished, and not run."""
-    tokenizer: Tokenizer | None = None
-    previous, before, running = "", Path(), True
-    texts: list[Path] = []  # folders of the stages that learned from files
+    inputs = job.recipe.inputs()
+    origins, tokenizer = _starting_points(job, digests)
+    running = True
     listed: list[str] = []
     made: dict[str, StageFolder] = {}
     for number, (name, stage) in enumerate(job.recipe.stages.items(), start=1):
-        home = bases.get(name)
+        before, home = origins[inputs[name]], bases.get(name)
         if home is None:
-            home = _find(job, run, number, name, stage, previous, digests)
+            home = _find(job, run, number, name, stage, before.print, digests)
             if not (running or home.done):
                 break
             listed.append(home.folder.name)
             job.place.on_main(lambda: write_json(run / LISTED, listed))
             _run_stage(job, name, stage, home, before, tokenizer)
-        if reads_files(job.recipe, stage):
-            texts.append(home.folder)
-        if running and isinstance(stage, SFTStage | GRPOStage) and job.recipe.evaluation.tasks:
-            assert tokenizer is not None
-            _evaluate(job, name, home, tokenizer, digests, texts)
+        texts = (*before.texts, *([home.folder] if reads_files(job.recipe, stage) else []))
+        origins[name] = Origin(home.folder, home.of.print, texts, made_here=True)
         if isinstance(stage, TokenizerStage):
             tokenizer = Tokenizer.load(home.folder)
-            previous = tokenizer.digest
-        else:
-            previous = home.of.print
+            origins[""] = Origin(print=tokenizer.digest)
+        elif running and isinstance(stage, SFTStage | GRPOStage) and job.recipe.evaluation.tasks:
+            assert tokenizer is not None
+            evaluate_stage(job, _title(job, name), name, home, tokenizer, digests, texts)
         if isinstance(stage, TokenizerStage | PretrainStage):
             made[name] = home
-        before, running = home.folder, running and name != until
+        running = running and name != until
     return made
+
+
+def _starting_points(job: Job, digests: Digests) -> tuple[dict[str, Origin], Tokenizer | None]:
+    """What there is before the first stage: nothing, or the folder of `model.from` with its tokenizer."""
+    nothing: dict[str, Origin] = {"": Origin()}
+    model = job.recipe.model
+    if model.from_ is None:
+        return nothing, None
+    folder = model.start()
+    of = job.place.on_main(lambda: start_identity(job.recipe, digests))
+    tokenizer, room = Tokenizer.load(folder), model.config(0).vocab_size
+    if tokenizer.vocab_size > room:
+        raise RecipeError(
+            f"model.from: the tokenizer of {folder} has {tokenizer.vocab_size} ids and its network {room}; copy the "
+            "tokenizer's files anew from where the model came from"
+        )
+    return nothing | {START: Origin(folder, of.print)}, _thinking_tokenizer(job, tokenizer)
+
+
+def _thinking_tokenizer(job: Job, tokenizer: Tokenizer) -> Tokenizer:
+    """The folder's tokenizer; where stages teach its model to think, one whose template opens the thinking."""
+    teaches = any(
+        isinstance(stage, GRPOStage) or (isinstance(stage, SFTStage) and stage.task is not None)
+        for stage in job.recipe.stages.values()
+    )
+    if not (job.thinking and teaches):
+        return tokenizer
+    thinks = tokenizer.made_to_think()
+    if thinks is not tokenizer:
+        job.say("the chat template said nothing of thinking: what is trained here opens <think> in it")
+    return thinks
 
 
 def _find(job: Job, run: Path, number: int, name: str, stage: Stage, previous: str, digests: Digests) -> StageFolder:
@@ -206,18 +244,23 @@ def _find(job: Job, run: Path, number: int, name: str, stage: Stage, previous: s
     return home
 
 
-def _run_stage(job: Job, name: str, stage: Stage, home: StageFolder, before: Path, tokenizer: Tokenizer | None) -> None:
+def _run_stage(
+    job: Job, name: str, stage: Stage, home: StageFolder, before: Origin, tokenizer: Tokenizer | None
+) -> None:
     """One stage, unless its folder holds it finished."""
     if home.done:
         return
     folder = home.folder
-    job.place.on_main(lambda: _refuse_damage(before))
+    if not (job.place.on_gpu or isinstance(stage, TokenizerStage)):
+        job.place.on_main(lambda: refuse_too_large(job.recipe, name, job.place.size))
+    if before.made_here:
+        job.place.on_main(lambda: _refuse_damage(before.folder))
     job.place.on_main(lambda: open_stage_folder(home))
     with job.clock.during(stage_key(folder)):
         began = time.perf_counter()
         job.place.forget_peak()
         with measured_energy(folder, job.place) as meter:
-            result = _train(job, stage, folder, before, tokenizer, _title(job, name))
+            result = _train(job, stage, folder, before.folder, tokenizer, _title(job, name))
         row = bill(job.place, name, stage.kind, time.perf_counter() - began + result.earlier_seconds, result.tokens)
         row.steps, row.skipped, row.gate, row.model_flops = (
             result.steps, result.skipped, result.gate, result.model_flops
@@ -234,7 +277,8 @@ def _run_stage(job: Job, name: str, stage: Stage, home: StageFolder, before: Pat
 def _finish(folder: Path, row: LedgerRow, rows: list[LedgerRow]) -> None:
     """The bills of a stage, then what says that it is done."""
     write_rows(folder / "ledger.jsonl", rows)
-    weights = {name: crc32_of(folder / name) for name in sorted(weight_files(folder))}
+    written = weight_files(folder) | ({ADAPTER} if (folder / ADAPTER).exists() else set())
+    weights = {name: crc32_of(folder / name) for name in sorted(written)}
     write_json(folder / DONE, asdict(row) | {"weights": weights})
 
 
@@ -249,46 +293,6 @@ def _refuse_damage(folder: Path) -> None:
             )
 
 
-def _evaluate(
-    job: Job, name: str, home: StageFolder, tokenizer: Tokenizer, digests: Digests, texts: list[Path]
-) -> None:
-    """Ask the recipe's problems, unless the folder holds what they gave, and write what was found with its bill.
-
-    `texts`: the folders of the stages that the model has learned from files in.
-    """
-
-    def find() -> tuple[Identity, bool, str]:
-        of = evaluation_identity(job.recipe, home.of, job.thinking, digests)
-        return of, *find_evaluation(home.folder, of)
-
-    of, done, why = job.place.on_main(find)
-    if done:
-        return
-    title = _title(job, name)
-    job.say(f"{title}: asking {job.recipe.evaluation.n} held-out problems" + (f" again ({why})" if why else ""))
-    counts = {folder.name: job.place.on_main(partial(not_held_out, job, folder)) for folder in texts}
-    for text, count in counts.items():
-        if count:
-            job.say(
-                f"{title}: {count} of the questions are others than {text}'s text was kept free of; under another "
-                "--name the text is held to these"
-            )
-    with job.clock.during(evaluation_key(home.folder, of.print)):
-        began = time.perf_counter()
-        with EnergyMeter(None if job.place.is_main else []) as meter:
-            found = work.run_evaluation(job, home.folder, name, tokenizer)
-        row = bill(job.place, f"evaluate {name}", "evaluation", time.perf_counter() - began)
-        row.energy_kwh = meter.kwh
-        row.priced(job.recipe.price.dollars_per_hour)
-        unheld = max(counts.values(), default=0)
-        written = {"of": of.as_dict(), "bill": asdict(row), "results": found, "not_held_out": unheld}
-        job.place.on_main(lambda: write_json(home.folder / EVALUATION, written))
-    for entry in found:
-        undecided = undecided_answers(entry)
-        shares = f"pass@1 {entry['pass_at_1']:.1%}, greedy {entry['greedy']:.1%}"
-        job.say(f"{title}: {entry['task']} {shares}{'; ' if undecided else ''}{undecided}")
-
-
 def _title(job: Job, name: str) -> str:
     return name if job.thinking else f"{name} (without thinking)"
 
@@ -298,7 +302,7 @@ def _train(job: Job, stage: Stage, folder: Path, before: Path, tokenizer: Tokeni
         return work.run_tokenizer(job, stage, folder)
     assert tokenizer is not None
     if isinstance(stage, PretrainStage):
-        return work.run_pretrain(job, stage, folder, tokenizer, title)
+        return work.run_pretrain(job, stage, folder, before, tokenizer, title)
     if isinstance(stage, SFTStage):
         return work.run_sft(job, stage, folder, before, tokenizer, title)
     assert isinstance(stage, GRPOStage)

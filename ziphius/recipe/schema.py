@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
 from copy import deepcopy
 from hashlib import blake2b
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from ziphius.evaluate.settings import EvaluationSettings
-from ziphius.model.config import ModelConfig
-from ziphius.model.presets import ladder, preset
 from ziphius.reason.settings import GRPOSettings
-from ziphius.recipe.checks import check_together
+from ziphius.recipe.checks import check_order, check_together
+from ziphius.recipe.errors import DEVICE, RecipeError, what_is_wrong
+from ziphius.recipe.network import ModelSettings
+from ziphius.recipe.origin import START
 from ziphius.tasks.base import TaskError
 from ziphius.tasks.registry import make_family
 from ziphius.text import tokens
@@ -34,42 +34,8 @@ Name = Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")]  # it becomes a f
 SMALLEST_VOCABULARY = 256 + len(tokens.CONTROL) + len(tokens.MARKUP)  # the bytes and DeepSeek's own tokens
 
 
-class RecipeError(ValueError):
-    """The recipe cannot be run; the message names the key and the mend."""
-
-
-_KINDS = "'tokenizer', 'pretrain', 'sft' and 'grpo'"
-
-
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class ModelSettings(_Strict):
-    """`depth` of the ladder, or a published `preset`; `overrides` replaces single keys of config.json."""
-
-    depth: int | None = Field(None, ge=2)
-    preset: str | None = None
-    overrides: dict[str, Any] = {}
-
-    @model_validator(mode="after")
-    def _one_of(self) -> ModelSettings:
-        if (self.depth is None) == (self.preset is None):
-            raise ValueError("give either depth (the ladder of small models) or preset (a published shape)")
-        try:
-            self.config(vocab_size=1024)  # refuses impossible overrides now
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(("overrides." if first["loc"] else "overrides: ") + what_is_wrong(first)) from None
-        return self
-
-    def config(self, vocab_size: int) -> ModelConfig:
-        """The network's shape with the tokenizer's vocabulary."""
-        if self.depth is not None:
-            return ladder(self.depth, vocab_size, **self.overrides)
-        assert self.preset is not None
-        shape = preset(self.preset)
-        return type(shape)(**shape.model_dump() | {"vocab_size": vocab_size} | self.overrides)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, serialize_by_alias=True)
 
 
 class TaskSettings(_Strict):
@@ -128,7 +94,8 @@ class TokenizerStage(_Strict):
 
 
 class PretrainStage(_Strict):
-    """Next-token training on the corpora. `probe` names the task whose worked solutions gate the end."""
+    """Next-token training on the corpora, from random weights or from the recipe's start. `probe` names the task whose
+    worked solutions gate the end."""
 
     kind: Literal["pretrain"]
     seq_len: int = Field(128, gt=1)
@@ -158,7 +125,14 @@ class PretrainStage(_Strict):
         return self
 
 
-class SFTStage(_Strict):
+class _Later(_Strict):
+    """A stage that goes on from a model: of the stage before it, or of the one that `from` names ("start": of the
+    recipe's own start)."""
+
+    from_: str | None = Field(None, alias="from")
+
+
+class SFTStage(_Later):
     """Imitate worked solutions of a task (a share of them `thorough`, the rest hasty), or the chats of files.
 
     `path`: .jsonl, .json or .parquet files (plain, .gz, .bz2, .zst, .xz), folders of them, or patterns. Their rows are
@@ -195,7 +169,7 @@ class SFTStage(_Strict):
         return [] if self.path is None else expand(self.path, CHATS)
 
 
-class GRPOStage(_Strict):
+class GRPOStage(_Later):
     """Reinforcement learning on tasks, by name and weight."""
 
     kind: Literal["grpo"]
@@ -209,6 +183,13 @@ class GRPOStage(_Strict):
         if not sum(self.tasks.values()):
             raise ValueError("tasks names nothing to learn; give at least one task a weight above 0")
         _refuse_gate(self.train)
+        renewed = self.grpo.policy.kl_weight and self.grpo.reference_refresh < self.train.steps
+        if self.train.lora is not None and renewed:
+            raise ValueError(
+                f"grpo.reference_refresh ({self.grpo.reference_refresh}) renews the KL reference before the "
+                f"{self.train.steps} steps are over, and with train.lora that is the frozen network; raise it to "
+                f"{self.train.steps}, or begin a second stage there"
+            )
         return self
 
 
@@ -233,9 +214,6 @@ class PriceSettings(_Strict):
     what: str = ""
 
 
-DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
-
-
 class MachineSettings(_Strict):
     """`device`: 'auto' (the GPUs where there are any, else the CPU), 'cpu', 'cuda' (all GPUs) or 'cuda:1' (that one).
 
@@ -251,7 +229,10 @@ class MachineSettings(_Strict):
 
 
 class Recipe(_Strict):
-    """A whole run. Stages run in the order in which they are written."""
+    """A whole run. Stages run in the order in which they are written, each from the one before unless it says `from`.
+
+    With `model.from` there is no tokenizer stage, and a pretraining stage, if any, goes on from that folder.
+    """
 
     name: Name
     seed: int = Field(0, ge=0)
@@ -276,18 +257,36 @@ class Recipe(_Strict):
         named |= {f"evaluation.tasks[{i}]": task for i, task in enumerate(self.evaluation.tasks)}
         for place, task in named.items():
             if task not in self.tasks:
-                raise ValueError(f"{place} names the task {task!r}; [tasks] has {', '.join(self.tasks) or 'none'}")
-        kinds = [stage.kind for stage in self.stages.values()]
-        if not kinds or kinds[0] != "tokenizer" or kinds.count("tokenizer") > 1:
-            raise ValueError("stages must begin with one of kind 'tokenizer'")
-        if not self.corpora:
-            raise ValueError("corpora is empty; name at least one text to learn from")
-        if len(kinds) > 1 and kinds[1] != "pretrain":
-            raise ValueError(f"the stage after the tokenizer is {kinds[1]!r}; a model begins with 'pretrain'")
-        if kinds.count("pretrain") > 1:
-            raise ValueError("stages has two of kind 'pretrain', which begins with random weights; keep one")
+                raise ValueError(
+                    f"{place} names the task {task!r}; [tasks] has {', '.join(self.tasks) or 'nothing yet'}"
+                )
+        check_order(self)
+        self.inputs()
         check_together(self)
         return self
+
+    def inputs(self) -> dict[str, str]:
+        """What each stage begins from: an earlier stage's name, START for the model's folder, "" for nothing trained.
+
+        Raises ValueError where a stage names what is not there.
+        """
+        found: dict[str, str] = {}
+        before = START if self.model.from_ is not None else ""
+        for name, stage in self.stages.items():
+            if isinstance(stage, TokenizerStage):
+                found[name] = ""
+                continue
+            found[name] = before
+            if isinstance(stage, _Later) and stage.from_ is not None:
+                trained = [earlier for earlier in found if not isinstance(self.stages[earlier], TokenizerStage)]
+                there = [START] * (self.model.from_ is not None) + trained[:-1]
+                if stage.from_ not in there:
+                    raise ValueError(
+                        f"stages.{name}.from is {stage.from_!r}; it can be {', '.join(there) or 'nothing yet'}"
+                    )
+                found[name] = stage.from_
+            before = name
+        return found
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None, seed: int | None = None) -> Recipe:
@@ -324,35 +323,6 @@ def changed_recipe(raw: dict[str, Any], override: str) -> Recipe:
     return check_recipe(raw, f"--set {override}")
 
 
-def what_is_wrong(error: Mapping[str, Any]) -> str:
-    """One of pydantic's errors as a sentence with the key, what is wrong with it and the mend."""
-    key = _full_key(error["loc"])
-    match error["type"]:
-        case "extra_forbidden":
-            return f"{key} is no setting here; remove it or mend its spelling"
-        case "missing":
-            return f"{key} is missing; add it"
-        case "union_tag_not_found":
-            return f"{key}.kind is missing; add one of {_KINDS}"
-        case "union_tag_invalid":
-            return f"{key}.kind is {error['ctx']['tag']!r}; it must be one of {_KINDS}"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "string_pattern_mismatch":
-        message = "a name is made of letters, digits, '_', '-' and '.'"
-        if error["ctx"]["pattern"] == DEVICE:
-            message = "it must be auto, cpu, cuda, or cuda:NUMBER for one of several GPUs"
-    shown = f" (got {error['input']!r})" if isinstance(error["input"], (str, int, float, bool)) else ""
-    return f"{key}: {message}{shown}" if key else f"{message}{shown}"
-
-
-def _full_key(loc: tuple[Any, ...]) -> str:
-    """The key as it stands in the file: pydantic puts the kind of a stage after its name, and marks a table's keys."""
-    parts = [str(part) for part in loc if part != "[key]"]
-    if len(parts) > 2 and parts[0] == "stages":
-        del parts[2]
-    return ".".join(parts)
-
-
 def _apply(raw: dict[str, Any], override: str) -> None:
     """Set one `a.b.c=value`; the value is read as TOML, and as a string where it is none."""
     key, found, text = override.partition("=")
@@ -367,7 +337,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         parts.insert(0, "stages")
     table = raw
     for part in parts[:-1]:
-        table = table.setdefault(part, {})
+        if table.get(part) is None:  # a resolved recipe says so of what was left out
+            table[part] = {}
+        table = table[part]
         if not isinstance(table, dict):
             raise RecipeError(f"--set {override}: {part} is a value, not a table")
     table[parts[-1]] = value

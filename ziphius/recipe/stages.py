@@ -7,9 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ziphius.checkpoint.folder import load_model
-from ziphius.checkpoint.folder import save_state as save_folder
-from ziphius.evaluate.runner import evaluate
 from ziphius.evaluate.skill import worked_solution_accuracy
 from ziphius.ledger.folder import write_json
 from ziphius.model.transformer import Transformer
@@ -17,6 +14,7 @@ from ziphius.reason.grpo import GRPOSource
 from ziphius.reason.rollout import TaskMix
 from ziphius.reason.watch import Watch
 from ziphius.recipe.job import Job
+from ziphius.recipe.models import load_input, write_output
 from ziphius.recipe.samples import imitated, look_ahead, probe_samples
 from ziphius.recipe.schema import (
     GRPOStage,
@@ -28,8 +26,9 @@ from ziphius.recipe.texts import make_mixture, note_held_out, sample_texts
 from ziphius.text.decontaminate import Decontaminated
 from ziphius.text.packing import PackedStream
 from ziphius.text.tokenizer import Tokenizer, train_tokenizer
+from ziphius.train.lora import LoRA
 from ziphius.train.losses import next_token_loss, policy_loss
-from ziphius.train.settings import TrainSettings
+from ziphius.train.settings import LossSettings, TrainSettings
 from ziphius.train.sources import PretrainSource, SampleSource
 from ziphius.train.start import new_model
 from ziphius.train.trainer import BatchSource, LossFunction, Trainer, TrainResult
@@ -53,10 +52,15 @@ def _train_tokenizer(job: Job, stage: TokenizerStage, folder: Path) -> None:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokenizer, title: str) -> TrainResult:
-    """From random weights to a base model."""
+def run_pretrain(
+    job: Job, stage: PretrainStage, folder: Path, before: Path, tokenizer: Tokenizer, title: str
+) -> TrainResult:
+    """From random weights, or those of the recipe's start, to a base model."""
     look_ahead(job, tokenizer)
-    model = new_model(job.recipe.model.config(tokenizer.vocab_size), job.recipe.seed, job.place)
+    if job.recipe.model.from_ is None:
+        model = new_model(job.recipe.model.config(tokenizer.vocab_size), job.recipe.seed, job.place)
+    else:
+        model, _ = load_input(job, before, stage.train)
     mixture = make_mixture(job)
     stream = PackedStream(mixture, tokenizer, stage.seq_len, stage.fim_rate, job.recipe.seed)
     source = PretrainSource(stream, job.place, stage.rows, stage.micro_rows, stage.first_rows, stage.rows_warmup_steps)
@@ -68,7 +72,7 @@ def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokeni
     loss: LossFunction = lambda model, batch, norm: next_token_loss(model, batch, stage.loss, norm)
     trainer = _trainer(job, stage.train, model, source, loss, folder, title, probe if stage.probe else None)
     result = trainer.run()
-    _write(trainer, folder, tokenizer, job)
+    write_output(job, trainer, None, folder, before, tokenizer)
     filtered = {name: s for name, s in mixture.sources.items() if isinstance(s, Decontaminated)}
     dropped = {name: source.decontaminator.dropped[name] for name, source in filtered.items()}
     if job.place.is_main:
@@ -85,7 +89,7 @@ def run_pretrain(job: Job, stage: PretrainStage, folder: Path, tokenizer: Tokeni
 def run_sft(job: Job, stage: SFTStage, folder: Path, before: Path, tokenizer: Tokenizer, title: str) -> TrainResult:
     """Imitate worked answers, for as many epochs or steps as are asked for."""
     look_ahead(job, tokenizer)
-    model = load_model(before, device=job.place.device)
+    model, lora = load_input(job, before, stage.train, stage.train.lora)
     found = imitated(job, stage, tokenizer, "seq_len")
     source = SampleSource(
         found.samples, job.place, stage.seq_len, stage.rows, stage.micro_rows, tokenizer.pad_id, job.recipe.seed
@@ -93,10 +97,11 @@ def run_sft(job: Job, stage: SFTStage, folder: Path, before: Path, tokenizer: To
     settings = stage.train.within(stage.epochs * source.steps_per_epoch)
     for sentence in (*found.say, _what_binds(stage, source.steps_per_epoch, settings.steps)):
         job.say(f"{title}: {sentence}")
-    loss: LossFunction = lambda model, batch, norm: next_token_loss(model, batch, stage.loss, norm)
+    weighed = _weighed(stage.loss, lora)
+    loss: LossFunction = lambda model, batch, norm: next_token_loss(model, batch, weighed, norm)
     trainer = _trainer(job, settings, model, source, loss, folder, title)
     result = trainer.run()
-    _write(trainer, folder, tokenizer, job)
+    write_output(job, trainer, lora, folder, before, tokenizer)
     if job.place.is_main:
         data = found.counts | {
             "steps": result.steps,
@@ -125,20 +130,27 @@ def _what_binds(stage: SFTStage, steps_per_epoch: int, steps: int) -> str:
 def run_grpo(job: Job, stage: GRPOStage, folder: Path, before: Path, tokenizer: Tokenizer, title: str) -> TrainResult:
     """Learn from rewards alone."""
     look_ahead(job, tokenizer)
-    model = load_model(before, device=job.place.device)
+    model, lora = load_input(job, before, stage.train, stage.train.lora)
     tasks = TaskMix([(job.family(name), weight) for name, weight in sorted(stage.tasks.items())], job.recipe.seed)
     place = job.place.computing(stage.train.precision)
-    source = GRPOSource(model, tokenizer, tasks, stage.grpo, place, seed=job.recipe.seed, thinking=job.thinking)
+    source = GRPOSource(
+        model, tokenizer, tasks, stage.grpo, place, seed=job.recipe.seed, thinking=job.thinking, lora=lora
+    )
     watch = Watch(model.config, folder)
-    trainer = _trainer(job, stage.train, model, source, _policy(stage), folder, title, watch=watch)
+    trainer = _trainer(job, stage.train, model, source, _policy(stage, lora), folder, title, watch=watch)
     result = trainer.run()
-    _write(trainer, folder, tokenizer, job)
+    write_output(job, trainer, lora, folder, before, tokenizer)
     return result
 
 
-def _policy(stage: GRPOStage) -> LossFunction:
-    grpo = stage.grpo
-    return lambda model, batch, norm: policy_loss(model, batch, stage.loss, grpo.policy, norm, grpo.temperature)
+def _policy(stage: GRPOStage, lora: LoRA | None) -> LossFunction:
+    grpo, weighed = stage.grpo, _weighed(stage.loss, lora)
+    return lambda model, batch, norm: policy_loss(model, batch, weighed, grpo.policy, norm, grpo.temperature)
+
+
+def _weighed(loss: LossSettings, lora: LoRA | None) -> LossSettings:
+    """The parts of the loss; without the prediction modules' where those are frozen."""
+    return loss if lora is None else loss.model_copy(update={"mtp_weight": 0.0})
 
 
 def _trainer(
@@ -165,30 +177,3 @@ def _trainer(
         peak_flops=job.peak_flops.get(settings.precision),
         dollars_per_hour=job.recipe.price.dollars_per_hour,
     )
-
-
-def _write(trainer: Trainer, folder: Path, tokenizer: Tokenizer, job: Job) -> None:
-    """The stage's model as a folder that others open, in fp32 from the master weights."""
-
-    def write() -> None:
-        save_folder(trainer.model.config, trainer.weights.state(), folder)
-        tokenizer.save(folder)
-
-    job.place.on_main(write)
-
-
-# --- evaluation ------------------------------------------------------------------------------------------------------
-
-
-def run_evaluation(job: Job, folder: Path, after: str, tokenizer: Tokenizer) -> list[dict]:
-    """Ask the model in `folder` the recipe's evaluation problems."""
-    model = load_model(folder, device=job.place.device)
-    asked = job.recipe.evaluation
-    settings = asked.model_copy(update={"show": asked.n})  # how many are shown is the report's to say, and may change
-    results = []
-    for task in settings.tasks:
-        found = evaluate(
-            model, tokenizer, job.family(task), settings, thinking=job.thinking, seed=job.recipe.seed, place=job.place
-        )
-        results.append({"after": after, "task": task, **found.as_dict()})
-    return results

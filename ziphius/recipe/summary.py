@@ -21,6 +21,9 @@ def summarise(recipe: Recipe, run: Path, machine: dict[str, Any]) -> dict[str, A
     if trained:
         counts = count_parameters(load_config(trained[-1]))
         summary["parameters"] = {"total": counts.total + counts.mtp_total, "active": counts.active}
+    if recipe.model.from_ is not None:
+        kind = recipe.model.config(0).model_type
+        summary["start"] = {"folder": str(recipe.model.start()), "model_type": kind}
     thinking = _summarise_stages(run)
     summary |= thinking
     summary["total_seconds"] = sum(stage["seconds"] for stage in thinking["stages"])

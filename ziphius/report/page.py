@@ -58,6 +58,7 @@ def render(run: Run) -> str:
         name=summary["name"],
         seed=summary["seed"],
         parameters=summary.get("parameters"),
+        start=summary.get("start"),
         minutes=summary["total_seconds"] / 60,
         dollars=sum(stage["dollars"] for stage in summary["stages"]),
         price=summary["price"],

@@ -51,12 +51,14 @@ def make_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
-        service.runner.start(asyncio.get_running_loop())
+        for runner in service.runners:
+            runner.start(asyncio.get_running_loop())
         keeping = asyncio.create_task(service.allowances.keep())
         try:
             yield
         finally:
-            service.runner.stop()
+            for runner in service.runners:
+                runner.stop()
             service.lanes.close()
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
@@ -122,30 +124,31 @@ def make_app(service: Service) -> FastAPI:
         """How long the prompt of a message would be."""
         return await count_tokens(service, asked)
 
-    def card() -> ModelCard:
-        settings = service.settings
+    def card(name: str) -> ModelCard:
         context, created = service.limits.context, datetime.fromtimestamp(service.created, UTC)
         return ModelCard(
-            id=settings.name, created=service.created, owned_by="ziphius", context_length=context,
-            examples=service.examples, display_name=settings.name, created_at=created.isoformat(),
+            id=name, created=service.created, owned_by="ziphius", context_length=context,
+            examples=service.examples, display_name=name, created_at=created.isoformat(),
             max_input_tokens=context,
         )  # fmt: skip
 
     @app.get("/v1/models", responses={401: {"model": ErrorBody}})
     async def models() -> ModelList:
-        """The one model that is served."""
-        return ModelList(data=[card()])
+        """The model that is served, and its adapters."""
+        return ModelList(data=[card(name) for name in service.names])
 
     @app.get("/v1/models/{model:path}", responses={401: {"model": ErrorBody}, 404: {"model": ErrorBody}})
     async def model(model: str) -> ModelCard:
         """The model of that name."""
         service.check_model(model)
-        return card()
+        return card(model)
 
     @app.get("/health", responses={503: {"model": Health}})
     async def health() -> Response:
         """Whether requests are taken: 200 `ok`, or 503 `draining` or `failed`."""
-        status = "failed" if service.runner.broken else "draining" if service.draining else "ok"
+        status = (
+            "failed" if any(runner.broken for runner in service.runners) else "draining" if service.draining else "ok"
+        )
         return JSONResponse({"status": status}, 200 if status == "ok" else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse, responses={401: {"model": ErrorBody}})

@@ -12,7 +12,7 @@ from ziphius.model.formats import Weights
 
 WeightsOption = Annotated[
     Weights,
-    typer.Option(help="Format in memory, e.g. --weights int8: half of bf16, slightly rounded; auto: the folder's own."),
+    typer.Option(help="Format in memory, e.g. --weights int8 or fp8: half of bf16, rounded; auto: the folder's own."),
 ]
 Thinking = Annotated[bool, typer.Option(help="Let it think before it answers; --no-thinking: answer at once.")]
 
@@ -30,6 +30,10 @@ def serve(
         str, typer.Option(help="Where the model runs, e.g. --device cuda:1; auto: on a GPU where there is one.")
     ] = "auto",
     weights: WeightsOption = "auto",
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="An adapter of the model, by a name for requests, e.g. --adapter sums=FOLDER. Repeatable."),
+    ] = None,
     keys: Annotated[
         Path | None, typer.Option(help="File of API keys (`ziphius key` writes it), e.g. --keys keys.txt.")
     ] = None,
@@ -61,7 +65,7 @@ def serve(
 
     Example: `ziphius serve runs/r1-cpu-seed0 --dollars-per-hour 0.09 --price-list deepseek-r1`
     """
-    from ziphius.serve.wire.settings import read_pairs
+    from ziphius.serve.wire.settings import named_folders, read_pairs
 
     given: dict[str, Any] = {"host": host, "port": port, "name": name, "keys": keys, "price_list": price_list}
     given |= {
@@ -77,6 +81,8 @@ def serve(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads leave the cores to those who talk to clients
     from ziphius.serve.launch import launch
 
+    if adapter:
+        given["adapters"] = named_folders(adapter)
     launch(folder, given | read_pairs(set_ or []))
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from ziphius.checkpoint.folder import load_config, model_folder
+from ziphius.checkpoint.folder import load_config
 from ziphius.checkpoint.gguf import Dtype, GGUFFile, WeightType, describe, write_folder, write_gguf
+from ziphius.ledger.model import model_folder
 from ziphius.serve.folders import run_of
 from ziphius.text.from_gguf import GGUFTokenizerError, tokenizer_files
 from ziphius.text.gguf import vocabulary_keys

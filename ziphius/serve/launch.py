@@ -11,12 +11,14 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from ziphius.checkpoint.device import load_on, pick_device
-from ziphius.checkpoint.folder import model_folder
+from ziphius.checkpoint.adapted import with_adapter
+from ziphius.checkpoint.device import load_on, load_stacked, pick_device
 from ziphius.engine.complete import try_once
 from ziphius.engine.engine import Engine
 from ziphius.engine.recovery import Recovery
 from ziphius.engine.settings import EngineSettings
+from ziphius.ledger.model import model_folder
+from ziphius.model.transformer import Transformer
 from ziphius.serve.contracts.price import Rate
 from ziphius.serve.dialogue.ask import Limits
 from ziphius.serve.folders import example_questions, machine_price, run_of, sampling_defaults
@@ -86,7 +88,12 @@ def make_service(folder: Path, settings: ServeSettings, engine_settings: EngineS
         allowances = Allowances(settings.keys.with_name(f"{settings.keys.name}.used.json"))
     rate = Rate.of(settings.dollars_per_hour, settings.price_list, date.today())
     examples = example_questions(folder)
-    model, tokenizer = load_on(folder, pick_device(settings.device), settings.weights), Tokenizer.load(folder)
+    if settings.adapters and settings.weights in ("int8", "fp8"):
+        raise ValueError(
+            f"adapters are added to weights in fp32 or bf16; leave --weights {settings.weights} out, or merge one first"
+        )
+    load = load_stacked if settings.adapters else load_on
+    model, tokenizer = load(folder, pick_device(settings.device), settings.weights), Tokenizer.load(folder)
     engine = Engine(model, tokenizer, engine_settings)
     try_once(engine, tokenizer.eos_id)
     room = engine.stats().blocks_total * engine.settings.block_size
@@ -97,7 +104,27 @@ def make_service(folder: Path, settings: ServeSettings, engine_settings: EngineS
         defaults=sampling_defaults(folder),
     )
     runner = Runner(Recovery(engine, tokenizer.eos_id))
-    return Service(settings, tokenizer, runner, limits, rate, keys, allowances, examples)
+    adapters = _adapters(folder, model, tokenizer, settings, engine_settings)
+    return Service(settings, tokenizer, runner, limits, rate, keys, allowances, examples, adapters)
+
+
+def _adapters(
+    folder: Path, model: Transformer, tokenizer: Tokenizer, settings: ServeSettings, engine_settings: EngineSettings
+) -> dict[str, Runner]:
+    """An engine for each adapter, on the model's own tensors but for those that the adapter changes.
+
+    Raises ValueError for an adapter of another model, or too little memory for its tensors.
+    """
+    runners = {}
+    for name, where in settings.adapters.items():
+        if name == settings.name:
+            raise ValueError(f"--adapter {name}: that is the model's own name; give another, or --name")
+        adapted, own_bytes = with_adapter(model, folder, model_folder(where))
+        engine = Engine(adapted, tokenizer, engine_settings)
+        try_once(engine, tokenizer.eos_id)
+        runners[name] = Runner(Recovery(engine, tokenizer.eos_id))
+        print(f"{name}: {where}, an adapter with {own_bytes / 2**30:.2f} GiB of its own and a cache like the model's")
+    return runners
 
 
 def _introduce(server: Server, folder: Path, address: str, room: int) -> None:

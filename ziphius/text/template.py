@@ -76,3 +76,8 @@ CHAT_TEMPLATE = f"""\
     {{{{ '{ASSISTANT}{THINK}\\n' if thinking else '{ASSISTANT}{END_THINK}' }}}}
 {{%- endif -%}}
 """
+
+# Behind a template that says nothing of thinking, for a model that learns to think: the prompt opens the block.
+OPENS_THINKING = (
+    f"{{%- if add_generation_prompt and (thinking is not defined or thinking) %}}{{{{ '{THINK}\n' }}}}{{%- endif %}}"
+)

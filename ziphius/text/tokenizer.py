@@ -18,7 +18,7 @@ from ziphius.text.folder import Files, read_files, write_files
 from ziphius.text.plain import Breaker
 from ziphius.text.special import control_spellings, find_specials
 from ziphius.text.spelling import BYTES, spelled_bytes
-from ziphius.text.template import CHAT_TEMPLATE
+from ziphius.text.template import CHAT_TEMPLATE, OPENS_THINKING
 from ziphius.text.thinking import ThinkingMarks
 from ziphius.text.turns import Ends, Opened, find_ends, opened, set_thinking
 
@@ -245,7 +245,15 @@ class Tokenizer:
     @property
     def can_think(self) -> bool:
         """Whether this model is known to think: it has tokens for it, or its chat template speaks of it."""
-        return self.thinking.are_tokens or tokens.END_THINK in (self.chat_template or "")
+        template = self.chat_template or ""
+        return self.thinking.are_tokens or tokens.THINK in template or tokens.END_THINK in template
+
+    def made_to_think(self) -> "Tokenizer":
+        """A tokenizer for a model that learns to think: where the chat template says nothing of thinking, its prompts
+        now open a block, here and in every other program. Itself where the model is known to think already."""
+        if self.can_think or self.chat_template is None:
+            return self
+        return Tokenizer(self.inner, self.chat_template + OPENS_THINKING, self._files)
 
     # --- what tokens there are ---------------------------------------------------------------------------------------
 

@@ -83,7 +83,35 @@ class TrainSettings(LoopSettings):
         return self
 
 
-class SFTTrainSettings(LoopSettings):
+class LoRASettings(BaseModel):
+    """Train low-rank updates W + alpha/rank · B A of frozen matrices (Hu et al. 2021, arXiv 2106.09685).
+
+    `targets`: the last names of the published matrices that get one, such as ["q_proj", "v_proj"]; left out, all of
+    attention and of the dense and shared MLPs. `experts`: those of the routed experts, too. The learning rate that
+    suits is about ten times that of training the weights themselves.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    rank: int = Field(16, gt=0)
+    alpha: float = Field(32.0, gt=0)
+    targets: list[str] | None = Field(None, min_length=1)
+    experts: bool = False
+
+
+class TunedSettings(LoopSettings):
+    """Settings of a stage that goes on from a model; `lora`, where given, in place of training its weights."""
+
+    lora: LoRASettings | None = None
+
+    @model_validator(mode="after")
+    def _low_ranks_have_no_orthogonal_updates(self) -> TunedSettings:
+        if self.lora is not None and self.optimizer.kind == "muon":
+            raise ValueError("optimizer.kind 'muon' is for whole matrices and lora trains thin factors; use 'adamw'")
+        return self
+
+
+class SFTTrainSettings(TunedSettings):
     """Settings of a stage whose epochs set the number of its updates; `steps`, where given, is an upper bound."""
 
     optimizer: SFTOptimizer = SFTOptimizer()
@@ -97,10 +125,10 @@ class SFTTrainSettings(LoopSettings):
 
     def within(self, most: int) -> TrainSettings:
         """The loop's settings with as many steps as are asked for, but no more than `most`, where the epochs end."""
-        return TrainSettings(**self.model_dump() | {"steps": min(self.steps or most, most)})
+        return TrainSettings(**self.model_dump(exclude={"lora"}) | {"steps": min(self.steps or most, most)})
 
 
-class RLTrainSettings(TrainSettings):
+class RLTrainSettings(TunedSettings, TrainSettings):
     """Settings of reinforcement learning, whose loss has no size of its own: it is about 0 on and on."""
 
     loss_is_entropy: ClassVar[bool] = False

@@ -254,9 +254,11 @@ class Trainer:
     def _complaint(self, finished: bool) -> str | None:
         """Why the stage must not go on, or must not end as if it were well: alike on every rank."""
         complaint = self.guard.complaint(finished)
-        if complaint is None and finished and not self.weights.master.isfinite().all():
+        # The sum shows in one pass and without memory of its own whether there is something to count.
+        if complaint is None and finished and not self.weights.master.sum().isfinite():
             bad = int((~self.weights.master.isfinite()).sum())
-            complaint = f"{bad:,} of its {self.weights.master.numel():,} weights are not finite"
+            if bad:
+                complaint = f"{bad:,} of its {self.weights.master.numel():,} weights are not finite"
         return complaint
 
     def _divergence(self, complaint: str, lr: float) -> Diverged:
@@ -273,6 +275,8 @@ class Trainer:
         if not self.settings.bias_update_speed or rule is None or not rule.selection_bias:
             return
         for gate, load in zip(self.gates, loads, strict=True):
+            if not gate.weight.requires_grad:
+                continue  # a frozen network's choices stay as they are
             update_bias(gate, load, self.settings.bias_update_speed, self.settings.bias_mean_centred)
 
     def _gate(self, row: dict[str, Any]) -> None:

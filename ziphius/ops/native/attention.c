@@ -6,7 +6,7 @@
  *   out [B,T,H,V];  softmax [B,H,T,2]: each row's maximum and the inverse of its sum
  *   segments [B,T] int32 or null: a token sees earlier tokens of its own segment only
  */
-#include "vec.h"
+#include "flash.h"
 
 typedef struct {
     const void *q, *kv, *k_rope;
@@ -16,46 +16,6 @@ typedef struct {
     float scale;
     int half, threads;
 } Shape;
-
-enum { ROWS = 8, BLOCK = 32 }; /* query rows of one register tile, and of one pass of the backward */
-
-/* --- products ------------------------------------------------------------------------------------------------------- */
-
-/* c[m][n] (+)= sum_k a[m*am + k*ak] * b[k*ldb + n] for 8 rows and `vectors` * 16 columns, held in registers. */
-INLINE void tile(const float *a, int64_t am, int64_t ak, const float *b, int64_t ldb, float *c, int64_t ldc,
-                 int64_t depth, int add, const int vectors) {
-    vf acc[ROWS][2];
-#pragma GCC unroll 8
-    for (int m = 0; m < ROWS; m++)
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; v++) acc[m][v] = add ? load(c, m * ldc + v * W, 0) : splat(0);
-    for (int64_t k = 0; k < depth; k++) {
-        vf row[2];
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; v++) row[v] = load(b, k * ldb + v * W, 0);
-#pragma GCC unroll 8
-        for (int m = 0; m < ROWS; m++)
-#pragma GCC unroll 2
-            for (int v = 0; v < vectors; v++) acc[m][v] += a[m * am + k * ak] * row[v];
-    }
-#pragma GCC unroll 8
-    for (int m = 0; m < ROWS; m++)
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; v++) store(c, m * ldc + v * W, acc[m][v], 0);
-}
-
-/* Eight rows of a product, `columns` a multiple of 16. */
-static void product(const float *a, int64_t am, int64_t ak, const float *b, int64_t ldb, float *c, int64_t ldc,
-                    int64_t depth, int64_t columns, int add) {
-    int64_t n = 0;
-    for (; n + 2 * W <= columns; n += 2 * W) tile(a, am, ak, b + n, ldb, c + n, ldc, depth, add, 2);
-    if (n < columns) tile(a, am, ak, b + n, ldb, c + n, ldc, depth, add, 1);
-}
-
-static void transpose(const float *from, int64_t rows, int64_t columns, float *to, int64_t ld_to) {
-    for (int64_t i = 0; i < rows; i += W)
-        for (int64_t j = 0; j < columns; j += W) transpose16(from + i * columns + j, columns, to + j * ld_to + i, ld_to);
-}
 
 /* --- packing -------------------------------------------------------------------------------------------------------- */
 
@@ -85,12 +45,6 @@ INLINE void rotate(const void *x, int64_t i, int half, const float *table, int64
     }
 }
 
-INLINE void copy_scaled(const void *x, int64_t i, int half, int64_t count, float scale, void *y, int64_t o,
-                        int half_out) {
-    for (int64_t j = 0; j < count; j += W)
-        store_n(y, o + j, load_n(x, i + j, count - j, half) * scale, count - j, half_out);
-}
-
 /* Queries (scaled) and keys [T'][K'], values [T'][V']: fp32, rotated, zero beyond T, K and V. */
 INLINE void pack(const Shape *s, int64_t b, int64_t h, const float *tables, const float *k_rope, int64_t Kp,
                  int64_t Vp, int64_t Tp, float *q, float *k, float *v, int half) {
@@ -116,86 +70,23 @@ INLINE void rotate_keys(const Shape *s, const float *tables, float *k_rope, int 
                row * s->R, 0);
 }
 
-/* --- masks ---------------------------------------------------------------------------------------------------------- */
-
-/* What rows t0..t0+7 may see starts here: a multiple of 16 at or before their segments' first token. */
-INLINE int64_t first_column(const int32_t *segments, int64_t t0, int64_t T) {
-    if (!segments) return 0;
-    int64_t first = t0;
-    for (int64_t t = t0; t < t0 + ROWS && t < T; t++) {
-        int64_t s = 0;
-        while (segments[s] != segments[t]) s++;
-        if (s < first) first = s;
-    }
-    return first / W * W;
-}
-
-/* Lanes of columns c..c+15 that row t sees. */
-INLINE vi visible(const int32_t *segments, int64_t t, int64_t c) {
-    vi lanes = (LANES + (int32_t)c) <= (int32_t)t;
-    if (segments) {
-        vi other;
-        memcpy(&other, segments + c, sizeof other);
-        lanes &= other == segments[t];
-    }
-    return lanes;
-}
-
-/* Segments padded to T' with a number that no row looks for, since columns beyond T follow every row. */
-static void pad_segments(const Shape *s, int64_t b, int64_t Tp, int32_t *to) {
-    memset(to, 0, (size_t)Tp * 4);
-    memcpy(to, s->segments + b * s->T, (size_t)s->T * 4);
-}
-
 /* --- forward -------------------------------------------------------------------------------------------------------- */
 
 INLINE void forward_one(const Shape *s, int64_t b, int64_t h, const float *tables, const float *k_rope, float *scratch,
                         void *out, float *softmax, int half) {
-    int64_t T = s->T, V = s->V, Tp = round_up(T, W), Kp = round_up(s->N + s->R, W), Vp = round_up(V, W);
-    int64_t ld = Tp + W; /* off the power of two, whose rows would share one cache set */
-    float *q = scratch, *k = q + Tp * Kp, *v = k + Tp * Kp, *kt = v + Tp * Vp, *p = kt + Kp * ld, *o = p + ROWS * ld;
-    int32_t *padded = (int32_t *)(o + ROWS * Vp), *segments = s->segments ? padded : NULL;
+    Head one = head_of(s->T, s->N + s->R, s->V);
+    int64_t Tp = one.Tp, Kp = one.Kp, Vp = one.Vp;
+    float *q = scratch, *k = q + Tp * Kp, *v = k + Tp * Kp, *kt = v + Tp * Vp, *rest = kt + Kp * one.ld;
     pack(s, b, h, tables, k_rope, Kp, Vp, Tp, q, k, v, half);
-    transpose(k, Tp, Kp, kt, ld);
-    if (segments) pad_segments(s, b, Tp, segments);
-    float *softmax_row = softmax + (b * s->H + h) * T * 2;
-    for (int64_t t0 = 0; t0 < T; t0 += ROWS) {
-        int64_t lo = first_column(segments, t0, T), hi = round_up(t0 + ROWS, W), rows = T - t0 < ROWS ? T - t0 : ROWS;
-        product(q + t0 * Kp, Kp, 1, kt + lo, ld, p + lo, ld, Kp, hi - lo, 0);
-        float inverse[ROWS];
-        for (int64_t r = 0; r < rows; r++) {
-            int64_t t = t0 + r;
-            float *row = p + r * ld;
-            vf top = splat(-INFINITY);
-            for (int64_t c = lo; c < hi; c += W) {
-                vf x = load(row, c, 0);
-                if (segments || c + W > t0) {
-                    x = choose(visible(segments, t, c), x, splat(-INFINITY));
-                    store(row, c, x, 0);
-                }
-                top = vmax(top, x);
-            }
-            float max = hmax(top);
-            vf sum = splat(0);
-            for (int64_t c = lo; c < hi; c += W) {
-                vf e = vexp(load(row, c, 0) - max);
-                sum += e;
-                store(row, c, e, 0);
-            }
-            inverse[r] = 1.0f / hsum(sum);
-            softmax_row[2 * t] = max;
-            softmax_row[2 * t + 1] = inverse[r];
-        }
-        for (int64_t r = rows; r < ROWS; r++) memset(p + r * ld + lo, 0, (size_t)(hi - lo) * 4);
-        product(p + lo, ld, 1, v + lo * Vp, Vp, o, Vp, hi - lo, Vp, 0);
-        for (int64_t r = 0; r < rows; r++)
-            copy_scaled(o, r * Vp, 0, V, inverse[r], out, ((b * T + t0 + r) * s->H + h) * V, half);
-    }
+    transpose(k, Tp, Kp, kt, one.ld);
+    if (s->segments) one.segments = pad_segments(s->segments + b * s->T, s->T, Tp, (int32_t *)rest);
+    forward_head(one, q, kt, v, rest + Tp, out, (b * s->T * s->H + h) * s->V, s->H * s->V,
+                 softmax + (b * s->H + h) * s->T * 2, half);
 }
 
-static int64_t forward_floats(const Shape *s) {
-    int64_t Tp = round_up(s->T, W), Kp = round_up(s->N + s->R, W), Vp = round_up(s->V, W), ld = Tp + W;
-    return 2 * Tp * Kp + Tp * Vp + Kp * ld + ROWS * ld + ROWS * Vp + Tp;
+static int64_t floats_of_forward(const Shape *s) {
+    Head one = head_of(s->T, s->N + s->R, s->V);
+    return one.Tp * (2 * one.Kp + one.Vp + 1) + one.Kp * one.ld + forward_floats(one);
 }
 
 INLINE int forward(const Shape *s, float *tables, float *k_rope, void *out, float *softmax, int half) {
@@ -204,7 +95,7 @@ INLINE int forward(const Shape *s, float *tables, float *k_rope, void *out, floa
     int failed = 0;
 #pragma omp parallel for schedule(static) num_threads(s->threads) if (s->threads > 1) reduction(| : failed)
     for (int64_t i = 0; i < s->B * s->H; i++) {
-        float *scratch = scratch_of_thread(forward_floats(s));
+        float *scratch = scratch_of_thread(floats_of_forward(s));
         if (scratch)
             forward_one(s, i / s->H, i % s->H, tables, k_rope, scratch, out, softmax, half);
         else
@@ -215,80 +106,48 @@ INLINE int forward(const Shape *s, float *tables, float *k_rope, void *out, floa
 
 /* --- backward ------------------------------------------------------------------------------------------------------- */
 
+/* Where rows of a head's query gradients go. */
+typedef struct {
+    const Shape *s;
+    const float *tables;
+    void *grad_q;
+    int64_t b, h;
+    int half;
+} Target;
+
+INLINE void unpack_as(const Target *to, int64_t t, const float *gq, int half) {
+    const Shape *s = to->s;
+    int64_t row = to->b * s->T + t, at = (row * s->H + to->h) * (s->N + s->R);
+    const float *table = to->tables + (s->Bc == 1 ? t : row) * 2 * s->R;
+    copy_scaled(gq, 0, 0, s->N, s->scale, to->grad_q, at, half);
+    rotate(gq, s->N, 0, table, s->R, -1, s->scale, to->grad_q, at + s->N, half);
+}
+
+static void unpack(const void *context, int64_t t, const float *gq) {
+    const Target *to = context;
+    if (to->half)
+        unpack_as(to, t, gq, 1);
+    else
+        unpack_as(to, t, gq, 0);
+}
+
 INLINE void backward_one(const Shape *s, int64_t b, int64_t h, const float *tables, const float *k_rope,
                          float *scratch, const void *out, const float *softmax, const void *grad, void *grad_q,
                          void *grad_kv, float *grad_k_rope, int half) {
-    int64_t T = s->T, N = s->N, R = s->R, V = s->V, K = N + R;
-    int64_t Tp = round_up(T, W), Kp = round_up(K, W), Vp = round_up(V, W), ld = Tp + W;
-    float *q = scratch, *k = q + Tp * Kp, *v = k + Tp * Kp, *go = v + Tp * Vp, *kt = go + Tp * Vp, *vt = kt + Kp * ld,
-          *gq = vt + Vp * ld, *gk = gq + ROWS * Kp, *gv = gk + Tp * Kp, *p = gv + Tp * Vp, *ds = p + BLOCK * ld,
-          *delta = ds + BLOCK * ld;
-    int32_t *padded = (int32_t *)(delta + Tp), *segments = s->segments ? padded : NULL;
+    int64_t T = s->T, N = s->N, R = s->R, V = s->V;
+    Head one = head_of(T, N + R, V);
+    int64_t Tp = one.Tp, Kp = one.Kp, Vp = one.Vp, ld = one.ld;
+    float *q = scratch, *k = q + Tp * Kp, *v = k + Tp * Kp, *kt = v + Tp * Vp, *vt = kt + Kp * ld, *gk = vt + Vp * ld,
+          *gv = gk + Tp * Kp, *padded = gv + Tp * Vp;
     pack(s, b, h, tables, k_rope, Kp, Vp, Tp, q, k, v, half);
     transpose(k, Tp, Kp, kt, ld);
     transpose(v, Tp, Vp, vt, ld);
-    if (segments) pad_segments(s, b, Tp, segments);
+    if (s->segments) one.segments = pad_segments(s->segments + b * T, T, Tp, (int32_t *)padded);
     memset(gk, 0, (size_t)(Tp * Kp + Tp * Vp) * 4);
-    memset(go, 0, (size_t)(Tp * Vp) * 4);
-    for (int64_t t = 0; t < T; t++) {
-        int64_t row = ((b * T + t) * s->H + h) * V;
-        vf sum = splat(0);
-        for (int64_t j = 0; j < V; j += W) {
-            vf g = load_n(grad, row + j, V - j, half);
-            sum += g * load_n(out, row + j, V - j, half);
-            store(go, t * Vp + j, g, 0);
-        }
-        delta[t] = hsum(sum);
-    }
-    const float *softmax_row = softmax + (b * s->H + h) * T * 2;
-    for (int64_t block = 0; block < T; block += BLOCK) {
-        int64_t end = block + BLOCK < Tp ? block + BLOCK : Tp, left = end;
-        for (int64_t t0 = block; t0 < end && t0 < T; t0 += ROWS) {
-            int64_t lo = first_column(segments, t0, T);
-            if (lo < left) left = lo;
-        }
-        for (int64_t t0 = block; t0 < end; t0 += ROWS) {
-            int64_t lo = first_column(segments, t0, T), hi = round_up(t0 + ROWS, W);
-            if (t0 >= T) lo = hi;
-            float *p8 = p + (t0 - block) * ld, *ds8 = ds + (t0 - block) * ld;
-            product(q + t0 * Kp, Kp, 1, kt + lo, ld, p8 + lo, ld, Kp, hi - lo, 0);
-            product(go + t0 * Vp, Vp, 1, vt + lo, ld, ds8 + lo, ld, Vp, hi - lo, 0);
-            for (int64_t r = 0; r < ROWS; r++) {
-                int64_t t = t0 + r;
-                float *pr = p8 + r * ld, *dr = ds8 + r * ld;
-                for (int64_t c = left; c < lo; c += W) store(pr, c, splat(0), 0), store(dr, c, splat(0), 0);
-                for (int64_t c = hi; c < end; c += W) store(pr, c, splat(0), 0), store(dr, c, splat(0), 0);
-                if (t >= T) {
-                    for (int64_t c = lo; c < hi; c += W) store(pr, c, splat(0), 0), store(dr, c, splat(0), 0);
-                    continue;
-                }
-                float max = softmax_row[2 * t], inverse = softmax_row[2 * t + 1], d = delta[t];
-                for (int64_t c = lo; c < hi; c += W) {
-                    vf w = vexp(load(pr, c, 0) - max) * inverse;
-                    vf g = w * (load(dr, c, 0) - d);
-                    if (segments || c + W > t0) {
-                        vi seen = visible(segments, t, c);
-                        w = choose(seen, w, splat(0));
-                        g = choose(seen, g, splat(0));
-                    }
-                    store(pr, c, w, 0);
-                    store(dr, c, g, 0);
-                }
-            }
-            product(ds8 + lo, ld, 1, k + lo * Kp, Kp, gq, Kp, hi - lo, Kp, 0);
-            for (int64_t r = 0; r < ROWS && t0 + r < T; r++) {
-                int64_t row = b * T + t0 + r, to = (row * s->H + h) * K;
-                const float *table = tables + (s->Bc == 1 ? t0 + r : row) * 2 * R;
-                copy_scaled(gq, r * Kp, 0, N, s->scale, grad_q, to, half);
-                rotate(gq, r * Kp + N, 0, table, R, -1, s->scale, grad_q, to + N, half);
-            }
-        }
-        for (int64_t c = left; c < end; c += ROWS) {
-            int64_t skip = c > block ? c - block : 0; /* rows before column c do not see it */
-            product(ds + skip * ld + c, 1, ld, q + (block + skip) * Kp, Kp, gk + c * Kp, Kp, end - block - skip, Kp, 1);
-            product(p + skip * ld + c, 1, ld, go + (block + skip) * Vp, Vp, gv + c * Vp, Vp, end - block - skip, Vp, 1);
-        }
-    }
+    Backward work = {q, k, kt, vt, gk, gv, padded + Tp};
+    Target target = {s, tables, grad_q, b, h, half};
+    backward_head(one, work, out, grad, (b * T * s->H + h) * V, s->H * V, softmax + (b * s->H + h) * T * 2, half, unpack,
+                  &target);
     for (int64_t t = 0; t < T; t++) {
         int64_t row = b * T + t, to = (row * s->H + h) * (N + V);
         const float *table = tables + (s->Bc == 1 ? t : row) * 2 * R;
@@ -298,9 +157,9 @@ INLINE void backward_one(const Shape *s, int64_t b, int64_t h, const float *tabl
     }
 }
 
-static int64_t backward_floats(const Shape *s) {
-    int64_t Tp = round_up(s->T, W), Kp = round_up(s->N + s->R, W), Vp = round_up(s->V, W), ld = Tp + W;
-    return 3 * Tp * Kp + 3 * Tp * Vp + (Kp + Vp) * ld + ROWS * Kp + 2 * BLOCK * ld + 2 * Tp;
+static int64_t floats_of_backward(const Shape *s) {
+    Head one = head_of(s->T, s->N + s->R, s->V);
+    return one.Tp * (3 * one.Kp + 2 * one.Vp + 1) + (one.Kp + one.Vp) * one.ld + backward_floats(one);
 }
 
 INLINE int backward(const Shape *s, float *tables, float *k_rope, const void *out, const float *softmax,
@@ -310,7 +169,7 @@ INLINE int backward(const Shape *s, float *tables, float *k_rope, const void *ou
     int failed = 0;
 #pragma omp parallel for schedule(static) num_threads(s->threads) if (s->threads > 1) reduction(| : failed)
     for (int64_t i = 0; i < s->B * s->H; i++) {
-        float *scratch = scratch_of_thread(backward_floats(s));
+        float *scratch = scratch_of_thread(floats_of_backward(s));
         if (scratch)
             backward_one(s, i / s->H, i % s->H, tables, k_rope, scratch, out, softmax, grad, grad_q, grad_kv, of_heads,
                          half);

@@ -1,20 +1,23 @@
 """A whole step of the network over a paged cache in one call (`decoder.c`), on weights as they lie in memory.
 
-N tokens of a step, D model, H heads, C latent, X = C + R, L layers, S slots.
+N tokens of a step, D model, X the width of a cache entry, L layers, S slots.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
+from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ziphius.ops.int8 import Int8Matrix
+from ziphius.ops.matrix import Matrix, tensors_of
 from ziphius.ops.native.call import call
-from ziphius.ops.placement import Placement
+from ziphius.ops.placement import Layout, Placement
 
 _SIGMOID, _NORMALISE, _BY_TWO_BEST = 1, 2, 4
 
@@ -22,53 +25,91 @@ _SIGMOID, _NORMALISE, _BY_TWO_BEST = 1, 2, 4
 _CACHED_BYTES = 4 << 20
 
 
-Matrix = Tensor | Int8Matrix
+class MlpWeights(NamedTuple):
+    """silu(gate)·up, then down: matrices [F, D], [F, D], [D, F]."""
+
+    gate: Matrix
+    up: Matrix
+    down: Matrix
+
+
+@dataclass(kw_only=True)
+class LayerWeights:
+    """One layer's tensors, fp32 or bf16 and contiguous, its matrices also in 8 bits. None: no such part.
+
+    `q` makes the queries, of the model's states or of their latents where there is a `q_a`; `q_norm` is of those
+    latents, or of each head where attention is grouped. `dense` is the dense or the shared MLP.
+    """
+
+    input_norm: Tensor
+    post_norm: Tensor
+    q: Matrix
+    q_norm: Tensor | None = None
+    o: Matrix
+    # latent attention
+    q_a: Matrix | None = None
+    kv_a: Matrix | None = None
+    kv_norm: Tensor | None = None
+    kv_b: Tensor | None = None
+    # grouped attention
+    k: Matrix | None = None
+    v: Matrix | None = None
+    k_norm: Tensor | None = None
+    q_bias: Tensor | None = None
+    k_bias: Tensor | None = None
+    v_bias: Tensor | None = None
+    # the MLP
+    router: Tensor | None = None
+    router_bias: Tensor | None = None
+    dense: MlpWeights | None = None
+    experts: Sequence[MlpWeights] = ()
+
+    @property
+    def hidden(self) -> int:
+        """Of the dense or the shared MLP."""
+        return 0 if self.dense is None else self.dense.down.shape[1]
+
+    def tensors(self) -> Iterator[Tensor]:
+        matrices = [*(getattr(self, name) for name in _NAMES), *(self.dense or ()), *chain(*self.experts)]
+        return chain.from_iterable(tensors_of(matrix) for matrix in matrices if matrix is not None)
 
 
 @dataclass
-class LayerWeights:
-    """One layer's tensors, fp32 or bf16 and contiguous, its matrices also int8. None where the layer has no such part;
-    without `q_a` the queries come from `q_b` alone, and `gate_up`, `down` are the dense or the shared MLP's."""
+class LatentShape:
+    """Of latent attention: a head's no-position part, rope part and value, and the latent."""
 
-    input_norm: Tensor
-    q_a: Matrix | None
-    q_norm: Tensor | None
-    q_b: Matrix
-    kv_a: Matrix
-    kv_norm: Tensor
-    kv_b: Tensor
-    o: Matrix
-    post_norm: Tensor
-    gate_up: Matrix
-    down: Matrix
-    gate: Tensor | None = None
-    gate_bias: Tensor | None = None
-    experts_up: Matrix | None = None
-    experts_down: Matrix | None = None
+    nope: int
+    rope: int
+    value: int
+    rank: int
+    eps: float
 
 
 @dataclass
 class DecoderShape:
-    """What the tensors' sizes do not tell. `groups`, `kept_groups`: 1 and 0 where groups do not count."""
+    """What the tensors' sizes do not tell. Attention is grouped where `latent` is None."""
 
     heads: int
-    nope: int
-    rope: int
-    value: int
-    latent: int
+    layout: Layout
+    latent: LatentShape | None
+    eps: float
+    scale: float
+
+
+@dataclass
+class GateRule:
+    """`groups`, `kept_groups`: 1 and 0 where groups do not count."""
+
     top_k: int
     groups: int
     kept_groups: int
     sigmoid: bool
     normalise: bool
     by_two_best: bool
-    eps: float
-    latent_eps: float
-    scale: float
     factor: float
 
 
-_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float8_e4m3fn: 3}
 
 
 class _Weight(ctypes.Structure):
@@ -78,22 +119,40 @@ class _Weight(ctypes.Structure):
     def of(cls, x: Matrix | None) -> _Weight:
         if x is None:
             return cls(None, 0, None)
-        values, scale = (x.values, x.scale.data_ptr()) if isinstance(x, Int8Matrix) else (x, None)
-        return cls(values.data_ptr(), _KINDS[values.dtype], scale)
+        values, *scale = tensors_of(x)
+        return cls(values.data_ptr(), _KINDS[values.dtype], scale[0].data_ptr() if scale else None)
 
 
-_NAMES = [field.name for field in fields(LayerWeights)]
+class _Mlp(ctypes.Structure):
+    _fields_ = [(name, _Weight) for name in MlpWeights._fields]
+
+    @classmethod
+    def of(cls, x: MlpWeights | None) -> _Mlp:
+        return cls() if x is None else cls(*map(_Weight.of, x))
+
+
+_NAMES = [field.name for field in fields(LayerWeights) if field.name not in ("dense", "experts")]
 
 
 class _Layer(ctypes.Structure):
     _fields_ = [
         *[(name, _Weight) for name in _NAMES],
+        ("dense", _Mlp),
         ("hidden", ctypes.c_int64),
-        ("routed", ctypes.c_int64),
+        ("experts", ctypes.POINTER(_Mlp)),
     ]
 
+    @classmethod
+    def of(cls, x: LayerWeights) -> _Layer:
+        weights = {name: _Weight.of(getattr(x, name)) for name in _NAMES}
+        experts = (_Mlp * len(x.experts))(*map(_Mlp.of, x.experts)) if x.experts else None
+        return cls(**weights, dense=_Mlp.of(x.dense), hidden=x.hidden, experts=experts)
 
-_SIZES = ("D", "H", "N", "R", "V", "C", "Q", "E", "K", "G", "kept", "F", "widest", "router_flags")
+
+_SIZES = (
+    "D", "H", "groups", "key", "value", "value_start", "X", "N", "R", "V", "C", "Q",
+    "E", "K", "F", "expert_groups", "kept_groups", "router_flags", "widest", "paged",
+)  # fmt: skip
 
 
 class _Shape(ctypes.Structure):
@@ -120,22 +179,26 @@ class Decoder:
     A token's result does not depend on the tokens beside it nor on the number of threads.
     """
 
-    def __init__(self, shape: DecoderShape, layers: Sequence[LayerWeights], cos: Tensor, sin: Tensor) -> None:
-        self._tensors = [x for layer in layers for name in _NAMES for x in _parts(getattr(layer, name))]
+    def __init__(
+        self,
+        shape: DecoderShape,
+        rule: GateRule | None,
+        layers: Sequence[LayerWeights],
+        cos: Tensor,
+        sin: Tensor,
+        paged: bool = False,
+    ) -> None:
+        """`rule` is None where no layer has experts; cos, sin [positions, rotated pairs]. `paged`: chosen experts are
+        to be read from disk ahead of their use."""
+        _check_structures()
+        self._tensors = [x for layer in layers for x in layer.tensors()]
         for x in self._tensors:
             assert x.is_contiguous(), "decoder weights"
         self.cos, self.sin = cos.float().contiguous(), sin.float().contiguous()
-        self._layers = (_Layer * len(layers))(*map(_describe, layers))
-        routed = next((layer for layer in layers if layer.gate is not None), None)
+        self._layers = (_Layer * len(layers))(*map(_Layer.of, layers))
         self._shape = _Shape(
-            D=layers[0].input_norm.numel(), H=shape.heads, N=shape.nope, R=shape.rope, V=shape.value, C=shape.latent,
-            Q=0 if layers[0].q_a is None else layers[0].q_a.shape[0],
-            E=0 if routed is None or routed.gate is None else routed.gate.shape[0],
-            K=0 if routed is None else shape.top_k, G=shape.groups, kept=shape.kept_groups,
-            F=0 if routed is None or routed.experts_down is None else routed.experts_down.shape[2],
-            widest=max(layer.down.shape[1] for layer in layers),
-            router_flags=_SIGMOID * shape.sigmoid + _NORMALISE * shape.normalise + _BY_TWO_BEST * shape.by_two_best,
-            eps=shape.eps, latent_eps=shape.latent_eps, scale=shape.scale, factor=shape.factor,
+            D=layers[0].input_norm.numel(), **_attention_sizes(shape, layers[0]), **_expert_sizes(rule, layers),
+            widest=max(layer.hidden for layer in layers), paged=paged,
         )  # fmt: skip
         self._bytes = sum(x.numel() * x.element_size() for x in self._tensors)
 
@@ -162,6 +225,16 @@ class Decoder:
         return out
 
 
+def will_be_scattered(x: Tensor) -> None:
+    """Tell the kernel that the pages of `x`, in a file's map, are used here and there: it reads nothing around them."""
+    call("decoder_scattered", x.data_ptr(), x.numel() * x.element_size())
+
+
+def will_be_used(x: Tensor) -> None:
+    """Have the pages of `x`, in a file's map, read ahead of their use."""
+    call("decoder_wanted", x.data_ptr(), x.numel() * x.element_size())
+
+
 def linear(x_ND: Tensor, weight_WD: Matrix) -> Tensor:
     """fp32 x·weightᵀ -> [N, W]; as in `Decoder`, a token's result is its own."""
     out = x_ND.new_empty(len(x_ND), weight_WD.shape[0])
@@ -170,12 +243,31 @@ def linear(x_ND: Tensor, weight_WD: Matrix) -> Tensor:
     return out
 
 
-def _parts(x: Matrix | None) -> list[Tensor]:
-    if x is None:
-        return []
-    return [x.values, x.scale] if isinstance(x, Int8Matrix) else [x]
+def _attention_sizes(shape: DecoderShape, layer: LayerWeights) -> dict[str, float]:
+    layout, latent = shape.layout, shape.latent
+    sizes = {"H": shape.heads, "eps": shape.eps, "scale": shape.scale, "X": layout.width, "groups": layout.heads}
+    sizes |= {"key": layout.key, "value": layout.value, "value_start": layout.value_start}
+    if latent is None:
+        return sizes | {"R": layout.key, "V": layout.value}
+    sizes |= {"N": latent.nope, "R": latent.rope, "V": latent.value, "C": latent.rank, "latent_eps": latent.eps}
+    return sizes | {"Q": 0 if layer.q_a is None else layer.q_a.shape[0]}
 
 
-def _describe(layer: LayerWeights) -> _Layer:
-    weights = {name: _Weight.of(getattr(layer, name)) for name in _NAMES}
-    return _Layer(**weights, hidden=layer.down.shape[1], routed=layer.gate is not None)
+def _expert_sizes(rule: GateRule | None, layers: Sequence[LayerWeights]) -> dict[str, float]:
+    experts = next((layer.experts for layer in layers if layer.experts), ())
+    if rule is None or not experts:
+        return {}
+    flags = _SIGMOID * rule.sigmoid + _NORMALISE * rule.normalise + _BY_TWO_BEST * rule.by_two_best
+    return {
+        "E": len(experts), "K": rule.top_k, "F": experts[0].down.shape[1],
+        "expert_groups": rule.groups, "kept_groups": rule.kept_groups, "router_flags": flags, "factor": rule.factor,
+    }  # fmt: skip
+
+
+@cache
+def _check_structures() -> None:
+    """The structures here and in C are as large: a field added on one side only would shift all that follow."""
+    ours = [ctypes.sizeof(kind) for kind in (_Weight, _Layer, _Shape, _Cache)]
+    theirs = (ctypes.c_int64 * len(ours))()
+    call("decoder_sizes", ctypes.addressof(theirs))
+    assert list(theirs) == ours, f"structures of decoder.py have {ours} bytes, those of step.h {list(theirs)}"

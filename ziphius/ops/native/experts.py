@@ -46,8 +46,9 @@ class GroupedExperts(torch.autograd.Function):
         tensors = pre, slots, weights, grad_hidden, grad_pre, hidden, grad_weights
         addresses = [tensor.data_ptr() for tensor in tensors]
         call("swiglu_backward", *addresses, slots.numel(), F, threads, is_half(pre))
-        grad_down = torch.bmm(grad_y.transpose(1, 2), hidden)
-        grad_gate_up = torch.bmm(grad_pre.transpose(1, 2), x_ECD)
+        # Frozen experts cost neither the memory of their gradients nor the products.
+        grad_down = torch.bmm(grad_y.transpose(1, 2), hidden) if ctx.needs_input_grad[4] else None
+        grad_gate_up = torch.bmm(grad_pre.transpose(1, 2), x_ECD) if ctx.needs_input_grad[3] else None
         grad_x = _sum(torch.bmm(grad_pre, gate_up), place, K, threads)
         return grad_x, None, grad_weights, grad_gate_up, grad_down, None
 

@@ -1,9 +1,10 @@
 /* Activations times a matrix [rows][cols] as it lies in memory, for a few to a few hundred tokens.
  *
- * Matrices are fp32, bf16, or int8 with one scale a row: the integers enter the products, the scale the result.
+ * Matrices are fp32, bf16, int8 with one scale a row (the integers enter the products, the scale the result), or e4m3
+ * with one scale a block (fp8.h).
  * A token's result does not depend on which tokens stand beside it: every sum runs over the columns in one order, on one
- * path for all numbers of tokens. With AMX, bf16 and int8 matrices are read in tiles of 16 rows; everything else takes
- * dot products in vector registers.
+ * path for all numbers of tokens. With AMX, bf16 and int8 matrices are read in tiles of 16 rows, without it by pairs of
+ * 16-bit numbers where the machine multiplies those (pairs.h); everything else takes dot products of fp32 numbers.
  */
 #pragma once
 #include "vec.h"
@@ -15,13 +16,17 @@
 typedef struct {
     const void *data;
     int64_t kind;
-    const float *scale; /* of each row; INT8 only */
+    const float *scale; /* INT8: of each row; FP8: of each block, [rows / 128][cols / 128] rounded up */
 } Weight;
 
-enum { FP32, BF16, INT8 };           /* the first two are what vec.h calls `half` */
+enum { FP32, BF16, INT8, FP8 };      /* the first two are what vec.h calls `half` */
 enum { SUMS = 16 };                  /* accumulators of a tile of dot products */
+enum { CHUNK = 128 };                /* tokens whose activations stay in the second cache while a matrix passes */
+enum { NEAR_BYTES = 24 << 10 };      /* of a matrix, that stay in the first cache */
 enum { TILE = 16, LINE = 64 };       /* rows and bytes a row of an AMX tile */
 enum { LARGEST_ACTIVATION = 32512 }; /* 127 in the high byte */
+
+INLINE int64_t bytes_of(Weight w, int64_t elements) { return elements * (w.kind == FP32 ? 4 : w.kind == BF16 ? 2 : 1); }
 
 /* The first n of sixteen elements of a matrix; the rest reads as zero. */
 INLINE vf load_kind(const void *base, int64_t i, int64_t n, int kind) {
@@ -35,6 +40,11 @@ INLINE vf load_kind(const void *base, int64_t i, int64_t n, int kind) {
     memcpy(&bytes, at, (size_t)(n < W ? n : W));
     return __builtin_convertvector(bytes, vf);
 #endif
+}
+
+/* Ask for an element that is needed soon: the machine does not guess so many rows at once. */
+INLINE void ask_ahead(const void *base, int64_t i, int kind) {
+    __builtin_prefetch((const char *)base + i * (kind == FP32 ? 4 : kind == BF16 ? 2 : 1), 0, 2);
 }
 
 /* --- dot products --------------------------------------------------------------------------------------------------- */
@@ -58,9 +68,10 @@ INLINE vf add_up(const vf *x) {
            SHUFFLE(a[0], a[1], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 }
 
-/* Lane t * (16/T) + r: x[t] · w[r], for T rows of x and 16/T rows of w; a row beyond the last is the last again. */
+/* Lane t * (16/T) + r: x[t] · w[r], for T rows of x and 16/T rows of w; a row beyond the last is the last again.
+ * `ahead`: whether the rows behind these come next. */
 INLINE vf dot_tile(const float *x, int64_t ldx, const void *w, int64_t at, int64_t ldw, int64_t rows, int64_t cols,
-                   int kind, const int T) {
+                   int kind, const int T, const int ahead) {
     const int R = SUMS / T;
     vf acc[SUMS];
     int64_t row[SUMS];
@@ -76,6 +87,7 @@ INLINE vf dot_tile(const float *x, int64_t ldx, const void *w, int64_t at, int64
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) {
             vf b = load_kind(w, row[r] + k, W, kind);
+            if (ahead) ask_ahead(w, row[r] + SUMS * ldw + k, kind);
 #pragma GCC unroll 16
             for (int t = 0; t < T; t++) acc[t * R + r] += a[t] * b;
         }
@@ -95,7 +107,19 @@ INLINE void put_dots(vf sums, float *out, int64_t ldo, int64_t rows, const int T
     const int R = SUMS / T;
     float flat[SUMS];
     store(flat, 0, sums, 0);
-    for (int t = 0; t < T; t++) memcpy(out + t * ldo, flat + t * R, (size_t)(rows < R ? rows : R) * 4);
+#pragma GCC unroll 16
+    for (int t = 0; t < T; t++) {
+        if (rows >= R)
+            memcpy(out + t * ldo, flat + t * R, R * 4);
+        else
+            memcpy(out + t * ldo, flat + t * R, (size_t)rows * 4);
+    }
+}
+
+/* Rows of a matrix, in fours, that stay in the first cache while a chunk of tokens passes. */
+INLINE int64_t near_rows(int64_t bytes) {
+    int64_t rows = NEAR_BYTES / 4 / bytes * 4;
+    return rows < 4 ? 4 : rows > SUMS ? SUMS : rows;
 }
 
 /* out[n][m0..m1) = x[n] · w[m] for n tokens; w [·][cols] begins at element `at`. */
@@ -104,22 +128,32 @@ INLINE void linear_dots(const float *x, int64_t ldx, int64_t n, const void *w, i
     if (n < 4) { /* one token at a time, sixteen rows: memory is the limit, and is read once for small matrices only */
         for (int64_t m = m0; m < m1; m += SUMS)
             for (int64_t t = 0; t < n; t++)
-                put_dots(dot_tile(x + t * ldx, ldx, w, at + m * cols, cols, m1 - m, cols, kind, 1), out + t * ldo + m,
+                put_dots(dot_tile(x + t * ldx, ldx, w, at + m * cols, cols, m1 - m, cols, kind, 1, 0), out + t * ldo + m,
                          ldo, m1 - m, 1);
         return;
     }
-    for (int64_t m = m0; m < m1; m += 4) {
-        int64_t t = 0;
-        for (; t + 4 <= n; t += 4)
-            put_dots(dot_tile(x + t * ldx, ldx, w, at + m * cols, cols, m1 - m, cols, kind, 4), out + t * ldo + m, ldo,
-                     m1 - m, 4);
-        for (; t < n; t++) { /* the same sums, with three of the four tokens wasted */
-            float last[4 * 4];
-            put_dots(dot_tile(x + t * ldx, 0, w, at + m * cols, cols, m1 - m, cols, kind, 4), last, 4, 4, 4);
-            memcpy(out + t * ldo + m, last, (size_t)(m1 - m < 4 ? m1 - m : 4) * 4);
-        }
-    }
+    int64_t rows = near_rows(cols * (kind == FP32 ? 4 : kind == BF16 ? 2 : 1));
+    for (int64_t t0 = 0; t0 < n; t0 += CHUNK)
+        for (int64_t first = m0; first < m1; first += rows)
+            for (int64_t t = t0; t < n && t < t0 + CHUNK; t += 4) {
+                int64_t from = t + 4 <= n ? t : n - 4; /* the last may be taken twice: the same sums, some wasted */
+                for (int64_t m = first; m < m1 && m < first + rows; m += 4)
+                    put_dots(dot_tile(x + from * ldx, ldx, w, at + m * cols, cols, m1 - m, cols, kind, 4, t == 0),
+                             out + from * ldo + m, ldo, m1 - m, 4);
+            }
 }
+
+/* Sets the scale of a token and returns its inverse. */
+INLINE float fit(const float *x, int64_t cols, float *scale) {
+    vf top = splat(0);
+    for (int64_t k = 0; k < cols; k += W) top = vmax(top, vabs(load_n(x, k, cols - k, 0)));
+    float largest = hmax(top);
+    *scale = largest / LARGEST_ACTIVATION;
+    return largest > 0 ? LARGEST_ACTIVATION / largest : 0;
+}
+
+#include "fp8.h"
+#include "pairs.h"
 
 /* --- AMX ------------------------------------------------------------------------------------------------------------ */
 
@@ -175,15 +209,6 @@ INLINE void pack_bytes(const float *x, int64_t left, float inverse, char *high, 
         _mm_storeu_si128((__m128i *)(high + k), _mm512_cvtepi32_epi8(above));
         _mm_storeu_si128((__m128i *)(low + k), _mm512_cvtepi32_epi8(whole));
     }
-}
-
-/* Sets the scale of a token and returns its inverse. */
-INLINE float fit(const float *x, int64_t cols, float *scale) {
-    vf top = splat(0);
-    for (int64_t k = 0; k < cols; k += W) top = vmax(top, vabs(load_n(x, k, cols - k, 0)));
-    float largest = hmax(top);
-    *scale = largest / LARGEST_ACTIVATION;
-    return largest > 0 ? LARGEST_ACTIVATION / largest : 0;
 }
 
 INLINE void pack(const float *x, int64_t ldx, int64_t n, int64_t cols, Packed to, int int8) {
@@ -325,12 +350,13 @@ INLINE int64_t linear_scratch(int64_t n, int64_t cols) {
     return (tokens + 2 * TILE) * round_up(2 * cols, 2 * LINE) / 4 + tokens;
 }
 
-/* out[n][m0..m1) = x[n] · w[m], w [·][cols] beginning at element `at`. Where tiles are used, x is rounded to bf16, or to
+/* out[n][m0..m1) = x[n] · w[m], w [·][cols] beginning at element `at`. Where tiles or pairs are used, x is rounded to bf16, or to
  * 16-bit integers for int8 matrices. Matrices of one kind may share one packing of x: `scratch` is filled when *ready
  * is 0, and *ready set. */
 static void linear(const float *x, int64_t ldx, int64_t n, Weight w, int64_t at, int64_t cols, int64_t m0, int64_t m1,
                    float *out, int64_t ldo, float *scratch, int *ready) {
     if (m0 >= m1) return;
+    if (w.kind == FP8) return linear_e4m3(x, ldx, n, w.data, w.scale, cols, m0, m1, out, ldo);
 #ifdef HAS_TILES
     if (w.kind != FP32 && tiles_allowed()) {
         int64_t tokens = round_up(n, TILE);
@@ -346,9 +372,20 @@ static void linear(const float *x, int64_t ldx, int64_t n, Weight w, int64_t at,
             linear_tiles(packed, n, w, at, cols, m0, m1, out, ldo, room, 0);
         return;
     }
-#else
-    (void)scratch, (void)ready;
 #endif
+#ifdef HAS_PAIRS
+    if (w.kind == BF16 || w.kind == INT8) {
+        Halves halves = {(uint16_t *)(scratch + round_up(n, W)), round_up(cols, PAIRED), scratch};
+        if (!*ready) pack_halves(x, ldx, n, cols, halves, w.kind == INT8);
+        *ready = 1;
+        if (w.kind == BF16) linear_pairs(halves, n, w.data, at, cols, m0, m1, out, ldo, BF16);
+        if (w.kind == INT8) linear_pairs(halves, n, w.data, at, cols, m0, m1, out, ldo, INT8);
+        for (int64_t t = 0; t < n && w.kind == INT8; t++)
+            for (int64_t m = m0; m < m1; m++) out[t * ldo + m] *= halves.scale[t] * w.scale[at / cols + m];
+        return;
+    }
+#endif
+    (void)scratch, (void)ready;
     if (w.kind == FP32) linear_dots(x, ldx, n, w.data, at, cols, m0, m1, out, ldo, FP32);
     if (w.kind == BF16) linear_dots(x, ldx, n, w.data, at, cols, m0, m1, out, ldo, BF16);
     if (w.kind != INT8) return;

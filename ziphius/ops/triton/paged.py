@@ -25,8 +25,8 @@ from ziphius.ops.placement import Placement
 from ziphius.ops.triton import interpreted
 from ziphius.ops.triton.sizes import padded, shared_bytes
 
-_LOG2E = 1.4426950408889634
-_MERGED = 16  # splits that the second kernel takes at a time
+LOG2E = 1.4426950408889634
+MERGED = 16  # splits that the second kernel takes at a time
 _TILE_BYTES = 40 << 10  # of the memory, at a time: two of them and the queries fit beside any multiprocessor
 _HOPPER_BYTES = 200 << 10  # of shared memory, from which a block of 64 heads has room
 
@@ -81,15 +81,15 @@ def latent_decode(
         _attend_split[(N * blocks, P)](
             q_NHX, memory_SX, placement.tables_BM, placement.rows_N, placement.positions_N,
             out_NHC, partial_NPHC, mass_NPH,
-            scale * _LOG2E, H, P, memory_SX.stride(0), placement.tables_BM.stride(0),
+            scale * LOG2E, H, P, memory_SX.stride(0), placement.tables_BM.stride(0),
             C=rank, R=X - rank, PAGE=placement.block_size, SPLIT=splits.length, MOST=splits.most,
             BLOCK_H=tiles.heads, BLOCK_S=tiles.columns, BLOCK_C=padded(rank), BLOCK_R=padded(X - rank), WIDE=wide,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
         if P > 1:
-            _merge_splits[(N, H)](
+            merge_splits[(N, H)](
                 partial_NPHC, mass_NPH, placement.positions_N, out_NHC, H, P,
-                C=rank, SPLIT=splits.length, MOST=splits.most, BLOCK_C=padded(rank), BLOCK_P=_MERGED, num_warps=4,
+                C=rank, SPLIT=splits.length, MOST=splits.most, BLOCK_C=padded(rank), BLOCK_P=MERGED, num_warps=4,
             )  # fmt: skip
     return out_NHC
 
@@ -110,7 +110,7 @@ def tiles_for(q_NHX: Tensor, memory_SX: Tensor, rank: int) -> Tiles:
 
 
 @triton.jit
-def _split_length(length, SPLIT: tl.constexpr, MOST: tl.constexpr):
+def split_length(length, SPLIT: tl.constexpr, MOST: tl.constexpr):
     """Columns of each of a sequence's splits, but for its last."""
     return SPLIT * tl.cdiv(tl.cdiv(length, SPLIT), MOST)
 
@@ -130,7 +130,7 @@ def _attend_split(
     n = (tl.program_id(0) // blocks).to(tl.int64)
     split = tl.program_id(1)
     length = (tl.load(positions_N + n) + 1).to(tl.int32)
-    step = _split_length(length, SPLIT, MOST)
+    step = split_length(length, SPLIT, MOST)
     start = split * step
     if start >= length:
         return
@@ -182,7 +182,7 @@ def _attend_split(
 
 
 @triton.jit
-def _merge_splits(
+def merge_splits(
     partial_NPHC, mass_NPH, positions_N, out_NHC, H, P,
     C: tl.constexpr, SPLIT: tl.constexpr, MOST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
@@ -190,7 +190,7 @@ def _merge_splits(
     n = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1)
     length = (tl.load(positions_N + n) + 1).to(tl.int32)
-    step = _split_length(length, SPLIT, MOST)
+    step = split_length(length, SPLIT, MOST)
     if step >= length:
         return
     splits = tl.cdiv(length, step)

@@ -111,12 +111,13 @@ class Choice:
 class Answer:
     """One request from its acceptance to its end. `close` must be called, whatever happens; it may be called twice."""
 
-    def __init__(self, service: Service, choices: Sequence[Choice], about: dict[str, Any]) -> None:
+    def __init__(self, service: Service, choices: Sequence[Choice], about: dict[str, Any], model: str) -> None:
         """Raises ApiError (429, 503) where there is no room for another request. `about` goes into the log, with who
         asked."""
         asks = asking.get()
         about |= {"request": asks.id, "owner": asks.owner, "client": asks.address}
         self.service, self.choices, self.about = service, choices, about
+        self._runner = service.runner_of(model)
         self.tally = Tally(0)
         self.status = 200
         self._ticket: Ticket | None = None
@@ -133,7 +134,7 @@ class Answer:
         self.tally.prompt = sum(len(request.prompt) for request in requests)
         try:
             async with asyncio.timeout(self.service.settings.request_seconds):
-                self._ticket = await self.service.runner.submit([replace(r, owner=self._party) for r in requests])
+                self._ticket = await self._runner.submit([replace(r, owner=self._party) for r in requests])
         except TimeoutError:
             raise self._over_time() from None
         except ValueError as error:
@@ -223,7 +224,7 @@ class Answer:
         self._closed = True
         finished = all(choice.finish_reason is not None for choice in self.choices)
         if self._ticket is not None:
-            self.service.runner.cancel(self._ticket)
+            self._runner.cancel(self._ticket)
         if not finished and self.status == 200:
             self.status = 499  # nginx's number for a client that went away
         seconds = time.monotonic() - self._began

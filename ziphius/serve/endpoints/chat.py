@@ -33,7 +33,7 @@ async def complete_chat(service: Service, asked: ChatRequest, request: Request) 
     """The answer, whole or as a stream. Raises ApiError for what cannot be answered."""
     turn = await begin_turn(service, asked, "/v1/chat/completions", f"chatcmpl-{secrets.token_hex(12)}", asked.left_out)
     head = {"id": turn.name, "created": int(time.time()), "model": asked.model}
-    head |= {"system_fingerprint": service.runner.fingerprint}
+    head |= {"system_fingerprint": service.runner_of(asked.model).fingerprint}
 
     def whole() -> ChatCompletion:
         turn.remember()

@@ -131,9 +131,9 @@ async def complete_text(service: Service, asked: CompletionRequest, request: Req
         about["ignored"] = asked.left_out
     if service.settings.log_prompts:
         about["prompt"] = await service.lanes.run(lambda: [service.tokenizer.decode(prompt.ids) for prompt in prompts])
-    answer = Answer(service, choices, about)
+    answer = Answer(service, choices, about, asked.model)
     head = {"id": name, "created": int(time.time()), "model": asked.model}
-    head |= {"system_fingerprint": service.runner.fingerprint}
+    head |= {"system_fingerprint": service.runner_of(asked.model).fingerprint}
 
     def whole() -> TextCompletion:
         if service.settings.log_prompts:

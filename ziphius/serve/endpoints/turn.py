@@ -74,7 +74,7 @@ async def begin_turn(service: Service, asked: ChatRequest, path: str, name: str,
         about["ignored"] = left_out
     if service.settings.log_prompts:
         about["prompt"] = await service.lanes.run(service.tokenizer.decode, prompt.ids)
-    return Turn(service, name, asked, prompt, request, Answer(service, choices, about))
+    return Turn(service, name, asked, prompt, request, Answer(service, choices, about, asked.model))
 
 
 def _prepare(service: Service, asked: ChatRequest) -> tuple[Prompt, Request]:

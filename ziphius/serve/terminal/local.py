@@ -13,10 +13,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from ziphius.checkpoint.device import load_on, pick_device
-from ziphius.checkpoint.folder import model_folder
+from ziphius.disk.memory import bytes_read
 from ziphius.engine.complete import try_once
 from ziphius.engine.engine import Engine
 from ziphius.engine.settings import EngineSettings
+from ziphius.ledger.model import model_folder
 from ziphius.model.formats import Weights
 from ziphius.serve.contracts.chat import ChatRequest
 from ziphius.serve.contracts.errors import ApiError, of_validation
@@ -55,7 +56,7 @@ class Local:
         except ApiError as error:
             raise ValueError(error.message) from None
         parser = ReplyParser(self._tokenizer, bool(prompt.thinking), ends=[*self._tokenizer.eos_ids, *ends])
-        began, tokens, reason = time.perf_counter(), 0, None
+        began, read, tokens, reason = time.perf_counter(), bytes_read(), 0, None
         try:
             with _interrupts() as interrupted:
                 while reason is None:
@@ -78,7 +79,9 @@ class Local:
             self._prompts.memory.keep(prompt.turn, text, ids)
         if reason == "length":
             yield "note", f"(cut off after {tokens} tokens; --max-new-tokens allows more)"
-        yield "note", f"{tokens} tokens, {tokens / (time.perf_counter() - began):,.0f} a second"
+        from_disk = (bytes_read() - read) / 2**20 / max(tokens, 1)
+        paged = f", {from_disk:,.0f} MiB read from disk a token" if from_disk >= 1 else ""
+        yield "note", f"{tokens} tokens, {tokens / (time.perf_counter() - began):,.1f} a second{paged}"
 
 
 @contextmanager

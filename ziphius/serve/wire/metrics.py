@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter as Tallies
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from ziphius.disk.memory import bytes_read
+from ziphius.engine.request import EngineStats
 from ziphius.serve.contracts.price import Rate
 from ziphius.serve.contracts.usage import Tally, Usage
 from ziphius.serve.wire.runner import Runner
@@ -22,7 +24,7 @@ _WHOLE = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 class Metrics:
     """Counters of requests, and the engine's own numbers at the moment they are asked for."""
 
-    def __init__(self, runner: Runner, rate: Rate) -> None:
+    def __init__(self, runners: Sequence[Runner], rate: Rate) -> None:
         self.registry = CollectorRegistry()
         counter = partial(Counter, registry=self.registry)
         histogram = partial(Histogram, registry=self.registry)
@@ -38,7 +40,7 @@ class Metrics:
         self._owner_tokens = counter("ziphius_owner_tokens", "Tokens by owner and kind", ["owner", "kind"])
         self._owner_seconds = counter("ziphius_owner_seconds", "Shares of the engine's time by owner", ["owner"])
         self._owner_dollars = counter("ziphius_owner_dollars", "Cost of those shares by owner", ["owner"])
-        self.registry.register(_EngineNumbers(runner, rate))
+        self.registry.register(_EngineNumbers(runners, rate))
 
     def count_request(self, path: str, status: int, party: str) -> None:
         """Count a request of a `party`, which is a key of the file's or an address."""
@@ -111,13 +113,14 @@ class _ConnectionNumbers:
 
 
 class _EngineNumbers:
-    """The engine's state as Prometheus metrics."""
+    """The engines' state, added up, as Prometheus metrics."""
 
-    def __init__(self, runner: Runner, rate: Rate) -> None:
-        self._runner, self._rate = runner, rate
+    def __init__(self, runners: Sequence[Runner], rate: Rate) -> None:
+        self._runners, self._rate = runners, rate
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._runner.stats
+        stats = EngineStats.total([runner.stats for runner in self._runners])
+        busy = sum(runner.busy_seconds for runner in self._runners)
         for name, value, what in (
             ("blocks_total", stats.blocks_total, "Blocks of the latent cache"),
             ("blocks_used", stats.blocks_used, "Blocks held by running samples"),
@@ -134,7 +137,8 @@ class _EngineNumbers:
             ("engine_generated_tokens", stats.generated_tokens, "Tokens drawn"),
             ("engine_drafted_tokens", stats.drafted_tokens, "Tokens drafted by the prediction module"),
             ("engine_accepted_tokens", stats.accepted_tokens, "Drafted tokens that were right"),
-            ("engine_busy_seconds", self._runner.busy_seconds, "Time the engine worked"),
+            ("engine_disk_read_bytes", bytes_read(), "Read from disk: of a network larger than memory, its experts"),
+            ("engine_busy_seconds", busy, "Time the engine worked"),
         ):
             yield CounterMetricFamily(f"ziphius_{name}", what, value=value)
         samples: Tallies[tuple[str, str]] = Tallies()

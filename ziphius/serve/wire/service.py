@@ -31,7 +31,7 @@ _log = logging.getLogger("ziphius.serve")
 
 @dataclass
 class Service:
-    """One model being served.
+    """One model being served, and its adapters, each a model by a name of its own with a `runner` of its own.
 
     `examples`: questions to begin with. `draining`: no new requests, those under way go on. `paths`: those of the API.
     """
@@ -44,6 +44,7 @@ class Service:
     keys: Keys | WatchedKeys = field(default_factory=Keys)
     allowances: Allowances = field(default_factory=Allowances)
     examples: list[str] = field(default_factory=list)
+    adapters: dict[str, Runner] = field(default_factory=dict)
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
     paths: frozenset[str] = frozenset()
@@ -51,7 +52,7 @@ class Service:
     def __post_init__(self) -> None:
         self.prompts = Prompts(self.tokenizer)
         self.seal, self.calls = Seal(), WrittenCalls()
-        self.metrics = Metrics(self.runner, self.rate)
+        self.metrics = Metrics(self.runners, self.rate)
         self.lanes = Lanes()
         self.requests, self.samples = Places(self.settings.max_requests), Places(self.settings.max_samples)
         self._seconds = 1.0  # a request's, smoothed
@@ -100,11 +101,24 @@ class Service:
         """Seconds after which a place is likely to be free, 1 at least."""
         return max(1, math.ceil(self._seconds / max(1, self.active)))
 
+    @property
+    def names(self) -> list[str]:
+        """What requests may call a model here."""
+        return [self.settings.name, *self.adapters]
+
+    @property
+    def runners(self) -> list[Runner]:
+        return [self.runner, *self.adapters.values()]
+
+    def runner_of(self, name: str) -> Runner:
+        """Who answers for the model of that name, which `check_model` knows."""
+        return self.adapters.get(name, self.runner)
+
     def check_model(self, name: str) -> None:
-        """Raises ApiError (404) unless `name` is the model that is served."""
-        if name != self.settings.name:
+        """Raises ApiError (404) unless `name` is a model that is served."""
+        if name not in self.names:
             raise ApiError(
-                404, f"there is no model {name!r} here; this server has {self.settings.name!r}",
+                404, f"there is no model {name!r} here; this server has {', '.join(map(repr, self.names))}",
                 param="model", code="model_not_found",
             )  # fmt: skip
 

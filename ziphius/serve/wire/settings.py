@@ -22,7 +22,7 @@ class ServeSettings(BaseModel):
     - `host` and `port` to listen at; the model's `name` in requests.
     - `keys`: a file of API keys; without one, everybody on this machine may ask, and nobody else unless `open_to_all`.
     - `device` that runs the model: auto (a GPU where there is one), cpu, cuda, cuda:1. `weights` in memory: fp32, bf16,
-      int8 (half of bf16's memory and time on a CPU, slightly rounded), or auto, as the folder has them.
+      int8 or fp8 (half of bf16's memory, slightly rounded), or auto, as the folder has them.
     - `max_requests` and `max_samples` (a request has `n` for each prompt) are worked on or wait at once; the next is
       told to come back (429). Where several ask, by key or else by address, each has an equal part of them.
       `max_body_bytes`: 413 beyond.
@@ -41,6 +41,7 @@ class ServeSettings(BaseModel):
     - `drain_seconds` for answers under way when the server is asked to stop.
     - `dollars_per_hour` of the machine; `price_list`: whose list price the same tokens are compared with.
     - `log_prompts`: write prompts and answers into the log, too.
+    - `adapters`: folders of adapters of the model, by the names that requests call them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -72,6 +73,7 @@ class ServeSettings(BaseModel):
     dollars_per_hour: float = Field(0.0, ge=0)
     price_list: str | None = None
     log_prompts: bool = False
+    adapters: dict[str, Path] = {}
 
     @field_validator("cors", mode="before")
     @classmethod
@@ -97,6 +99,17 @@ class ServeSettings(BaseModel):
                 "(`ziphius key FILE NAME` makes one), or say --open-to-all"
             )
         return self
+
+
+def named_folders(pairs: Sequence[str]) -> dict[str, Path]:
+    """`name=FOLDER` pairs of the command line. Raises ValueError for one of another form, or a name given twice."""
+    found: dict[str, Path] = {}
+    for pair in pairs:
+        name, _, folder = pair.partition("=")
+        if not name or not folder or name in found:
+            raise ValueError(f"--adapter {pair}: write it as name=FOLDER, each with a name of its own")
+        found[name] = Path(folder)
+    return found
 
 
 def read_pairs(pairs: Sequence[str]) -> dict[str, Any]:
