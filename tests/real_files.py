@@ -85,7 +85,7 @@ def _look(name: str, sha256: str, command: tuple[str, ...]) -> tuple[Path, str |
                 subprocess.run(command, cwd=aside, check=True, capture_output=True, timeout=_SECONDS)
             except (OSError, subprocess.SubprocessError) as error:
                 said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
-                return target, said[-1] if said else str(error)
+                return target, next((line for line in said if line.startswith(("ERROR", "npm error"))), str(error))
             (got,) = aside.iterdir()
             os.replace(got, target)
     found = hashlib.sha256(target.read_bytes()).hexdigest()
