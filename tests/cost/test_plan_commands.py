@@ -162,9 +162,11 @@ def test_a_plan_answers_in_a_blink(arguments):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-c", WATCH, *arguments], capture_output=True, text=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.stderr == "\n"
-    assert min(seconds) < 0.9
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        if seconds[-1] < 0.9:
+            return
+    pytest.fail(f"each of {len(seconds)} took too long: {seconds}")
 
 
 def test_the_search_is_quick(verb):

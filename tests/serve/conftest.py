@@ -67,12 +67,37 @@ class Running:
         body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]} | fields
         return self.http.post("/v1/chat/completions", json=body)
 
+    def end(self):
+        """Tell it to stop."""
+        self.http.close()
+        self.server.should_exit = True
+
+
+@pytest.fixture(scope="session")
+def leaving():
+    """Threads of servers that were told to stop, named after their tests: each takes a fifth of a second, most of it
+    asleep in uvicorn, for which the next test does not wait."""
+    threads = []
+    yield threads
+    for thread in threads:
+        thread.join(20)
+    assert [thread.name for thread in threads if thread.is_alive()] == []
+
 
 @pytest.fixture
-def serve(tokenizer):
-    """`serve(engine, **settings)` -> a running server, stopped at the end of the test."""
-    with contextlib.ExitStack() as stack:
-        yield lambda engine, **options: stack.enter_context(running(tokenizer, engine, **options))
+def serve(tokenizer, leaving, request):
+    """`serve(engine, **settings)` -> a running server, told to stop at the end of the test."""
+    servers = []
+
+    def start(engine, **options):
+        servers.append(begin(tokenizer, engine, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.end()
+        server.thread.name = request.node.nodeid
+        leaving.append(server.thread)
 
 
 @pytest.fixture
@@ -96,8 +121,7 @@ def talking(tokenizer):
         yield engine, client_of(server)
 
 
-@contextlib.contextmanager
-def running(
+def begin(
     tokenizer, engine, context=512, defaults=None, rate=None, keys=None, allowances=None, examples=None, **options
 ):
     chosen = ServeSettings(**{"name": "tiny", "port": 0, "drain_seconds": 5} | options)
@@ -110,12 +134,17 @@ def running(
     thread.start()
     while not server.started:
         assert thread.is_alive()
-        thread.join(0.01)
-    found = Running(service, server, thread)
+        thread.join(0.002)
+    return Running(service, server, thread)
+
+
+@contextlib.contextmanager
+def running(tokenizer, engine, **options):
+    """A running server that has stopped when this ends."""
+    server = begin(tokenizer, engine, **options)
     try:
-        yield found
+        yield server
     finally:
-        found.http.close()
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
+        server.end()
+        server.thread.join(20)
+        assert not server.thread.is_alive()

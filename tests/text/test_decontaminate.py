@@ -95,6 +95,6 @@ def test_thousands_of_documents_a_second():
     questions = [" ".join(f"w{rng.randint(0, 500)}" for _ in range(40)) for _ in range(300)]
     documents = [" ".join(f"w{rng.randint(0, 500)}" for _ in range(40)) for _ in range(1000)]
     decontaminator = Decontaminator(questions)
-    start = time.perf_counter()
+    start = time.process_time()
     assert not any(decontaminator.is_contaminated(document) for document in documents)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0

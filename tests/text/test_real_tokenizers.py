@@ -74,7 +74,9 @@ def digest(encoded):
     return blake2b(json.dumps(encoded).encode(), digest_size=8).hexdigest()
 
 
-IDS = {  # of the ids that `tokenizers` 0.23 gives with the file as it was published
+# of the ids that `tokenizers` 0.23 itself gives for the strings: `Tokenizer.from_file(published).encode_batch(strings,
+# add_special_tokens=False)`, without our loader
+IDS = {
     "deepseek-v2": "4f952874d8912846",
     "llama3_1": "7f0270371f4a241e",
     "qwen3": "4f41b5da4aa9d617",

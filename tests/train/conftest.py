@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 
 import pytest
@@ -8,10 +7,6 @@ from ziphius.model.presets import ladder
 from ziphius.model.transformer import Transformer
 from ziphius.text.learn import train_tokenizer
 from ziphius.text.tokenizer import Tokenizer
-
-ROOT = str(Path(__file__).parents[2])
-if ROOT not in sys.path:  # the processes that tests start import `tests.train.jobs`
-    sys.path.insert(0, ROOT)
 
 
 @pytest.fixture(autouse=True)

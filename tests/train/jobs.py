@@ -105,7 +105,6 @@ class Job:
 
     def __init__(self, kind: str, folder: Path, tokenizer_folder: Path, size: int = 1, **options) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__, "torch.utils.tensorboard"])
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

@@ -57,7 +57,7 @@ def backend_for(*tensors: Tensor) -> str:
     Raises RuntimeError where kernels were asked for by name and a tensor is no plain fp32 or bf16 one on their device.
     """
     if torch.compiler.is_compiling():
-        return "triton" if all(_fits(x, "cuda") for x in tensors) and _has_triton() else "torch"
+        return "triton" if all(_fits(x, "cuda") for x in tensors) and has_triton() else "torch"
     name = _backend.get()
     if name in ("reference", "torch"):
         return name
@@ -85,8 +85,8 @@ def leaves_formula() -> bool:
     return torch.compiler.is_compiling() or _backend.get() == "reference"
 
 
-@torch.compiler.assume_constant_result
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Whether the `triton` backend can be had here; a constant to `torch.compile`."""
     return triton.why_not() is None
 
 

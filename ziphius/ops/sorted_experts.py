@@ -18,7 +18,6 @@ from ziphius.ops.swiglu import swiglu_grad, swiglu_reference
 _ALIGNED = 8  # bf16 elements that make the 16 bytes of which the product wants each row to be a multiple
 
 
-@torch.compiler.assume_constant_result
 def groups_without_asking(device: torch.device) -> bool:
     """Whether torch's grouped product leaves the groups' ends on the device: on Hopper and its successors' servers.
 

@@ -16,7 +16,7 @@ from ziphius.model.config import ModelConfig
 from ziphius.recipe.schema import GRPOStage, PretrainStage, Recipe, SFTStage
 from ziphius.train.settings import LoRASettings, TunedSettings
 
-LIBRARIES_GIB = 0.5  # what a process holds beside its network
+LIBRARIES_GIB = 0.43  # what a process holds beside its network
 _KERNELS_GIB = 0.08  # what a CPU's matrix library compiles for the shapes that the experts' loads make
 _KEPT = 1.3  # of what the shapes say, measured
 _CHUNK = 1 << 22  # logits held at a time (ops/loss.py)

@@ -11,6 +11,8 @@ from torch import Tensor
 from ziphius.model.cache import StepCache
 from ziphius.model.experts import RouterStats
 from ziphius.model.transformer import Block, Transformer
+from ziphius.ops.backend import has_triton
+from ziphius.ops.sorted_experts import groups_without_asking
 from ziphius.train.place import Place
 from ziphius.train.speed.recompute import recomputed
 
@@ -42,6 +44,8 @@ def set_speed(model: Transformer, recompute: Literal["none", "selective", "full"
     if recompute != "none":
         call = recomputed(call, recompute, model.config.hidden_size)
     if compiled:
+        for constant in (has_triton, groups_without_asking):  # here and not as decorators, which load the compiler
+            torch.compiler.assume_constant_result(constant)
         call = torch.compile(call)
     if call is run_block:
         return
