@@ -137,6 +137,8 @@ def test_a_later_stage_that_changes_the_template_changes_what_is_trained_before_
     about = read(model / "tokenizer_config.json")
     plain = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
     (model / "tokenizer_config.json").write_text(json.dumps(about | {"chat_template": plain}))
+    words = model / "tokenizer.json"
+    words.write_text(words.read_text().replace("think>", "other>"))  # no tokens for it either
     chats = tmp_path / "chats.jsonl"
     chats.write_text(json.dumps({"prompt": "1 + 2 =", "completion": "3"}) + "\n")
     stages = {"chats": {"kind": "sft", "path": str(chats), "seq_len": 96, "train": {"steps": 1}}}
