@@ -9,6 +9,7 @@ import pytest
 from ziphius.cost.shape import shape_of
 from ziphius.model.transformer import Transformer
 from ziphius.recipe.fitting import refuse_too_large
+from ziphius.recipe.low_rank import lora_matrices
 from ziphius.recipe.memory import lora_parameters, stage_memory
 from ziphius.recipe.plan import memory_by_stage, network
 from ziphius.recipe.schema import RecipeError, check_recipe, load_recipe
@@ -51,6 +52,20 @@ def test_low_ranks_are_counted_exactly(kind, settings):
     shape = shape_of(model.config)
     lora = LoRA(model, settings, seed=0)
     assert lora_parameters(shape, settings) == sum(p.numel() for u in lora.updates.values() for p in u.parameters())
+
+
+@pytest.mark.parametrize("experts", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_targets_are_known_before_anything_runs(kind, experts):
+    """By name, from the shape alone: those that the network itself finds."""
+    model = small(kind)
+    updates = LoRA(model, LoRASettings(experts=experts), seed=0).updates
+    assert set(lora_matrices(shape_of(model.config), experts)) == {name.rpartition("/")[2] for name in updates}
+
+
+def test_an_unknown_target_is_refused(recipe):
+    with pytest.raises(RecipeError, match=r"stages.rl.train.lora.targets: this network has no matrix called 'x'; it"):
+        load_recipe(recipe, ["rl.train.lora.targets=['o_proj', 'x']"])
 
 
 def test_weights_gradients_and_moments(recipe):

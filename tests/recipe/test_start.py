@@ -112,6 +112,19 @@ def test_chats_that_think_open_the_thinking_of_what_is_trained(model, tokenizer,
         assert ("opens <think> in it" in capfd.readouterr().err) is bool(opens)
 
 
+def test_a_new_network_takes_nothing_from_where_the_run_is_started(tmp_path, monkeypatch):
+    """Such as the sampling settings of a model in whose folder somebody stands."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.123}')
+    stages = {
+        "words": {"kind": "tokenizer", "vocab_size": 300, "documents": 20},
+        "base": {"kind": "pretrain", "seq_len": 32, "rows": 2, "train": {"steps": 1}},
+    }
+    raw = {"name": "new", "model": {"depth": 2}, "tasks": {"sums": SUMS}, "corpora": {"c": {"task": "sums"}}}
+    run_recipe(check_recipe(raw | {"stages": stages, "machine": {"processes": 1}}, "here"), tmp_path / "run")
+    assert read(present_stages(tmp_path / "run")[-1] / "generation_config.json")["temperature"] != 0.123
+
+
 def test_pretraining_goes_on_with_a_longer_context(folder_of, tmp_path):
     start = folder_of("llama")
     stages = {"more": {"kind": "pretrain", "seq_len": 160, "rows": 2, "train": {"steps": 1, "precision": "fp32"}}}
@@ -138,6 +151,26 @@ def test_a_stage_names_what_it_begins_from(folder_of, tmp_path):
         assert any(not torch.equal(first[name], on[name]) for name in first)
     straight = present_stages(tmp_path / "run")[0]
     assert any(not torch.equal(weights(straight)[name], first[name]) for name in first)
+
+
+def test_a_later_stage_that_changes_the_template_changes_what_is_trained_before_it(model, tmp_path, capsys):
+    """Chats are imitated in the folder's own template, until a stage that teaches thinking comes behind them."""
+    about = read(model / "tokenizer_config.json")
+    plain = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
+    (model / "tokenizer_config.json").write_text(json.dumps(about | {"chat_template": plain}))
+    words = model / "tokenizer.json"
+    words.write_text(words.read_text().replace("think>", "other>"))  # no tokens for it either
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text(json.dumps({"prompt": "1 + 2 =", "completion": "3"}) + "\n")
+    stages = {"chats": {"kind": "sft", "path": str(chats), "seq_len": 96, "train": {"steps": 1}}}
+    for now in (stages, stages | {"rl": GRPO}):
+        run_recipe(recipe(model, now), tmp_path / "run", until="chats")
+    assert "done before" not in capsys.readouterr().err
+    assert len(list((tmp_path / "run" / "stages").iterdir())) == 2
+    templates = {
+        read(path / "tokenizer_config.json")["chat_template"] for path in (tmp_path / "run" / "stages").iterdir()
+    }
+    assert len(templates) == 2
 
 
 def test_a_run_is_a_folder_to_begin_from(folder_of, tmp_path):

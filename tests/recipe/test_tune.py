@@ -72,6 +72,13 @@ def test_low_ranks_run_and_merge(ziphius, base, chats, tmp_path):
     assert load_recipe(run / "tune.toml").stages["sft"].train.lora.rank == 8
 
 
+def test_where_it_runs_is_no_part_of_the_recipe(ziphius, base, chats, tmp_path):
+    """As with `ziphius run`: another device asks for no other folder."""
+    tuned = ("tune", base, "--data", chats, "--out", tmp_path / "run", "--dry-run")
+    assert [ziphius(*tuned, "--device", device)[0] for device in ("cpu", "cuda")] == [0, 0]
+    assert "greater than 0" in ziphius(*tuned, "--lr", 0)[2]  # 0 is no way to leave it out
+
+
 def test_rates_go_by_size():
     """R1's students: 1e-4 at 1.5 billion parameters, falling slowly; low ranks take ten times that."""
     assert learning_rate(1.5e9, low_rank=False) == pytest.approx(1e-4)
@@ -84,5 +91,8 @@ def test_data_that_cannot_be_used(ziphius, base, tmp_path):
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     assert "no conversation with an answer to learn from" in ziphius("tune", base, "--data", empty)[2]
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text('{"foo": 1}\n')
+    assert f"{odd}:1: the keys ['foo'] are those of no known form" in ziphius("tune", base, "--data", odd)[2]
     assert "there is no file" in ziphius("tune", base, "--data", tmp_path / "none.jsonl")[2]
     assert "is not there; put the folder back" in ziphius("tune", tmp_path / "gone", "--data", empty)[2]

@@ -11,6 +11,8 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
+from ziphius.cost.shape import shape_of
+from ziphius.recipe.low_rank import lora_matrices
 from ziphius.recipe.origin import START
 from ziphius.tasks.base import Family, Problem, TaskError
 from ziphius.tasks.registry import make_family
@@ -52,6 +54,7 @@ def check_together(recipe: Recipe) -> None:
     """Raise ValueError for the first thing in `recipe` that the stages would trip over."""
     _weights(recipe)
     _lengths(recipe)
+    _targets(recipe)
     _tasks(recipe)
 
 
@@ -77,6 +80,21 @@ def _lengths(recipe: Recipe) -> None:
             raise ValueError(
                 f"{key} is {length} but the model reaches {limit} tokens{behind}; lower it, or raise "
                 "model.overrides.max_position_embeddings"
+            )
+
+
+def _targets(recipe: Recipe) -> None:
+    """The matrices that low-rank updates name, against those of the network."""
+    for name, stage in recipe.stages.items():
+        lora = stage.train.lora if stage.kind in ("sft", "grpo") else None
+        if lora is None or lora.targets is None:
+            continue
+        there = lora_matrices(shape_of(recipe.model.config(vocab_size=1024)), lora.experts)
+        unknown = [target for target in lora.targets if target not in there]
+        if unknown:
+            raise ValueError(
+                f"stages.{name}.train.lora.targets: this network has no matrix called {unknown[0]!r}; it has "
+                f"{', '.join(sorted(there))}"
             )
 
 

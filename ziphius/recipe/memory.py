@@ -13,6 +13,7 @@ from ziphius.cost.shape import Shape, shape_of
 from ziphius.engine.settings import EngineSettings
 from ziphius.engine.sizes import block_bytes, pool_blocks
 from ziphius.model.config import ModelConfig
+from ziphius.recipe.low_rank import Sizes, lora_matrices
 from ziphius.recipe.schema import GRPOStage, PretrainStage, Recipe, SFTStage
 from ziphius.train.settings import LoRASettings, TunedSettings
 
@@ -100,37 +101,19 @@ def token_bytes(shape: Shape, element: int, recompute: str = "none") -> float:
 
 def lora_parameters(shape: Shape, lora: LoRASettings) -> int:
     """Parameters of the low-rank updates: rank times the sizes of each matrix."""
-    return lora.rank * sum(count * (rows + columns) for count, rows, columns in _matrices(shape, lora))
+    return lora.rank * sum(count * (rows + columns) for count, rows, columns in _updated(shape, lora))
 
 
 def _adapted(shape: Shape, lora: LoRASettings) -> int:
     """Weights of the matrices that have an update."""
-    return sum(count * rows * columns for count, rows, columns in _matrices(shape, lora))
+    return sum(count * rows * columns for count, rows, columns in _updated(shape, lora))
 
 
-def _matrices(shape: Shape, lora: LoRASettings) -> list[tuple[int, int, int]]:
-    """How many matrices of which size have an update, in the main layers."""
-    D, H, L = shape.hidden, shape.heads, shape.layers
-    dense, moe = L - shape.moe_layers, shape.moe_layers
-    F, shared = shape.intermediate, shape.shared_experts * shape.moe_intermediate
-    named = {"o_proj": [(L, D, H * shape.v_head_dim)]}
-    if shape.kv_lora_rank is None:
-        named["q_proj"] = [(L, H * shape.qk_head_dim, D)]
-        named |= {name: [(L, shape.kv_heads * shape.qk_head_dim, D)] for name in ("k_proj", "v_proj")}
-    else:
-        C = shape.kv_lora_rank
-        named["kv_a_proj_with_mqa"] = [(L, C + shape.rope_dim, D)]
-        named["kv_b_proj"] = [(L, H * (shape.qk_head_dim - shape.rope_dim + shape.v_head_dim), C)]
-        if shape.q_lora_rank is None:
-            named["q_proj"] = [(L, H * shape.qk_head_dim, D)]
-        else:
-            named["q_a_proj"] = [(L, shape.q_lora_rank, D)]
-            named["q_b_proj"] = [(L, H * shape.qk_head_dim, shape.q_lora_rank)]
-    for name in ("gate_proj", "up_proj", "down_proj"):
-        routed = [(moe * shape.experts, shape.moe_intermediate, D)] if lora.experts else []
-        named[name] = [(dense, F, D), (moe if shared else 0, shared, D), *routed]
-    chosen = named if lora.targets is None else {name: named[name] for name in lora.targets if name in named}
-    return [matrix for matrices in chosen.values() for matrix in matrices]
+def _updated(shape: Shape, lora: LoRASettings) -> list[Sizes]:
+    """How many matrices of which size have an update."""
+    named = lora_matrices(shape, lora.experts)
+    chosen = named if lora.targets is None else {name: named[name] for name in lora.targets}
+    return [sizes for matrices in chosen.values() for sizes in matrices]
 
 
 def _attention(shape: Shape) -> float:

@@ -41,7 +41,7 @@ def load_to_ask(job: Job, folder: Path) -> Transformer:
 
 
 def write_output(
-    job: Job, trainer: Trainer, lora: LoRA | None, folder: Path, before: Path, tokenizer: Tokenizer
+    job: Job, trainer: Trainer, lora: LoRA | None, folder: Path, before: Path | None, tokenizer: Tokenizer
 ) -> None:
     """The stage's model as a folder that others open, with the sampling settings of the one that it began from.
 
@@ -49,11 +49,13 @@ def write_output(
     """
 
     def write() -> None:
-        config, sampling = trainer.model.config, read_json(before / "generation_config.json")
+        config = trainer.model.config
+        sampling = None if before is None else read_json(before / "generation_config.json")
         if lora is None:
             dtype = _DTYPES[job.recipe.model.stored]
             save_state(config, trainer.weights.state(), folder, dtype=dtype, generation_config=sampling)
         else:
+            assert before is not None
             save_adapter(Adapter.on(before, lora.factors()), config, folder, sampling)
         tokenizer.save(folder)
 

@@ -16,7 +16,7 @@ class Origin:
     what must be in the folder.
     """
 
-    folder: Path = Path()
+    folder: Path | None = None
     print: str = ""
     texts: tuple[Path, ...] = ()
     made_here: bool = False

@@ -39,6 +39,7 @@ from ziphius.recipe.schema import (
     SFTStage,
     Stage,
     TokenizerStage,
+    fingerprint,
 )
 from ziphius.recipe.stage_folder import StageFolder, find_stage_folder, open_stage_folder
 from ziphius.recipe.summary import summarise
@@ -212,7 +213,9 @@ def _starting_points(job: Job, digests: Digests) -> tuple[dict[str, Origin], Tok
             f"model.from: the tokenizer of {folder} has {tokenizer.vocab_size} ids and its network {room}; copy the "
             "tokenizer's files anew from where the model came from"
         )
-    return nothing | {START: Origin(folder, of.print)}, _thinking_tokenizer(job, tokenizer)
+    tokenizer = _thinking_tokenizer(job, tokenizer)
+    # Later stages decide on the template, and earlier ones train with it: it is of what they depend on.
+    return nothing | {START: Origin(folder, fingerprint(of.print, tokenizer.digest))}, tokenizer
 
 
 def _thinking_tokenizer(job: Job, tokenizer: Tokenizer) -> Tokenizer:
@@ -256,8 +259,7 @@ def _run_stage(
     folder = home.folder
     if not (job.place.on_gpu or isinstance(stage, TokenizerStage)):
         job.place.on_main(lambda: refuse_too_large(job.recipe, name, job.place.size))
-    if before.made_here:
-        job.place.on_main(lambda: _refuse_damage(before.folder))
+    job.place.on_main(lambda: _refuse_damage(before))
     job.place.on_main(lambda: open_stage_folder(home))
     with job.clock.during(stage_key(folder)):
         began = time.perf_counter()
@@ -285,8 +287,11 @@ def _finish(folder: Path, row: LedgerRow, rows: list[LedgerRow]) -> None:
     write_json(folder / DONE, asdict(row) | {"weights": weights})
 
 
-def _refuse_damage(folder: Path) -> None:
-    """Raise RecipeError where the weights in a finished stage's folder are not those that it wrote."""
+def _refuse_damage(before: Origin) -> None:
+    """Raise RecipeError where the weights in the folder of a stage of this run are not those that it wrote."""
+    folder = before.folder
+    if folder is None or not before.made_here:
+        return
     for name, checksum in (read_json(folder / DONE) or {}).get("weights", {}).items():
         path = folder / name
         if not path.exists() or crc32_of(path) != checksum:
@@ -300,12 +305,15 @@ def _title(job: Job, name: str) -> str:
     return name if job.thinking else f"{name} (without thinking)"
 
 
-def _train(job: Job, stage: Stage, folder: Path, before: Path, tokenizer: Tokenizer | None, title: str) -> TrainResult:
+def _train(
+    job: Job, stage: Stage, folder: Path, before: Path | None, tokenizer: Tokenizer | None, title: str
+) -> TrainResult:
     if isinstance(stage, TokenizerStage):
         return work.run_tokenizer(job, stage, folder)
     assert tokenizer is not None
     if isinstance(stage, PretrainStage):
         return work.run_pretrain(job, stage, folder, before, tokenizer, title)
+    assert before is not None
     if isinstance(stage, SFTStage):
         return work.run_sft(job, stage, folder, before, tokenizer, title)
     assert isinstance(stage, GRPOStage)

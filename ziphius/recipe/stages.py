@@ -54,11 +54,11 @@ def _train_tokenizer(job: Job, stage: TokenizerStage, folder: Path) -> None:
 
 
 def run_pretrain(
-    job: Job, stage: PretrainStage, folder: Path, before: Path, tokenizer: Tokenizer, title: str
+    job: Job, stage: PretrainStage, folder: Path, before: Path | None, tokenizer: Tokenizer, title: str
 ) -> TrainResult:
     """From random weights, or those of the recipe's start, to a base model."""
     look_ahead(job, tokenizer)
-    if job.recipe.model.from_ is None:
+    if before is None:
         model = new_model(job.recipe.model.config(tokenizer.vocab_size), job.recipe.seed, job.place)
     else:
         model, _ = load_input(job, before, stage.train)

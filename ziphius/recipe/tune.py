@@ -50,9 +50,10 @@ def tuning(folder: Path, options: TuneOptions) -> tuple[Recipe, Path]:
     model = ModelSettings(**{"from": str(folder)})
     parameters = count_parameters(model.config(0)).total
     rank = options.lora if options.lora is not None else (0 if parameters <= _WHOLE_BELOW else LORA_RANK)
+    rate = learning_rate(parameters, rank > 0) if options.lr is None else options.lr
     seq, rows = _rows(model, options)
     train: dict[str, Any] = {
-        "optimizer": {"lr": options.lr or learning_rate(parameters, rank > 0), "weight_decay": 0.0},
+        "optimizer": {"lr": rate, "weight_decay": 0.0},
         "schedule": {"kind": "cosine"},
     }
     if rank:
@@ -72,9 +73,9 @@ def tuning(folder: Path, options: TuneOptions) -> tuple[Recipe, Path]:
         "seed": options.seed,
         "model": {"from": os.path.abspath(folder)},
         "stages": {"sft": stage},
-        **({"machine": {"device": options.device}} if options.device else {}),
     }
-    recipe = check_recipe(raw, "the recipe of this tuning")
+    here = {"machine": {"device": options.device}} if options.device else {}  # as of `ziphius run`: not the recipe's
+    recipe = check_recipe(raw | here, "the recipe of this tuning")
     out = options.out or Path("runs") / f"{recipe.name}-seed{recipe.seed}"
     _keep(raw, out / RECIPE, options.force)
     return recipe, out

@@ -43,6 +43,9 @@ def read_chats(path: Path) -> Iterator[tuple[Conversation, int]]:
 
 def form_name(path: Path) -> str:
     """What the form of a file is called; empty for a file without rows. Raises as `read_chats` does."""
-    for row, _ in read_rows(path):
-        return form_of(row).name
+    for row, place in read_rows(path):
+        try:
+            return form_of(row).name
+        except ValueError as error:
+            raise ValueError(f"{where(path, place)}: {error}") from None
     return ""
