@@ -81,6 +81,13 @@ def test_cache_bytes(name, expected):
     assert kv_bytes_per_token(preset(name)) == expected
 
 
+def test_frozen_weights_have_no_gradient_of_their_own():
+    config = preset("smollm2-135m")
+    weights = count_parameters(config).active_without_embedding
+    whole, low_rank = (train_flops_per_token(config, 512, frozen=frozen) for frozen in (False, True))
+    assert whole - low_rank == 2 * weights
+
+
 def test_train_flops_are_the_published_ones():
     assert f"{train_flops_per_token(preset('deepseek-v3'), 4096) / 1e9:.1f}" == "250.5"
     assert f"{train_flops_per_token(preset('deepseek-v2'), 4096) / 1e9:.1f}" == "155.3"

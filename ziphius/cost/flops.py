@@ -84,13 +84,16 @@ def _count(shape: Shape) -> ParameterCounts:
     )
 
 
-def train_flops_per_token(network: Network, seq_len: int, causal: bool = True, mtp: bool = False) -> float:
+def train_flops_per_token(
+    network: Network, seq_len: int, causal: bool = True, mtp: bool = False, frozen: bool = False
+) -> float:
     """FLOPs of forward and backward per token of sequences of `seq_len` tokens.
 
     6 × active parameters without the input embedding + 6·L·H·(qk_head_dim + v_head_dim)·s, where s is the mean number
     of tokens attended to: seq_len/2 when `causal`, seq_len when not. Backward counts twice forward; recomputation is
-    not counted. `mtp` adds the prediction modules, each with its own pass through the head. V3 at 4,096: 250.5 GF
-    causal and 281.1 not; ISCA (arXiv 2505.09343) table 2 prints 250.
+    not counted. `mtp` adds the prediction modules, each with its own pass through the head. `frozen` weights, beside
+    which low-rank updates are trained, have no gradient of their own: 4 × instead of 6 (the updates are not counted).
+    V3 at 4,096: 250.5 GF causal and 281.1 not; ISCA (arXiv 2505.09343) table 2 prints 250.
     """
     shape = network if isinstance(network, Shape) else shape_of(network)
     counts = _count(shape)
@@ -100,7 +103,7 @@ def train_flops_per_token(network: Network, seq_len: int, causal: bool = True, m
         layers += shape.mtp_layers
     attended = shape.mean_causal_context(seq_len) if causal else shape.mean_context(seq_len)
     heads = shape.heads * (shape.qk_head_dim + shape.v_head_dim)
-    return 6 * weights + 6 * layers * heads * attended
+    return (4 if frozen else 6) * weights + 6 * layers * heads * attended
 
 
 def forward_flops_per_token(network: Network, context: float, absorbed: bool = False) -> float:

@@ -54,7 +54,8 @@ def plan_stages(recipe: Recipe) -> list[StagePlan]:
             steps, length = stage.train.steps, 2 * g.max_new_tokens
             rollout = steps / g.mini_batches * g.prompts_per_step * g.group_size * g.max_new_tokens
             tokens = 2 * rollout
-        flops = tokens * train_flops_per_token(config, length, mtp=True)
+        frozen = isinstance(stage, SFTStage | GRPOStage) and stage.train.lora is not None
+        flops = tokens * train_flops_per_token(config, length, mtp=not frozen, frozen=frozen)
         seconds = flops / (recipe.machine.train_flops_per_second or _CPU_FLOPS_PER_SECOND)
         seconds += rollout / _CPU_DECODE_TOKENS_PER_SECOND
         plans.append(StagePlan(name, stage.kind, steps, tokens, flops, seconds))

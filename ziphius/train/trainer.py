@@ -291,7 +291,9 @@ class Trainer:
 
     def _flops(self, length: int) -> float:
         if length not in self._flops_per_token:
-            self._flops_per_token[length] = train_flops_per_token(self.model.config, length, mtp=True)
+            frozen = not all(weight.requires_grad for weight in self.model.parameters())
+            count = train_flops_per_token(self.model.config, length, mtp=not frozen, frozen=frozen)
+            self._flops_per_token[length] = count
         return self._flops_per_token[length]
 
     def _note(self, row: dict[str, Any]) -> str:
