@@ -258,12 +258,13 @@ def result_path(name: str, options: argparse.Namespace, suffix: str = ".json") -
 
 
 def write_results(name: str, options: argparse.Namespace, content: dict[str, Any]) -> Path:
-    """Write `content` with the machine, versions, date and settings around it; returns the path."""
+    """Write `content` with the machine, versions, date and settings around it (of a path its last part); returns the
+    file."""
     head = {
         "benchmark": name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "quick": options.quick,
-        "command": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
+        "command": {key: value.name if isinstance(value, Path) else value for key, value in vars(options).items()},
         "machine": describe(place_of(options)) | _processor() | {"load_average": os.getloadavg()},
         "versions": versions(),
         "commit": _commit(),
