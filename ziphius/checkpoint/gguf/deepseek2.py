@@ -13,7 +13,7 @@ import numpy as np
 
 from ziphius.checkpoint.errors import CheckpointError
 from ziphius.checkpoint.gguf.file import GGUFFile
-from ziphius.checkpoint.gguf.keys import Keys, Value
+from ziphius.checkpoint.gguf.keys import Keys, Value, decoder_keys
 from ziphius.checkpoint.gguf.links import LatentHalves, Link, expert_links, mlp_links, outer_links, plain
 from ziphius.checkpoint.gguf.rope import yarn_betas
 from ziphius.model.deepseek.attention import LATENT_EPS
@@ -34,14 +34,8 @@ def network_keys(config: DeepSeekConfig) -> dict[str, Value]:
     """
     refuse_what_differs(config)
     dense = config.num_hidden_layers if config.n_routed_experts is None else config.first_k_dense_replace
-    keys: dict[str, Value] = {
-        "block_count": config.num_hidden_layers,
-        "context_length": config.max_position_embeddings,
-        "embedding_length": config.hidden_size,
-        "feed_forward_length": config.intermediate_size,
-        "vocab_size": config.vocab_size,
+    keys = decoder_keys(config) | {
         "leading_dense_block_count": min(dense, config.num_hidden_layers),
-        "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": 1,
         "attention.q_lora_rank": config.q_lora_rank or 0,  # the key is asked for; 0 stands for full queries
         "attention.kv_lora_rank": config.kv_lora_rank,
@@ -49,9 +43,6 @@ def network_keys(config: DeepSeekConfig) -> dict[str, Value]:
         "attention.value_length": config.kv_lora_rank,
         "attention.key_length_mla": config.qk_head_dim,
         "attention.value_length_mla": config.v_head_dim,
-        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "rope.dimension_count": config.qk_rope_head_dim,
-        "rope.freq_base": config.rope_theta,
         "expert_feed_forward_length": config.moe_intermediate_size,
         "expert_shared_count": config.n_shared_experts,
     }

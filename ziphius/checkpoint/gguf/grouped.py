@@ -10,7 +10,7 @@ import numpy as np
 
 from ziphius.checkpoint.errors import CheckpointError
 from ziphius.checkpoint.gguf.file import GGUFFile
-from ziphius.checkpoint.gguf.keys import Keys, Value
+from ziphius.checkpoint.gguf.keys import Keys, Value, decoder_keys
 from ziphius.checkpoint.gguf.links import SAME, Form, Link, Pairs, expert_links, mlp_links, outer_links, plain
 from ziphius.checkpoint.gguf.rope import read_scaling, scaling_constants, scaling_keys
 from ziphius.model.grouped.config import GroupedConfig
@@ -85,19 +85,10 @@ class Grouped:
 
     def network_keys(self, config: GroupedConfig) -> dict[str, Value]:
         """GGUF key -> value. Raises CheckpointError where llama.cpp would compute another network."""
-        keys: dict[str, Value] = {
-            "block_count": config.num_hidden_layers,
-            "context_length": config.max_position_embeddings,
-            "embedding_length": config.hidden_size,
-            "feed_forward_length": config.intermediate_size,
-            "vocab_size": config.vocab_size,
-            "attention.head_count": config.num_attention_heads,
+        keys = decoder_keys(config) | {
             "attention.head_count_kv": config.num_key_value_heads,
             "attention.key_length": config.head_dim,
             "attention.value_length": config.head_dim,
-            "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-            "rope.dimension_count": config.head_dim,
-            "rope.freq_base": config.rope_theta,
         }
         if isinstance(config, Qwen3MoeConfig):
             keys |= _expert_keys(config)

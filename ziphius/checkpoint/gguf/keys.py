@@ -1,4 +1,4 @@
-"""The keys of a GGUF file, asked for by the kind of value that they must have."""
+"""The keys of a GGUF file: those that every network has, and any asked for by the kind of value that it must have."""
 
 from __future__ import annotations
 
@@ -9,8 +9,24 @@ from typing import Any
 import numpy as np
 
 from ziphius.checkpoint.errors import CheckpointError
+from ziphius.model.config import ModelConfig
 
 Value = str | bool | int | float | list[str] | list[int] | list[float]
+
+
+def decoder_keys(config: ModelConfig) -> dict[str, Value]:
+    """What every architecture says of a network, by the names behind its prefix."""
+    return {
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "vocab_size": config.vocab_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "rope.dimension_count": config.rope_dim,
+        "rope.freq_base": config.rope_theta,
+    }
 
 
 class Keys:
