@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ziphius.ops.placement import Layout, Placement
 from ziphius.ops.triton import interpreted
-from ziphius.ops.triton.paged import LOG2E, MERGED, Splits, Tiles, merge_splits, split_length
+from ziphius.ops.triton.paged import LOG2E, MERGED, Splits, Tiles, fold, merge_splits, split_length
 from ziphius.ops.triton.sizes import padded
 
 _TILE_BYTES = 16 << 10  # of keys, and of values, at a time
@@ -117,12 +117,7 @@ def attend_split(
             values = values.to(tl.float32)
         scores = tl.dot(q, tl.trans(keys), input_precision="tf32x3")
         scores = tl.where(seen[None, :], scores * scale_log2, float("-inf"))
-        higher = tl.maximum(best, tl.max(scores, 1))
-        weights = tl.exp2(scores - higher[:, None])
-        fade = tl.exp2(best - higher)
-        mass = mass * fade + tl.sum(weights, 1)
-        mixed = tl.dot(weights.to(values.dtype), values, mixed * fade[:, None], input_precision="tf32x3")
-        best = higher
+        best, mass, mixed = fold(scores, values, best, mass, mixed)
 
     mixed = mixed / mass[:, None]
     kept = is_head & (v[None, :] < V)

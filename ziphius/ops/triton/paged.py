@@ -164,12 +164,7 @@ def _attend_split(
         scores = tl.dot(q_c, tl.trans(k_c), input_precision="tf32x3")
         scores = tl.dot(q_r, tl.trans(k_r), scores, input_precision="tf32x3")
         scores = tl.where(seen[None, :], scores * scale_log2, float("-inf"))
-        higher = tl.maximum(best, tl.max(scores, 1))
-        weights = tl.exp2(scores - higher[:, None])
-        fade = tl.exp2(best - higher)
-        mass = mass * fade + tl.sum(weights, 1)
-        mixed = tl.dot(weights.to(k_c.dtype), k_c, mixed * fade[:, None], input_precision="tf32x3")
-        best = higher
+        best, mass, mixed = fold(scores, k_c, best, mass, mixed)
 
     mixed = mixed / mass[:, None]
     kept = is_head & (c[None, :] < C)
@@ -179,6 +174,18 @@ def _attend_split(
         row = (n * P + split) * H + h
         tl.store(partial_NPHC + row[:, None] * C + c[None, :], mixed, mask=kept)
         tl.store(mass_NPH + row, best + tl.log2(mass), mask=h < H)
+
+
+@triton.jit
+def fold(scores, values, best, mass, mixed):
+    """A block of columns more in the softmax of a block of rows, whose highest score (of base 2), mass, and mix of
+    values so far are `best`, `mass` and `mixed`."""
+    higher = tl.maximum(best, tl.max(scores, 1))
+    weights = tl.exp2(scores - higher[:, None])
+    fade = tl.exp2(best - higher)
+    mass = mass * fade + tl.sum(weights, 1)
+    mixed = tl.dot(weights.to(values.dtype), values, mixed * fade[:, None], input_precision="tf32x3")
+    return higher, mass, mixed
 
 
 @triton.jit
